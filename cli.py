@@ -1,0 +1,383 @@
+"""The command line: one command per job. Parses, looks up, calls the pipeline, reports.
+
+Heavy imports stay inside the commands, so that ``--help`` answers at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.folds import FoldPlan
+    from pipeline.models import Preprocessing
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Offline teacher-logit cache for knowledge distillation: run the teacher once, train many students.",
+)
+
+Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
+Mean = Annotated[str, typer.Option(help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
+Std = Annotated[str, typer.Option(help="Input standard deviation, likewise")]
+Folds = Annotated[int, typer.Option(help="Cross-fitting folds B; 0 means none (or what the weights say)")]
+FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified or kfold")]
+FoldSeed = Annotated[int, typer.Option(help="Seed of the fold assignment")]
+Epochs = Annotated[int, typer.Option(help="Passes over the data")]
+BatchSize = Annotated[int, typer.Option(help="Examples a step")]
+Optimizer = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate; it falls to zero along a cosine")]
+WeightDecay = Annotated[float, typer.Option(help="Weight decay")]
+Seed = Annotated[int, typer.Option(help="Seed of initialisation and of the order of examples")]
+Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")] = False,
+) -> None:
+    """Holds the options that stand before the command; ``main`` reads them."""
+
+
+@app.command()
+def train_teacher(
+    out: Annotated[Path, typer.Option(help="Folder for the weights")],
+    data: Data = "digits",
+    model: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp",
+    folds: Folds = 0,
+    fold_strategy: FoldStrategy = "stratified",
+    fold_seed: FoldSeed = 0,
+    transform: Annotated[str, typer.Option(help="Augmentation, fresh each epoch: none or flip-crop")] = "none",
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 64,
+    optimizer: Optimizer = "sgd",
+    lr: LearningRate = 0.05,
+    weight_decay: WeightDecay = 5e-4,
+    seed: Seed = 0,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Train one teacher, or with --folds B one teacher on the complement of each fold."""
+    from tqdm import tqdm
+
+    from pipeline.cache_teacher.train import train_teachers
+    from pipeline.datasets import load_split
+    from pipeline.fit import EpochRecord, Training
+
+    split = load_split(data)
+    training = Training(
+        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay, seed=seed
+    )
+    with tqdm(total=max(folds, 1) * epochs, unit="epoch", disable=None) as bar:
+
+        def report(fold: int, record: EpochRecord) -> None:
+            bar.set_description(f"fold {fold}" if folds else "teacher")
+            bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}")
+            bar.update()
+
+        paths = train_teachers(
+            split,
+            model,
+            training,
+            out,
+            plan=_fold_plan(folds, fold_strategy, fold_seed),
+            transform=transform,
+            preprocessing=_preprocessing(mean, std),
+            device=_device(device, threads),
+            on_epoch=report,
+        )
+    for path in paths:
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def cache_teacher(
+    out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
+    weights: Annotated[str, typer.Option(help="A file, a folder that train-teacher wrote, or 'run/fold{fold}.pt'")],
+    data: Data = "digits",
+    teacher: Annotated[str, typer.Option(help="Architecture of the weights, see `cli models`")] = "mlp",
+    name: Annotated[str, typer.Option(help="The teacher's name in the store")] = "teacher",
+    folds: Folds = 0,
+    fold_strategy: FoldStrategy = "stratified",
+    fold_seed: FoldSeed = 0,
+    encoding: Annotated[str, typer.Option(help="topk, topk+tail, dense, or auto: dense up to 256 classes")] = "auto",
+    top_k: Annotated[int, typer.Option(help="Classes kept exactly by topk and topk+tail")] = 10,
+    tail_bits: Annotated[int, typer.Option(help="Bits a tail class, 1 to 4, for topk+tail")] = 2,
+    bits: Annotated[int, typer.Option(help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)")] = 8,
+    views: Annotated[int, typer.Option(help="Views of each example")] = 1,
+    transform: Annotated[str, typer.Option(help="How a view is made: none or flip-crop")] = "none",
+    view_seed: Annotated[int, typer.Option(help="Seed of the views")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples a forward pass")] = 256,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
+    from tqdm import tqdm
+
+    from pipeline.cache_teacher.run import Progress
+    from pipeline.cache_teacher.run import cache_teacher as run
+    from pipeline.cache_teacher.teachers import load_teachers
+    from pipeline.datasets import load_split
+    from pipeline.views import Views
+
+    split = load_split(data)
+    chosen = _encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
+    plan = Views(transform=transform, num_views=views, seed=view_seed)
+    teachers = load_teachers(
+        split,
+        teacher,
+        weights,
+        plan=_fold_plan(folds, fold_strategy, fold_seed),
+        preprocessing=_preprocessing(mean, std),
+    )
+    with tqdm(total=len(split) * views, unit="row", unit_scale=True, disable=None) as bar:
+
+        def report(progress: Progress) -> None:
+            bar.update(progress.done - bar.n)
+
+        summary = run(
+            split,
+            teachers,
+            out,
+            encoding=chosen,
+            views=plan,
+            name=name,
+            batch_size=batch_size,
+            device=_device(device, threads),
+            on_progress=report,
+        )
+    accuracy = f", {summary['kind']} accuracy {summary['accuracy']:.4f}" if "accuracy" in summary else ""
+    typer.echo(f"wrote {out}: {len(split)} rows x {views} views{accuracy}")
+
+
+@app.command()
+def train_student(
+    store: Annotated[Path, typer.Option(help="A store that cache-teacher wrote")],
+    out: Annotated[Path, typer.Option(help="New folder for result.json, student.safetensors and history.csv")],
+    data: Data = "digits",
+    eval_data: Annotated[str, typer.Option(help="Evaluated once, at the end; default: the data's split=test")] = "",
+    student: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp:32",
+    loss: Annotated[str, typer.Option(help="A name of `cli losses`, or a sum such as 'kd:0.9 + ce:0.1'")] = "kd",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the loss, option=value; may be repeated")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")] = "",
+    tail: Annotated[str, typer.Option(help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 64,
+    optimizer: Optimizer = "sgd",
+    lr: LearningRate = 0.05,
+    weight_decay: WeightDecay = 5e-4,
+    seed: Seed = 0,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Stage two: train a student from a store, without the teacher."""
+    from tqdm import tqdm
+
+    from pipeline.datasets import load_split, with_split
+    from pipeline.fit import EpochRecord, Training
+    from pipeline.train_student.losses import parse_objective
+    from pipeline.train_student.run import train_student as run
+    from stores import open_store
+
+    objective = parse_objective(loss, _settings(settings or []))
+    training = Training(
+        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay, seed=seed
+    )
+    opened = open_store(store)
+    split = load_split(data)
+    test = load_split(eval_data or with_split(data, "test"))
+    with tqdm(total=epochs, unit="epoch", disable=None) as bar:
+
+        def report(record: EpochRecord) -> None:
+            bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}")
+            bar.update()
+
+        result = run(
+            opened,
+            split,
+            test,
+            student,
+            objective,
+            training,
+            out,
+            teacher=teacher or None,
+            tail=tail,
+            preprocessing=_preprocessing(mean, std),
+            device=_device(device, threads),
+            on_epoch=report,
+        )
+    typer.echo(
+        f"wrote {out}: test accuracy {result['accuracy']:.4f}, NLL {result['nll']:.4f}, ECE {result['ece']:.4f}"
+        f" ({result['seconds']:.1f} s)"
+    )
+
+
+@app.command()
+def inspect(
+    store: Store,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+) -> None:
+    """Show what a store holds: data, teachers, views, folds, encoding, fidelity, accuracy, versions."""
+    from pipeline.describe import describe_store, format_description
+
+    description = describe_store(store)
+    typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
+
+
+@app.command()
+def verify(
+    store: Store,
+    data: Annotated[str, typer.Option(help="Also prove that the store belongs to this data")] = "",
+) -> None:
+    """Check every byte of a store, and with --data that every row belongs to its example."""
+    from stores import open_store, verify_store
+
+    problems = verify_store(store)
+    for problem in problems:
+        typer.echo(f"{problem.array}: {problem.message}", err=True)
+    if problems:
+        raise ValueError(f"{store}: {len(problems)} problems found; write the damaged blocks again or copy it anew")
+    opened = open_store(store)
+    if data:
+        from pipeline.datasets import load_split
+        from pipeline.train_student.signal import check_data
+
+        check_data(opened, load_split(data))
+    teachers = ", ".join(opened.teachers)
+    typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
+
+
+@app.command()
+def losses(
+    name: Annotated[str, typer.Argument(help="A loss; without it, the table of all")] = "",
+) -> None:
+    """List the losses, or show one's formula, options and reference."""
+    from pipeline.train_student.losses import describe_loss, describe_losses
+
+    typer.echo(describe_loss(name) if name else describe_losses())
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be teachers and students."""
+    from pipeline.models import MODELS
+
+    for name, model in MODELS.items():
+        typer.echo(f"{name:14} {model.about}")
+    typer.echo(f"{'timm:NAME':14} any classifier of timm, with its own input scaling")
+    typer.echo(f"{'torchvision:NAME':14} any classifier of torchvision")
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sources and how to write them."""
+    from pipeline.datasets import SOURCES
+
+    for source in SOURCES.values():
+        typer.echo(f"{source.example:44} {source.about}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes")] = Path("demo-out"),
+    seeds: Annotated[int, typer.Option(help="Students a method, at least 3")] = 5,
+) -> None:
+    """Do the whole job on scikit-learn's handwritten digits: teachers, store, students, table and plot."""
+    from pipeline.demo import run_demo
+
+    run_demo(out, seeds=seeds, say=typer.echo)
+
+
+def _device(name: str, threads: int) -> "torch.device":
+    import torch
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
+    return device
+
+
+def _fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
+    from pipeline.folds import FoldPlan
+
+    if folds < 0 or folds == 1:
+        raise ValueError(f"--folds is {folds}; expected 0 (none) or at least 2")
+    return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
+
+
+def _preprocessing(mean: str, std: str) -> "Preprocessing | None":
+    from pipeline.models import Preprocessing
+
+    if bool(mean) != bool(std):
+        raise ValueError("--mean and --std belong together; pass both or neither")
+    return Preprocessing(mean=_numbers("--mean", mean), std=_numbers("--std", std)) if mean else None
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; expected numbers with commas between, such as 0.5,0.5,0.5") from None
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
+        settings[option.strip()] = value.strip()
+    return settings
+
+
+def _encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: int, bits: int) -> Any:
+    from pipeline.encoding import Encoding
+
+    if kind == "auto":
+        kind = "dense" if num_classes <= 256 else "topk"
+    if kind == "dense":
+        return Encoding(kind=kind, num_classes=num_classes, bits=bits)
+    return Encoding(
+        kind=kind,
+        num_classes=num_classes,
+        top_k=top_k,
+        tail_bits=tail_bits if kind == "topk+tail" else 0,
+        bits=bits,
+    )
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on stderr and exit code 2; ``--debug`` shows the traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""How good the teacher's answers are, computed from the store itself once every block is written.
+
+Shapes: N examples, V views, C classes.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.encoding import Encoding, decode
+from pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
+from stores import Store
+
+
+def summarise(store: Store, name: str, *, training_fingerprint: str | None) -> dict[str, Any]:
+    """Accuracy, NLL (nats) and calibration over all views of all labelled rows; per fold when cross-fitted.
+
+    Because it reads what was written, a resumed pass gives the same numbers as an undisturbed one.
+
+    Returns:
+        ``kind`` says what the numbers are worth: "out-of-fold", "seen" (the teacher was trained on these very rows) or
+        "unknown training data".
+    """
+    answered = _Answered(store, name)
+    folds = store.folds
+    kind = "unknown training data"
+    if folds is not None:
+        kind = "out-of-fold"
+    elif training_fingerprint is not None:
+        kind = "seen" if training_fingerprint == store.dataset["fingerprint"] else "held out"
+    summary: dict[str, Any] = {"kind": kind, **answered.measures(slice(None))}
+    if folds is not None:
+        summary["per_fold"] = [answered.measures(folds == fold) for fold in range(int(folds.max()) + 1)]
+    return summary
+
+
+class _Answered:
+    """Confidence, correctness and label log-probability of every view and row, [V, N]."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        teacher = store.teacher(name)
+        encoding = Encoding.from_attributes(teacher.encoding)
+        shape = (store.num_views, store.num_examples)
+        self.labelled = np.asarray(store.labels) >= 0
+        self.confidence = np.empty(shape, np.float32)
+        self.correct = np.empty(shape, np.bool_)
+        self.label_log_prob = np.empty(shape, np.float32)
+        for view in range(store.num_views):
+            for block in range(teacher.num_blocks):
+                start = block * teacher.block_rows
+                rows = slice(start, min(start + teacher.block_rows, store.num_examples))
+                arrays = {key: torch.from_numpy(value) for key, value in teacher.block(view, block).items()}
+                labels = torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
+                best = decode(arrays, labels, encoding).log_softmax(dim=-1).max(dim=-1)
+                self.confidence[view, rows] = best.values.exp().numpy()
+                self.correct[view, rows] = (best.indices == labels).numpy()
+                self.label_log_prob[view, rows] = arrays["label_log_prob"].float().numpy()
+
+    def measures(self, rows: slice | npt.NDArray[np.bool_]) -> dict[str, Any]:
+        chosen = np.zeros(len(self.labelled), np.bool_)
+        chosen[rows] = True
+        chosen &= self.labelled
+        if not chosen.any():
+            return {"num_rows": 0}
+        confidence, correct = self.confidence[:, chosen].ravel(), self.correct[:, chosen].ravel()
+        bins = reliability(confidence, correct)
+        return {
+            "num_rows": int(chosen.sum()),
+            "accuracy": float(correct.mean()),
+            "nll": float(-self.label_log_prob[:, chosen].mean(dtype=np.float64)),
+            "ece": expected_calibration_error(bins),
+            "reliability": [_bin(b) for b in bins],
+        }
+
+
+def _bin(b: ReliabilityBin) -> dict[str, float]:
+    return {"count": b.count, "confidence": round(b.mean_confidence, 6), "accuracy": round(b.accuracy, 6)}

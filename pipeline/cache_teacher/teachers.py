@@ -1,0 +1,215 @@
+"""Loads teachers, says who they are, and proves which rows each may answer.
+
+Shapes: N examples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.cache_teacher.train import FOLD_FILE, SINGLE_FILE
+from pipeline.datasets import Split
+from pipeline.folds import FoldPlan, Folds, fold_digest
+from pipeline.models import Preprocessing, build_model, own_preprocessing
+from pipeline.models.preprocessing import fit_preprocessing
+from pipeline.models.weights import load_into, load_state, read_metadata, weights_digest
+
+FOLD_PLACEHOLDER = "{fold}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """One network with its input scaling and its identity."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSet:
+    """One teacher for all rows, or one for each fold.
+
+    Attributes:
+        teachers: One, or B in fold order.
+        folds: uint16 [N], the teacher that answers each row; None when one teacher answers all.
+        plan: How the folds were assigned.
+        proof: "metadata" when every fold teacher's weights say themselves which fold they left out, "declared" when
+            only the caller says so.
+    """
+
+    teachers: tuple[Teacher, ...]
+    folds: Folds | None = None
+    plan: FoldPlan | None = None
+    proof: str = ""
+    training_fingerprint: str | None = None
+    fold_attributes: Mapping[str, Any] | None = field(default=None)
+
+    def identity(self) -> dict[str, Any]:
+        """Who answered, as a store records it."""
+        first = self.teachers[0].identity
+        return {
+            "architecture": first["architecture"],
+            "weights_sha256": [teacher.identity["weights_sha256"] for teacher in self.teachers],
+            "preprocessing": [teacher.preprocessing.attributes() for teacher in self.teachers],
+            "training_fingerprint": self.training_fingerprint,
+        }
+
+
+def load_teachers(
+    split: Split,
+    architecture: str,
+    weights: str,
+    *,
+    plan: FoldPlan | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> TeacherSet:
+    """Loads one teacher or a set of fold teachers and checks that none answers a row it has seen.
+
+    Args:
+        split: The examples to be answered.
+        architecture: A name of the model table.
+        weights: A file, a folder that ``train-teacher`` wrote, or a pattern with ``{fold}``.
+        plan: Folds as the caller declares them: needed for fold teachers whose files do not say it.
+        preprocessing: Overrides the weights' metadata and the model's own configuration.
+
+    Raises:
+        ValueError: Missing weights, weights of another architecture, or a fold teacher that has seen its fold.
+    """
+    paths = _fold_paths(weights, plan)
+    if paths is None:
+        path = _single_path(weights)
+        if plan is not None:
+            raise ValueError(
+                f"--folds needs one file a fold, {weights} is one file; give a folder or a {{fold}} pattern"
+            )
+        teacher, metadata = _load(split, architecture, path, preprocessing)
+        _refuse_lone_fold_teacher(metadata, split, path)
+        return TeacherSet(teachers=(teacher,), training_fingerprint=metadata.get("data_fingerprint"))
+    loaded = [_load(split, architecture, path, preprocessing) for path in paths]
+    claims = [metadata.get("folds") for _, metadata in loaded]
+    if any(claims) and not all(claims):
+        raise ValueError(
+            f"{weights}: some files say which fold they left out and some do not; retrain or re-export them"
+        )
+    proof = "metadata" if all(claims) else "declared"
+    if proof == "metadata":
+        plan = _plan_from_claims(plan, claims, paths)
+    if plan is None:
+        raise ValueError(f"{weights}: the files do not say how rows were assigned to folds; pass --folds, --fold-seed")
+    folds = plan.assign(split)
+    if proof == "metadata":
+        _prove(split, folds, claims, [metadata for _, metadata in loaded], paths)
+    return TeacherSet(
+        teachers=tuple(teacher for teacher, _ in loaded),
+        folds=folds,
+        plan=plan,
+        proof=proof,
+        training_fingerprint=loaded[0][1].get("data_fingerprint"),
+        fold_attributes={**plan.attributes(), "digest": fold_digest(split.keys, folds), "proof": proof},
+    )
+
+
+def _fold_paths(weights: str, plan: FoldPlan | None) -> list[Path] | None:
+    """The fold teachers' files in order, or None when ``weights`` means one teacher."""
+    pattern = weights
+    if Path(weights).is_dir():
+        if not (Path(weights) / FOLD_FILE.format(fold=0)).exists():
+            return None
+        pattern = str(Path(weights) / FOLD_FILE)
+    if FOLD_PLACEHOLDER not in pattern:
+        return None
+    found = 0
+    while Path(pattern.replace(FOLD_PLACEHOLDER, str(found))).is_file():
+        found += 1
+    num_folds = plan.num_folds if plan is not None else found
+    paths = [Path(pattern.replace(FOLD_PLACEHOLDER, str(fold))) for fold in range(num_folds)]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None or num_folds < 2:
+        raise ValueError(f"{missing or pattern}: no such weights; expected one file a fold, fold 0 first")
+    return paths
+
+
+def _single_path(weights: str) -> Path:
+    path = Path(weights)
+    return path / SINGLE_FILE if path.is_dir() else path
+
+
+def _load(
+    split: Split, architecture: str, path: Path, preprocessing: Preprocessing | None
+) -> tuple[Teacher, dict[str, Any]]:
+    state = load_state(path)
+    metadata = read_metadata(path)
+    trained_as = metadata.get("architecture", architecture)
+    if trained_as != architecture:
+        raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass --teacher {trained_as}")
+    model = build_model(architecture, split)
+    load_into(model, state, architecture=architecture, source=str(path))
+    if preprocessing is None and "preprocessing" in metadata:
+        preprocessing = Preprocessing.from_attributes(metadata["preprocessing"])
+    scaling = preprocessing or own_preprocessing(architecture)
+    if scaling is None:
+        raise ValueError(
+            f"{path}: nothing says how {architecture!r} wants its input scaled; pass --mean and --std"
+            f" (this data: {_suggest(split)})"
+        )
+    scaling.check(split)
+    identity = {"architecture": architecture, "weights_sha256": weights_digest(state)}
+    return Teacher(model=model.eval(), preprocessing=scaling, identity=identity), metadata
+
+
+def _suggest(split: Split) -> str:
+    scaling = fit_preprocessing(split)
+    mean, std = (",".join(f"{value:.4g}" for value in values[:4]) for values in (scaling.mean, scaling.std))
+    return f"mean {mean}, std {std}"
+
+
+def _refuse_lone_fold_teacher(metadata: Mapping[str, Any], split: Split, path: Path) -> None:
+    claim = metadata.get("folds")
+    if claim and metadata.get("data_fingerprint") == split.fingerprint:
+        raise ValueError(
+            f"{path}: this teacher left out fold {claim['left_out']} of {claim['num_folds']} and has seen the other"
+            f" rows; pass the folder {path.parent} for cross-fitting"
+        )
+
+
+def _plan_from_claims(declared: FoldPlan | None, claims: list[Any], paths: list[Path]) -> FoldPlan:
+    plans = {
+        FoldPlan(num_folds=int(claim["num_folds"]), strategy=str(claim["strategy"]), seed=int(claim["seed"]))
+        for claim in claims
+    }
+    if len(plans) > 1:
+        raise ValueError(f"{paths[0].parent}: the fold teachers were trained with {len(plans)} different fold plans")
+    plan = plans.pop()
+    if declared is not None and declared != plan:
+        raise ValueError(f"the weights say {plan.attributes()}, the command says {declared.attributes()}; drop --folds")
+    if plan.num_folds != len(paths):
+        raise ValueError(f"{paths[0].parent}: {len(paths)} fold teachers found, expected {plan.num_folds}")
+    return plan
+
+
+def _prove(
+    split: Split,
+    folds: Folds,
+    claims: list[Any],
+    metadata: list[dict[str, Any]],
+    paths: list[Path],
+) -> None:
+    """Raises unless teacher b was trained on these very examples without fold b."""
+    digest = fold_digest(split.keys, folds)
+    for fold, (claim, said, path) in enumerate(zip(claims, metadata, paths, strict=True)):
+        if said.get("data_fingerprint") != split.fingerprint:
+            raise ValueError(
+                f"{path}: fold teacher of {said.get('dataset')} (fingerprint {str(said.get('data_fingerprint'))[:8]}),"
+                f" this data is {split.spec} ({split.fingerprint[:8]}); cross-fitting answers the training rows only"
+            )
+        if claim["digest"] != digest:
+            raise ValueError(f"{path}: its fold assignment differs from this one ({claim['digest'][:8]}, {digest[:8]})")
+        if claim["left_out"] != fold:
+            raise ValueError(
+                f"{path}: this teacher left out fold {claim['left_out']} and has seen fold {fold}; it must not"
+                f" answer it: name the files by the fold they left out"
+            )

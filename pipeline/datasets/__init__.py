@@ -1,0 +1,78 @@
+"""Data sources. ``load_split("torchvision:CIFAR10?root=data&split=test")`` gives a ``Split``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from urllib.parse import parse_qsl
+
+from pipeline.datasets.digits import load_digits
+from pipeline.datasets.npz import load_npz
+from pipeline.datasets.split import Split
+from pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
+from pipeline.spelling import unknown
+
+__all__ = ["SOURCES", "Source", "Split", "load_split", "with_split"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """How to load one kind of data, and what a user reads about it."""
+
+    load: Callable[..., Split]
+    takes_name: bool
+    example: str
+    about: str
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(
+        load=load_digits,
+        takes_name=False,
+        example="digits",
+        about="1,797 handwritten digits, 8 x 8 grey, 10 classes; inside scikit-learn, nothing is downloaded",
+    ),
+    "torchvision": Source(
+        load=load_torchvision,
+        takes_name=True,
+        example="torchvision:CIFAR10?root=DIR&split=train",
+        about=f"{', '.join(TORCHVISION_SETS)} from a folder; download=1 downloads",
+    ),
+    "npz": Source(
+        load=load_npz,
+        takes_name=True,
+        example="npz:FILE?split=train",
+        about="arrays x and y (and x_test, y_test): uint8 images or a numeric table",
+    ),
+}
+
+
+def load_split(spec: str) -> Split:
+    """Loads the split that a data spec ``SOURCE[:NAME][?option=value&...]`` describes.
+
+    Raises:
+        ValueError: Unknown source, option or split, or data that is not there.
+    """
+    kind, name, options = _parse(spec)
+    if kind not in SOURCES:
+        raise ValueError(unknown("data source", kind, SOURCES))
+    source = SOURCES[kind]
+    if source.takes_name != bool(name):
+        raise ValueError(f"data {spec!r} is not of the form {source.example!r}")
+    allowed = [option for option in signature(source.load).parameters if option not in ("name", "path")]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"data {spec!r}: {unknown('option', option, allowed)}")
+    return source.load(name, **options) if source.takes_name else source.load(**options)
+
+
+def with_split(spec: str, split: str) -> str:
+    """Another split of the same data: ``digits`` with "test" becomes ``digits?split=test``."""
+    kind, name, options = _parse(spec)
+    query = "&".join(f"{option}={value}" for option, value in {**options, "split": split}.items())
+    return f"{kind}:{name}?{query}" if name else f"{kind}?{query}"
+
+
+def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
+    head, _, query = spec.partition("?")
+    kind, _, name = head.partition(":")
+    return kind, name, dict(parse_qsl(query, keep_blank_values=True))

@@ -1,0 +1,117 @@
+"""What every data source gives: examples in a fixed order, each with a content key.
+
+Shapes: N examples, H x W x C pixels, D features.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+KEY_BYTES = 8
+
+
+def content_keys(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint64]:
+    """Content id of each example: BLAKE2b-64 of its raw bytes, independent of order and file name.
+
+    Args:
+        samples: Examples, [N, ...].
+
+    Returns:
+        Keys, uint64 [N]. Equal examples have equal keys.
+    """
+    rows = np.ascontiguousarray(samples).reshape(len(samples), -1)
+    prefix = f"{samples.dtype.str}{samples.shape[1:]}".encode()
+    digests = (hashlib.blake2b(row.data, digest_size=KEY_BYTES, person=_person(prefix)).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def _person(prefix: bytes) -> bytes:
+    """Shape and dtype take part in the key: 64 grey pixels are not 8 x 8 of them."""
+    return hashlib.blake2b(prefix, digest_size=16).digest()
+
+
+def order_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer]) -> str:
+    """SHA-256 of keys and labels in their order, 64 hex digits: another order is another fingerprint."""
+    digest = hashlib.sha256(np.ascontiguousarray(keys, dtype="<u8").data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def set_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer]) -> str:
+    """SHA-256 of the (key, label) pairs without their order, 64 hex digits."""
+    order = np.lexsort((labels, keys))
+    return order_fingerprint(keys[order], labels[order])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a dataset, in memory.
+
+    Attributes:
+        name: Dataset name, such as "CIFAR10".
+        split: "train" or "test".
+        spec: The text that loads it again, such as "digits?split=train".
+        samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D].
+        labels: int64 [N]; -1 marks an unlabelled example.
+        num_classes: Number of classes C.
+        class_names: Names in label order, or empty.
+    """
+
+    name: str
+    split: str
+    spec: str
+    samples: npt.NDArray[np.generic]
+    labels: npt.NDArray[np.int64]
+    num_classes: int
+    class_names: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(self.samples) != len(self.labels):
+            raise ValueError(
+                f"{self.spec}: {len(self.samples)} examples but {len(self.labels)} labels; give one label per example"
+            )
+        if not len(self.samples):
+            raise ValueError(f"{self.spec}: no examples; expected at least one")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < -1 or high >= self.num_classes:
+            raise ValueError(
+                f"{self.spec}: labels run from {low} to {high}; expected 0 to {self.num_classes - 1}"
+                " (or -1 for unlabelled)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_image(self) -> bool:
+        return self.samples.ndim == 4
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of an image or (D,) of a table row."""
+        return tuple(self.samples.shape[1:])
+
+    @cached_property
+    def keys(self) -> npt.NDArray[np.uint64]:
+        return content_keys(self.samples)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return order_fingerprint(self.keys, self.labels)
+
+    def describe(self) -> dict[str, object]:
+        """The dataset as a store records it."""
+        description: dict[str, object] = {
+            "name": self.name,
+            "split": self.split,
+            "num_examples": len(self),
+            "num_classes": self.num_classes,
+            "fingerprint": self.fingerprint,
+            "fingerprint_unordered": set_fingerprint(self.keys, self.labels),
+        }
+        if self.class_names:
+            description["class_names"] = list(self.class_names)
+        return description

@@ -1,0 +1,122 @@
+"""The whole job on scikit-learn's handwritten digits, from teachers to table and plot."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.cache_teacher.train import train_teachers
+from pipeline.datasets import Split, load_split
+from pipeline.encoding import Encoding
+from pipeline.fit import Training
+from pipeline.folds import FoldPlan
+from pipeline.plots import plot_comparison
+from pipeline.train_student.compare import compare, format_table
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.run import train_student
+from pipeline.train_student.signal import check_data
+from pipeline.views import Views
+from stores import open_store, verify_store
+
+MARKER = "demo.json"
+TEACHER, STUDENT = "cnn", "mlp:16"
+NUM_FOLDS = 5
+TEACHER_TRAINING = Training(epochs=20, lr=0.05)
+STUDENT_EPOCHS, STUDENT_LR = 40, 0.1
+BASELINE = "hard labels"
+
+# method -> (loss, store). "crossfit" holds out-of-fold answers, "plain" those of one teacher that saw every row.
+METHODS: dict[str, tuple[str, str]] = {
+    BASELINE: ("ce", "crossfit"),
+    "KD (Hinton)": ("kd", "crossfit"),
+    "KD, teacher saw the rows": ("kd", "plain"),
+    "power divergence (REDistill)": ("redistill", "crossfit"),
+    "refined logits (RLD)": ("rld", "crossfit"),
+    "cross-fitting + correction": ("sel_corrected", "crossfit"),
+}
+
+
+def run_demo(out: Path, *, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the demo into a folder that it owns: an earlier demo there is replaced, anything else is refused.
+
+    Returns:
+        What ``demo.json`` holds: the comparison and how long each stage took.
+    """
+    if seeds < 3:
+        raise ValueError(f"--seeds is {seeds}; expected at least 3, since spread is half of the answer")
+    _clear(out)
+    torch.set_num_threads(1)  # networks this small lose time to more threads
+    started = time.perf_counter()
+    train, test = load_split("digits?split=train"), load_split("digits?split=test")
+    say(f"data: {len(train)} training and {len(test)} test digits (real scans, inside scikit-learn)\n")
+
+    say(f"stage one: {NUM_FOLDS} fold teachers and one plain teacher ({TEACHER}), each run once")
+    for name, plan in (("crossfit", FoldPlan(num_folds=NUM_FOLDS)), ("plain", None)):
+        train_teachers(train, TEACHER, TEACHER_TRAINING, out / "teachers" / name, plan=plan)
+        teachers = load_teachers(train, TEACHER, str(out / "teachers" / name))
+        encoding = Encoding(kind="dense", num_classes=train.num_classes, bits=16)
+        summary = cache_teacher(train, teachers, out / f"{name}.zarr", encoding=encoding, views=Views())
+        problems = verify_store(out / f"{name}.zarr")
+        if problems:
+            raise ValueError(f"{out / name}.zarr does not verify: {problems[0].message}")
+        check_data(open_store(out / f"{name}.zarr"), train)
+        say(
+            f"  {name}.zarr: verified; teacher's accuracy {summary['accuracy']:.4f}, ECE {summary['ece']:.4f}"
+            f" ({summary['kind']})"
+        )
+    stage_one = time.perf_counter() - started
+
+    say(f"\nstage two: {len(METHODS)} methods x {seeds} seeds, student {STUDENT}, no teacher in sight")
+    runs = {name: _students(name, train, test, out, seeds, say) for name in METHODS}
+    stage_two = time.perf_counter() - started - stage_one
+
+    rows = compare(runs, BASELINE)
+    plot = out / "demo.png"
+    answers = open_store(out / "crossfit.zarr").teacher().summary
+    plot_comparison(rows, answers, plot, title=f"digits: {TEACHER} teacher, {STUDENT} student, n = {seeds} seeds")
+    say("\n" + format_table(rows, baseline=BASELINE))
+    close = [row.name for row in rows if row.difference is not None and row.within_noise]
+    clear = [row.name for row in rows if row.difference is not None and not row.within_noise]
+    say(f"\nbeyond noise: {', '.join(clear) or 'none'}. Within noise of {BASELINE!r}: {', '.join(close) or 'none'}.")
+    say(
+        f"One test image is {100 / len(test):.2f} points; intervals cover the seeds, not the choice of the"
+        f" {len(test)} test images, and are not corrected for comparing {len(METHODS) - 1} methods."
+    )
+    say(f"\nstage one took {stage_one:.1f} s once, stage two {stage_two:.1f} s for {len(METHODS) * seeds} students")
+    say(f"plot: {plot}\nlook at the store: cli inspect {out / 'crossfit.zarr'}")
+    report = {
+        "rows": [vars(row) for row in rows],
+        "seconds": {"stage_one": stage_one, "stage_two": stage_two},
+        "seeds": seeds,
+    }
+    (out / MARKER).write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _students(
+    name: str, train: Split, test: Split, out: Path, seeds: int, say: Callable[[str], None]
+) -> dict[int, dict[str, Any]]:
+    loss, store_name = METHODS[name]
+    store = open_store(out / f"{store_name}.zarr")
+    results = {}
+    for seed in range(seeds):
+        training = Training(epochs=STUDENT_EPOCHS, lr=STUDENT_LR, seed=seed)
+        folder = out / "students" / f"{loss}-{store_name}-seed{seed}"
+        results[seed] = train_student(store, train, test, STUDENT, parse_objective(loss, {}), training, folder)
+    accuracies = [f"{100 * result['accuracy']:.2f}" for result in results.values()]
+    say(f"  {name}: {', '.join(accuracies)}")
+    return results
+
+
+def _clear(out: Path) -> None:
+    if out.exists():
+        if any(out.iterdir()) and not (out / MARKER).exists():
+            raise ValueError(f"{out} holds something that is not a finished demo; choose another --out or remove it")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)

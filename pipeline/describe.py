@@ -1,0 +1,110 @@
+"""What ``inspect`` shows of a store, for people and for machines."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.encoding import Encoding
+from stores import Store, Teacher, open_store
+
+
+def describe_store(path: Path) -> dict[str, Any]:
+    """A JSON-able description of a store, complete or not.
+
+    With one teacher, its encoding, fidelity and bytes also stand at the top level.
+    """
+    store = open_store(path, allow_incomplete=True)
+    teachers = {name: _describe_teacher(store, store.teacher(name)) for name in store.teachers}
+    first = next(iter(teachers.values()), {})
+    return {
+        "path": str(path),
+        "format_version": store.attributes["version"],
+        "complete": bool(teachers) and all(teacher["complete"] for teacher in teachers.values()),
+        "num_examples": store.num_examples,
+        "num_views": store.num_views,
+        "num_classes": store.num_classes,
+        "num_folds": first.get("num_folds", 0),
+        "encoding": first.get("encoding"),
+        "bytes_per_row": first.get("bytes_per_row"),
+        "fidelity": first.get("fidelity"),
+        "dataset": dict(store.dataset),
+        "views": dict(store.views),
+        "teachers": teachers,
+    }
+
+
+def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
+    rows = store.num_examples * store.num_views
+    return {
+        "complete": teacher.complete,
+        "identity": dict(teacher.identity),
+        "encoding": dict(teacher.encoding),
+        "bytes_per_row": round(teacher.bytes_on_disk() / rows, 2),
+        "dense_float16_bytes_per_row": 2 * store.num_classes,
+        "fidelity": dict(teacher.fidelity or {}),
+        "num_folds": teacher.folds["num_folds"] if teacher.folds else 0,
+        "folds": dict(teacher.folds) if teacher.folds else None,
+        "answers": dict(teacher.summary or {}),
+    }
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """The description on one screen."""
+    dataset, views = description["dataset"], description["views"]
+    lines = [
+        f"{description['path']}  format {description['format_version']}, "
+        f"{'complete' if description['complete'] else 'NOT COMPLETE: run the same cache-teacher command again'}",
+        f"data      {dataset['name']} {dataset['split']}: {dataset['num_examples']} examples,"
+        f" {dataset['num_classes']} classes, fingerprint {dataset['fingerprint'][:12]}",
+        f"views     {views['num_views']} ({views['transform']}, seed {views['seed']})",
+        f"made with {', '.join(f'{name} {version}' for name, version in views.get('versions', {}).items())}",
+    ]
+    for name, teacher in description["teachers"].items():
+        lines += ["", *_format_teacher(name, teacher)]
+    return "\n".join(lines)
+
+
+def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
+    identity, encoding = teacher["identity"], Encoding.from_attributes(teacher["encoding"])
+    digests = identity["weights_sha256"]
+    folds = teacher["folds"]
+    dense = teacher["dense_float16_bytes_per_row"]
+    lines = [
+        f"teacher {name!r}: {identity['architecture']}, weights {', '.join(digest[:8] for digest in digests)}",
+        "  folds     none"
+        if folds is None
+        else f"  folds     {folds['num_folds']} ({folds['strategy']}, seed {folds['seed']}; proof: {folds['proof']})",
+        f"  encoding  {describe_encoding(encoding)}",
+        f"  bytes     {teacher['bytes_per_row']} a row and view on disk, dense float16 is {dense}"
+        f" ({dense / teacher['bytes_per_row']:.1f} times as many)",
+    ]
+    if teacher["fidelity"]:
+        lines.append(f"  fidelity  {_format_fidelity(teacher['fidelity'])}")
+    answers = teacher["answers"]
+    if "accuracy" in answers:
+        lines.append(
+            f"  answers   {answers['kind']}: accuracy {answers['accuracy']:.4f}, NLL {answers['nll']:.4f},"
+            f" ECE {answers['ece']:.4f}"
+        )
+        if "per_fold" in answers:
+            per_fold = ", ".join(f"{fold.get('accuracy', float('nan')):.4f}" for fold in answers["per_fold"])
+            lines.append(f"            by fold: {per_fold}")
+    return lines
+
+
+def describe_encoding(encoding: Encoding) -> str:
+    """An encoding in words."""
+    if encoding.kind == "dense":
+        return f"dense, {encoding.bits} bits a class{', lossless' if encoding.bits == 32 else ''}"
+    tail = f", {encoding.tail_bits}-bit tail" if encoding.tail_bits else ""
+    return f"top {encoding.top_k} in {encoding.bits} bits{tail}"
+
+
+def _format_fidelity(fidelity: dict[str, Any]) -> str:
+    parts = []
+    for name, value in fidelity.items():
+        is_temperature = name.replace(".", "", 1).isdigit()
+        if isinstance(value, int | float):
+            parts.append(
+                f"KL T^2 {value:.2g} at T = {name}" if is_temperature else f"{name.replace('_', ' ')} {value:.4g}"
+            )
+    return ", ".join(parts)

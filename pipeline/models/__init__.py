@@ -1,0 +1,146 @@
+"""The model table: teachers and students are built from the same names.
+
+``build_model("resnet20", split)`` gives an untrained ``nn.Module`` that maps preprocessed inputs to
+logits [B, C]. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries' own tables.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.datasets import Split
+from pipeline.models.cifar_resnet import CifarResNet
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.small import MLP, SmallCNN
+from pipeline.spelling import unknown
+
+__all__ = ["MODELS", "Model", "Preprocessing", "build_model", "own_preprocessing"]
+
+_CRD_WIDTHS = (32, 64, 128, 256)
+_MLP = re.compile(r"mlp:(\d{1,5})(?:x(\d{1,2}))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One line of the table: how to build it for a split, whether it needs images, and what a user reads."""
+
+    build: Callable[[Split], nn.Module]
+    images_only: bool
+    about: str
+
+
+def _mlp(width: int, depth: int) -> Callable[[Split], nn.Module]:
+    return lambda split: MLP(input_shape=split.input_shape, num_classes=split.num_classes, width=width, depth=depth)
+
+
+def _resnet(depth: int) -> Model:
+    return Model(
+        build=lambda split: CifarResNet(depth, num_classes=split.num_classes, in_channels=split.input_shape[-1]),
+        images_only=True,
+        about=f"CIFAR ResNet-{depth}, He et al. 2015, section 4.2, option-A shortcuts",
+    )
+
+
+def _resnet_x4(depth: int) -> Model:
+    return Model(
+        build=lambda split: CifarResNet(
+            depth,
+            num_classes=split.num_classes,
+            in_channels=split.input_shape[-1],
+            widths=_CRD_WIDTHS,
+            projection=True,
+        ),
+        images_only=True,
+        about=f"CIFAR ResNet-{depth}, four times as wide, projection shortcuts (Tian et al. 2020)",
+    )
+
+
+MODELS: dict[str, Model] = {
+    "linear": Model(build=_mlp(0, 0), images_only=False, about="multinomial logistic regression"),
+    "mlp": Model(build=_mlp(256, 2), images_only=False, about="two hidden layers of 256; mlp:WIDTHxDEPTH for others"),
+    "cnn": Model(
+        build=lambda split: SmallCNN(in_channels=split.input_shape[-1], num_classes=split.num_classes),
+        images_only=True,
+        about="two convolutions and one hidden layer, for small images",
+    ),
+    **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": _resnet_x4(depth) for depth in (8, 32)},
+}
+
+
+def build_model(name: str, split: Split) -> nn.Module:
+    """An untrained model for the split's inputs and classes.
+
+    Args:
+        name: A name of ``MODELS``, ``mlp:WIDTHxDEPTH``, ``timm:NAME`` or ``torchvision:NAME``.
+        split: Gives the input shape and the number of classes.
+
+    Raises:
+        ValueError: Unknown name, or a model for images on a table.
+    """
+    model = _find(name)
+    if model.images_only and not split.is_image:
+        raise ValueError(f"model {name!r} needs images, but {split.spec} is a table; use mlp or linear")
+    return model.build(split)
+
+
+def _find(name: str) -> Model:
+    if name in MODELS:
+        return MODELS[name]
+    if match := _MLP.fullmatch(name):
+        width, depth = int(match[1]), int(match[2] or 1)
+        return Model(build=_mlp(width, depth), images_only=False, about="")
+    library, _, inner = name.partition(":")
+    if library == "timm" and inner:
+        return Model(build=lambda split: _timm(inner, split), images_only=True, about="")
+    if library == "torchvision" and inner:
+        return Model(build=lambda split: _torchvision(inner, split), images_only=True, about="")
+    raise ValueError(unknown("model", name, [*MODELS, "mlp:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME"]))
+
+
+def own_preprocessing(name: str) -> Preprocessing | None:
+    """The input scaling that a library's model was published with, or None for models without one."""
+    library, _, inner = name.partition(":")
+    if library == "timm":
+        import timm
+
+        import pipeline.torchvision_ops  # noqa: F401  (before timm)
+
+        config = timm.get_pretrained_cfg(inner)
+        if config is None:
+            return None
+        return Preprocessing(mean=tuple(config.mean), std=tuple(config.std), size=int(config.input_size[-1]))
+    if library == "torchvision":
+        return Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
+    return None
+
+
+def _timm(name: str, split: Split) -> nn.Module:
+    import timm
+
+    import pipeline.torchvision_ops  # noqa: F401  (before timm)
+
+    if not timm.is_model(name):
+        raise ValueError(unknown("timm model", name, _near(name, timm.list_models())))
+    model: nn.Module = timm.create_model(name, num_classes=split.num_classes, in_chans=split.input_shape[-1])
+    return model
+
+
+def _torchvision(name: str, split: Split) -> nn.Module:
+    from torchvision import models
+
+    import pipeline.torchvision_ops  # noqa: F401  (before torchvision)
+
+    if name not in models.list_models(module=models):
+        raise ValueError(unknown("torchvision model", name, _near(name, models.list_models(module=models))))
+    model: nn.Module = models.get_model(name, num_classes=split.num_classes)
+    return model
+
+
+def _near(name: str, names: list[str]) -> list[str]:
+    """Libraries know hundreds of models: name only those that look alike."""
+    import difflib
+
+    return difflib.get_close_matches(name, names, n=8, cutoff=0.3) or names[:8]

@@ -1,0 +1,84 @@
+"""A model's own deterministic input scaling, applied after the view and before the network.
+
+Shapes: B batch, H x W x C pixels, D features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.datasets import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """(x - mean) / std for each channel of an image scaled to 0..1, or for each column of a table.
+
+    Attributes:
+        mean: One number a channel or column (one number serves all).
+        std: Likewise; positive.
+        size: Images are resized to size x size (bilinear, antialiased); None leaves them as they are.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations; give as many of each")
+        if any(not value > 0 for value in self.std):
+            raise ValueError(f"std is {self.std}; every standard deviation must be positive")
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """uint8 images [B, H, W, C] -> float32 [B, C, H, W]; rows [B, D] -> float32 [B, D]."""
+        mean, std = (torch.tensor(values, device=samples.device) for values in (self.mean, self.std))
+        if samples.ndim == 2:
+            return (samples.float() - mean) / std
+        images = samples.permute(0, 3, 1, 2).float().div(255)
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return (images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+    def check(self, split: Split) -> None:
+        """Raises ValueError when the numbers do not fit the split's channels or columns."""
+        expected = split.input_shape[-1]
+        if len(self.mean) not in (1, expected):
+            what = "channels" if split.is_image else "columns"
+            raise ValueError(
+                f"input scaling has {len(self.mean)} means, but {split.spec} has {expected} {what};"
+                f" pass --mean and --std with 1 or {expected} numbers"
+            )
+
+    def attributes(self) -> dict[str, Any]:
+        return {"mean": list(self.mean), "std": list(self.std), "size": self.size}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> "Preprocessing":
+        return cls(
+            mean=tuple(float(value) for value in attributes["mean"]),
+            std=tuple(float(value) for value in attributes["std"]),
+            size=None if attributes.get("size") is None else int(attributes["size"]),
+        )
+
+
+def fit_preprocessing(split: Split, rows: npt.NDArray[np.integer] | None = None) -> Preprocessing:
+    """Mean and standard deviation of each channel or column, over the given rows (default: all) in float64.
+
+    A constant column gets standard deviation 1.
+    """
+    samples = split.samples if rows is None else split.samples[rows]
+    axes = tuple(range(samples.ndim - 1))
+    scale = 255.0 if split.is_image else 1.0
+    mean = samples.mean(axis=axes, dtype=np.float64) / scale
+    std = samples.std(axis=axes, dtype=np.float64) / scale
+    return Preprocessing(
+        mean=tuple(round(float(value), 6) for value in mean),
+        std=tuple(round(float(value), 6) if value > 1e-6 else 1.0 for value in std),
+    )

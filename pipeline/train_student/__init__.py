@@ -1,0 +1,1 @@
+"""STAGE TWO: train students from a store, without the teacher."""

@@ -1,0 +1,39 @@
+"""Shared by all tests: one CPU thread (the networks are tiny), digits, and small trained teachers made once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cache_teacher.train import train_teachers
+from pipeline.datasets import Split, load_split
+from pipeline.fit import Training
+from pipeline.folds import FoldPlan
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Split:
+    return load_split("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_test() -> Split:
+    return load_split("digits?split=test")
+
+
+@pytest.fixture(scope="session")
+def plain_teacher(digits: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one teacher trained on all digits."""
+    out = tmp_path_factory.mktemp("teacher")
+    train_teachers(digits, "mlp:32", Training(epochs=3), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def fold_teachers(digits: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three teachers, each trained without its fold."""
+    out = tmp_path_factory.mktemp("folds")
+    train_teachers(digits, "mlp:32", Training(epochs=3), out, plan=FoldPlan(num_folds=3))
+    return out

@@ -1,0 +1,122 @@
+"""Data sources: real digits, torchvision's folders, .npz files, content keys and fingerprints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.datasets import SOURCES, Split, load_split, with_split
+from pipeline.datasets.split import content_keys, order_fingerprint, set_fingerprint
+
+
+def test_digits_are_split_once_and_for_all(digits: Split, digits_test: Split) -> None:
+    assert digits.samples.shape == (1437, 8, 8, 1)
+    assert digits_test.samples.shape == (360, 8, 8, 1)
+    assert digits.samples.dtype == np.uint8
+    assert digits.fingerprint == "b6f0fe73" + digits.fingerprint[8:]
+    for split in (digits, digits_test):
+        counts = np.bincount(split.labels)
+        assert counts.max() - counts.min() <= 10
+
+
+def test_digits_are_the_scans_of_scikit_learn(digits: Split, digits_test: Split) -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    ours = np.concatenate([digits.samples, digits_test.samples])[..., 0] / 15
+    assert sorted(map(bytes, ours.astype(np.uint8))) == sorted(map(bytes, bunch.images.astype(np.uint8)))
+
+
+def test_keys_follow_the_example_not_its_place(digits: Split) -> None:
+    order = np.random.default_rng(0).permutation(len(digits))
+    assert (content_keys(digits.samples[order]) == digits.keys[order]).all()
+
+
+def test_keys_depend_on_shape_and_dtype() -> None:
+    rows = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+    keys = {int(content_keys(x)[0]) for x in (rows, rows.reshape(1, 4, 16, 1), rows.view(np.int8))}
+    assert len(keys) == 3
+
+
+def test_fingerprints_see_order_and_labels(digits: Split) -> None:
+    order = np.random.default_rng(0).permutation(len(digits))
+    assert order_fingerprint(digits.keys[order], digits.labels[order]) != digits.fingerprint
+    shuffled = set_fingerprint(digits.keys[order], digits.labels[order])
+    assert shuffled == set_fingerprint(digits.keys, digits.labels)
+    labels = digits.labels.copy()
+    labels[7] = (labels[7] + 1) % 10
+    assert order_fingerprint(digits.keys, labels) != digits.fingerprint
+    assert set_fingerprint(digits.keys, labels) != shuffled
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 8), (6, 8, 8, 3)])
+def test_npz_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(6), x_test=x[:2], y_test=np.array([7, -1]))
+    train, test = load_split(f"npz:{tmp_path}/a.npz"), load_split(f"npz:{tmp_path}/a.npz?split=test")
+    assert train.input_shape == (8, 8, 1 if len(shape) == 3 else 3)
+    assert (train.num_classes, test.num_classes) == (8, 8)
+    assert len(test) == 2
+
+
+def test_npz_table(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(6) % 2)
+    split = load_split(f"npz:{tmp_path}/a.npz?classes=4")
+    assert split.samples.dtype == np.float32
+    assert (split.num_classes, split.is_image) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((3, 2))}, "array 'y' is missing"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(2, int)}, "3 examples but 2 labels"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(3)}, "expected integers"),
+        ({"x": np.full((3, 2), np.nan), "y": np.zeros(3, int)}, "3 rows hold NaN"),
+        ({"x": np.zeros((3, 4, 4)), "y": np.zeros(3, int)}, "expected uint8 images"),
+        ({"x": np.zeros((0, 4)), "y": np.zeros(0, int)}, "no examples"),
+        ({"x": np.zeros((3, 4)), "y": np.array([0, 1, -2])}, "labels run from -2"),
+    ],
+)
+def test_npz_faults_are_one_line(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "a.npz", allow_pickle=False, **arrays)
+    with pytest.raises(ValueError, match=message):
+        load_split(f"npz:{tmp_path}/a.npz")
+
+
+def test_npz_is_never_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", allow_pickle=True, x=np.array([{}, {}], dtype=object), y=np.zeros(2, int))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_split(f"npz:{tmp_path}/a.npz")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digit", "did you mean 'digits'"),
+        ("digits?split=val", "no split 'val'"),
+        ("digits?folder=x", "unknown option 'folder'"),
+        ("digits:train", "not of the form"),
+        ("npz", "not of the form"),
+        ("npz:nowhere.npz", "no such file"),
+        ("torchvision:CIFAR11", "did you mean 'CIFAR10'"),
+        ("torchvision:CIFAR10?root=nowhere", "not found in .*nowhere"),
+        ("torchvision:MNIST?root=nowhere&split=test", "not found in .*nowhere"),
+    ],
+)
+def test_a_bad_spec_says_what_to_write(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_split(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_split_of_the_same_data() -> None:
+    assert with_split("digits", "test") == "digits?split=test"
+    assert with_split("npz:a.npz?split=train&classes=3", "test") == "npz:a.npz?split=test&classes=3"
+
+
+def test_every_source_has_an_example_of_its_form() -> None:
+    for kind, source in SOURCES.items():
+        assert source.example.startswith(kind)
+        assert (":" in source.example) == source.takes_name

@@ -1,0 +1,182 @@
+"""The model table, weights on disk, and input scaling."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.datasets import Split
+from pipeline.models import MODELS, Preprocessing, build_model, own_preprocessing
+from pipeline.models.preprocessing import fit_preprocessing
+from pipeline.models.weights import load_into, load_state, read_metadata, save_weights, weights_digest
+
+
+def images(size: int = 32, channels: int = 3, num_classes: int = 7) -> Split:
+    x = np.random.default_rng(0).integers(0, 256, (4, size, size, channels), dtype=np.uint8)
+    return Split(name="x", split="train", spec="x", samples=x, labels=np.zeros(4, np.int64), num_classes=num_classes)
+
+
+TABLE = Split(
+    name="t",
+    split="train",
+    spec="t",
+    samples=np.random.default_rng(0).normal(3, 2, (50, 5)).astype(np.float32),
+    labels=np.zeros(50, np.int64),
+    num_classes=2,
+)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "mlp:16", "mlp:8x3", "timm:resnet10t", "torchvision:squeezenet1_1"])
+def test_every_model_answers_every_class(name: str) -> None:
+    split = images(64 if ":" in name else 16)
+    model = build_model(name, split).eval()
+    inputs = Preprocessing(mean=(0.5,), std=(0.25,))(torch.from_numpy(split.samples))
+    with torch.inference_mode():
+        assert model(inputs).shape == (4, 7)
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "mlp:4"])
+def test_models_for_tables(name: str) -> None:
+    assert build_model(name, TABLE)(torch.from_numpy(TABLE.samples)).shape == (50, 2)
+
+
+def test_an_image_model_refuses_a_table() -> None:
+    with pytest.raises(ValueError, match="needs images"):
+        build_model("resnet20", TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnet2", "resnet20"), ("timm:resnet1888", "resnet18"), ("torchvision:resnet19", "resnet18")],
+)
+def test_an_unknown_model_is_answered_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(ValueError, match=near):
+        build_model(name, images())
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)])
+def test_resnets_have_the_published_number_of_parameters(depth: int, parameters: int) -> None:
+    model = build_model(f"resnet{depth}", images(num_classes=10))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_scaling_is_fitted_on_the_given_rows_only() -> None:
+    rows = np.arange(20)
+    scaled = fit_preprocessing(TABLE, rows)(torch.from_numpy(TABLE.samples[rows]))
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=0, correction=0), torch.ones(5), atol=1e-4, rtol=0)
+
+
+def test_scaling_of_images_is_on_the_unit_scale() -> None:
+    x = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
+    out = Preprocessing(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))(x)
+    assert out.shape == (1, 3, 4, 4)
+    assert out[0, :, 0, 0].tolist() == [1.0, 3.0, 1.0]
+
+
+def test_scaling_resizes_to_the_models_size() -> None:
+    assert Preprocessing(mean=(0.0,), std=(1.0,), size=9)(torch.zeros(1, 4, 6, 3, dtype=torch.uint8)).shape == (
+        1,
+        3,
+        9,
+        9,
+    )
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.0,)), ((0.5,), (float("nan"),)), ((0.5, 0.5), (1.0,)), ((), ())])
+def test_impossible_scaling_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"std|standard deviation"):
+        Preprocessing(mean=mean, std=std)
+
+
+def test_scaling_must_fit_the_data() -> None:
+    with pytest.raises(ValueError, match="3 means.* 5 columns"):
+        Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3).check(TABLE)
+
+
+def test_a_constant_column_is_not_divided_by_zero() -> None:
+    flat = Split(
+        name="t",
+        split="train",
+        spec="t",
+        samples=np.ones((5, 2), np.float32),
+        labels=np.zeros(5, np.int64),
+        num_classes=1,
+    )
+    assert fit_preprocessing(flat).std == (1.0, 1.0)
+
+
+def test_library_models_bring_their_own_scaling() -> None:
+    assert own_preprocessing("timm:resnet18") == Preprocessing(
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224
+    )
+    assert own_preprocessing("resnet20") is None
+
+
+def test_weights_round_trip_with_metadata(tmp_path: Path) -> None:
+    model = build_model("resnet8", images())
+    save_weights(tmp_path / "w.safetensors", model, {"architecture": "resnet8", "folds": {"left_out": 2}})
+    assert read_metadata(tmp_path / "w.safetensors")["folds"] == {"left_out": 2}
+    state = load_state(tmp_path / "w.safetensors")
+    assert weights_digest(state) == weights_digest(model.state_dict())
+    other = build_model("resnet8", images())
+    assert weights_digest(other.state_dict()) != weights_digest(state)
+    load_into(other, state, architecture="resnet8", source="w")
+    assert weights_digest(other.state_dict()) == weights_digest(state)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module."])
+def test_torch_files_with_the_usual_wrappers(tmp_path: Path, wrap: str) -> None:
+    state = nn.Linear(3, 2).state_dict()
+    content: object = state
+    if wrap in ("state_dict", "model"):
+        content = {wrap: state, "epoch": 3}
+    elif wrap == "module.":
+        content = {f"module.{name}": value for name, value in state.items()}
+    torch.save(content, tmp_path / "w.pth")
+    assert weights_digest(load_state(tmp_path / "w.pth")) == weights_digest(state)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("owned"),))
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": Hostile()}, "w.pt")
+    with pytest.raises(ValueError, match="not plain weights"):
+        load_state(Path("w.pt"))
+    assert not Path("owned").exists()
+
+
+def test_weights_that_do_not_fit_are_reported_and_not_loaded() -> None:
+    model = build_model("mlp:4", TABLE)
+    before = weights_digest(model.state_dict())
+    state = build_model("mlp:5x2", TABLE).state_dict()
+    with pytest.raises(
+        ValueError, match=r"2 unexpected: 5.weight, 5.bias; 4 of another shape: 1.weight \[5, 5\]"
+    ) as caught:
+        load_into(model, state, architecture="mlp:4", source="w.pt")
+    assert "\n" not in str(caught.value)
+    assert weights_digest(model.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.safetensors", b"nonsense", "not a readable safetensors"),
+        ("w.pt", b"nonsense", "not plain weights"),
+        ("w.bin", b"", "unknown kind of weights"),
+        ("missing.pt", None, "no weights at"),
+    ],
+)
+def test_unreadable_weights(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_state(tmp_path / name)
+    assert "\n" not in str(caught.value)

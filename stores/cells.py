@@ -1,0 +1,82 @@
+"""What a teacher's group holds: its documents, and the checksums that commit a cell."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from stores.documents import (
+    Document,
+    Layout,
+    array_document,
+    block_layout,
+    cell_layout,
+    little_endian,
+    read_document,
+    read_sealed,
+)
+from stores.schema import (
+    CELL_ARRAYS,
+    MAX_CLASSES,
+    ROW_ARRAYS,
+    RowArray,
+    StoreError,
+    row_dims,
+)
+
+
+def checksum_value(rows: np.ndarray) -> int:
+    """crc32c of the little-endian bytes of `rows`."""
+    data = little_endian(rows).view(np.uint8)
+    data.flags.writeable = False  # the extension takes nothing else
+    return int(google_crc32c.value(data))
+
+
+def commit_value(checksums: np.ndarray) -> int:
+    """What `committed` holds for a cell with these checksums: their crc32c, never 0."""
+    return checksum_value(checksums.astype("<u4")) or 1
+
+
+def array_plan(
+    name: str, arrays: Mapping[str, RowArray], num_views: int, num_examples: int, block_rows: int
+) -> tuple[Layout, Document]:
+    """Layout and zarr.json of one array of a teacher."""
+    if name in CELL_ARRAYS:
+        dims = CELL_ARRAYS[name].row_dims
+        layout = cell_layout(num_views, -(-num_examples // block_rows), (len(arrays),) * len(dims))
+        return layout, array_document(layout, CELL_ARRAYS[name], ("view", "block", *dims))
+    array = arrays[name]
+    layout = block_layout(num_views, num_examples, block_rows, array.row_shape, array.dtype)
+    return layout, array_document(layout, ROW_ARRAYS[name], ("view", "example", *row_dims(name, arrays)))
+
+
+def declared_arrays(attributes: Mapping[str, Any], where: Path) -> dict[str, RowArray]:
+    """Row arrays as a teacher's attributes declare them."""
+    arrays = {}
+    for name, entry in attributes["arrays"].items():
+        shape = entry.get("row_shape") if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or not all(
+            type(size) is int and 0 < size <= MAX_CLASSES for size in shape
+        ):
+            raise StoreError(f"{where}: array {name[:100]!r} must have a row_shape, found {str(shape)[:100]}")
+        arrays[name] = RowArray(dtype=str(entry.get("dtype")), row_shape=tuple(shape))
+    return arrays
+
+
+def load_teacher(root: Path, name: str) -> dict[str, Document]:
+    """All documents of a teacher, by folder below it, each checked."""
+    where = root / "teachers" / name
+    document = read_document(root, f"teachers/{name}")
+    own = document["attributes"]
+    kinds = {"identity": dict, "encoding": dict, "arrays": dict, "complete": bool, "block_rows": int}
+    kinds |= {"fidelity": dict, "summary": dict}
+    for key, kind in kinds.items():
+        if not isinstance(own.get(key), kind):
+            raise StoreError(f"{where}: attribute {key} is missing or of another kind; fetch the store again")
+    documents = read_sealed(root, f"teachers/{name}", document)
+    for folder in (*own["arrays"], *CELL_ARRAYS):
+        if folder not in documents:
+            raise StoreError(f"{where}: metadata names no array {folder[:100]!r}; fetch the store again")
+    return documents

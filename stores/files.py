@@ -1,0 +1,175 @@
+"""Durable files: every write is temp file, fsync, rename, fsync of the folder, and stays inside the store."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from stores.schema import StoreError
+
+PARTIAL = ".partial"
+STALE_SECONDS = 6 * 3600
+
+
+def _machine() -> str:
+    """Short id of the machine (and process namespace) whose process ids we can check."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+def partial_path(path: Path) -> Path:
+    """A new name beside `path` for building it; says which process on which machine is doing so."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+
+
+def is_abandoned(partial: Path) -> bool:
+    """True when the process that was building `partial` is gone, or (elsewhere) has been silent for hours."""
+    machine, _, rest = partial.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")
+    pid = rest.partition("-")[0]
+    if machine == _machine() and pid.isdigit():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+    try:
+        return time.time() - partial.lstat().st_mtime > STALE_SECONDS
+    except OSError:
+        return False
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left in `folder` (not below it); never what a live writer is building."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.endswith(PARTIAL) and is_abandoned(Path(entry.path)):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    Path(entry.path).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def make_folders(folder: Path) -> None:
+    """Create `folder` and what is missing above it, durably."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for child in reversed(missing):
+        child.mkdir(exist_ok=True)
+        sync_folder(child.parent)
+
+
+def write_file(path: Path, data: Any) -> None:
+    """Replace `path` by `data` so that a crash leaves the old file or the new one, never a torn one."""
+    make_folders(path.parent)
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_document(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write the zarr.json of `folder`."""
+    text = json.dumps(document, indent=2, allow_nan=False)
+    write_file(folder / "zarr.json", text.encode())
+
+
+def regular_file(root: Path, path: Path) -> os.stat_result | None:
+    """Status of `path`; None when it is missing; StoreError when it is no plain file inside `root`."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or path.parent.resolve() != path.parent:
+            target = path.resolve(strict=True)
+            status = target.stat()
+            if not target.is_relative_to(root) or not stat.S_ISREG(status.st_mode):
+                raise StoreError(
+                    f"{path} must be a plain file inside the store, found {_kind(status.st_mode)} {target}; "
+                    "do not use this store unless you trust its source"
+                )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, RuntimeError) as error:
+        raise StoreError(f"cannot read {path}: {error}; check the path and its permissions") from error
+    return status
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "a link to"
+    return "the folder" if stat.S_ISDIR(mode) else "the special file"
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals while writing into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {what}: {error.strerror or error}; nothing committed is lost: free space or fix the "
+            "folder's permissions, then run the same command again"
+        ) from error
+
+
+class DurableStore(LocalStore):
+    """zarr's own local store whose writes survive a crash and never leave the store's folder."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one file durably."""
+        self._check_writable()
+        await asyncio.to_thread(self._put, key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write one file durably (newer zarr calls this from its own threads)."""
+        self._check_writable()
+        self._put(key, value)
+
+    def _put(self, key: str, value: Buffer) -> None:
+        path = self.root / key
+        make_folders(path.parent)
+        if not path.parent.resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(
+                f"{path} must lie inside the store, found {path.parent.resolve()}; do not write through links"
+            )
+        write_file(path, value.as_buffer_like())
+
+
+def open_storage(root: Path, *, write: bool) -> ZarrStore:
+    """zarr's storage over the folder of a store."""
+    return DurableStore(root) if write else LocalStore(root, read_only=True)

@@ -1,0 +1,234 @@
+"""Writing a teacher's rows: whole cells that are there or not there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stores.blocks import open_array
+from stores.cells import array_plan, checksum_value, commit_value, load_teacher
+from stores.create import build_folder, first_difference, static_array
+from stores.documents import Document, as_json, group_document, raw_sha256, sealed
+from stores.files import remove_abandoned, write_document, writing
+from stores.reader import open_store
+from stores.schema import (
+    CELL_ARRAYS,
+    CONSTANT,
+    Cell,
+    RowArray,
+    StoreError,
+    check_block_rows,
+    check_name,
+    check_row_arrays,
+    default_block_rows,
+)
+from stores.teacher import Teacher
+
+
+class TeacherWriter:
+    """Writes one teacher's rows, cell by cell; any number of processes may do so for disjoint parts.
+
+    Args:
+        path: Folder of a store.
+        name: Name of the teacher in the store.
+        identity: What makes the teacher this teacher: architecture, sha256 of its weights, preprocessing, ...
+        encoding: How logits became arrays.
+        arrays: Arrays of a row, by the names of the format.
+        folds: Folds of a cross-fitted teacher.
+        constants: Arrays that belong to the encoding and not to a row.
+        block_rows: Rows of a block; chosen when left out.
+
+    Raises:
+        StoreError: the teacher is there already and differs, or the description is wrong.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        name: str,
+        *,
+        identity: Mapping[str, Any],
+        encoding: Mapping[str, Any],
+        arrays: Mapping[str, RowArray],
+        folds: Mapping[str, Any] | None = None,
+        constants: Mapping[str, np.ndarray] | None = None,
+        block_rows: int | None = None,
+    ) -> None:
+        self._store = open_store(path, allow_incomplete=True)
+        self._root = Path(path).resolve()
+        self._where = self._root / "teachers" / check_name(name, "teacher")
+        self.name = name
+        self._arrays = dict(arrays)
+        attributes = {
+            "identity": as_json(dict(identity), "identity"),
+            "encoding": as_json(dict(encoding), "encoding"),
+            "folds": None if folds is None else as_json(dict(folds), "folds"),
+            "arrays": {
+                key: {"dtype": a.dtype, "row_shape": list(a.row_shape)} for key, a in sorted(arrays.items())
+            },
+        }
+        check_row_arrays(arrays, num_classes=self._store.num_classes, encoding=attributes["encoding"])
+        with writing(str(self._where)):
+            self._create_or_check(attributes, constants or {}, block_rows)
+        self._teacher = Teacher(self._root, name, self._store.attributes, allow_incomplete=True)
+        self.block_rows: int = self._teacher.block_rows
+        self.num_blocks: int = self._teacher.num_blocks
+        self._targets = {
+            key: open_array(self._root, f"teachers/{name}/{key}", write=True)
+            for key in (*self._arrays, *CELL_ARRAYS)
+        }
+
+    def pending(self, part: int = 0, num_parts: int = 1) -> list[Cell]:
+        """Cells without a commit, in order; of `num_parts` processes, the share of number `part`."""
+        if not 0 <= part < num_parts:
+            raise StoreError(f"part must be 0 to {num_parts - 1}, found {part}; count parts from 0")
+        cells = Teacher(self._root, self.name, self._store.attributes, allow_incomplete=True).uncommitted()
+        return [Cell(v, b) for v, b in cells if (v * self.num_blocks + b) % num_parts == part]
+
+    def rows(self, block: int) -> slice:
+        """Rows of a block."""
+        return self._teacher.rows(block)
+
+    def write(self, cell: Cell, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the rows of one cell durably, then commit it.
+
+        A cell that holds these very rows already is left alone.
+
+        Args:
+            cell: View and block.
+            arrays: [rows, *row_shape] for every array of the teacher.
+
+        Raises:
+            StoreError: an array is missing or of another shape or dtype, the disk refuses, or another writer
+                has put other rows into this cell.
+        """
+        view, block = cell
+        rows = self.rows(block)
+        if not 0 <= view < self._store.num_views:
+            raise StoreError(f"view must be 0 to {self._store.num_views - 1}, found {view}")
+        self._check_rows(arrays, rows.stop - rows.start)
+        checksums = np.array([checksum_value(arrays[name]) for name in sorted(self._arrays)], dtype=np.uint32)
+        commit = commit_value(checksums)
+        if self._is_committed(cell, commit):
+            return
+        with writing(f"view {view} block {block} of {self._where}"):
+            for name, values in sorted(arrays.items()):
+                whole = slice(block * self.block_rows, (block + 1) * self.block_rows)
+                self._targets[name][view, whole] = self._padded(values)
+            self._targets["checksum"][view, block] = checksums
+            if not self._is_committed(cell, commit):
+                self._targets["committed"][view, block] = commit
+
+    def finish(self, *, fidelity: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> None:
+        """Declare the teacher complete and record what was measured.
+
+        Args:
+            fidelity: How close decoded rows are to the teacher's answers.
+            summary: Other figures about the teacher, such as its out-of-fold accuracy.
+
+        Raises:
+            StoreError: a cell is not committed.
+        """
+        measured = {
+            "fidelity": as_json(dict(fidelity), "fidelity"),
+            "summary": as_json(dict(summary or {}), "summary"),
+        }
+        teacher = Teacher(self._root, self.name, self._store.attributes, allow_incomplete=True)
+        missing = teacher.uncommitted()
+        if missing:
+            total = self._store.num_views * self.num_blocks
+            raise StoreError(
+                f"{self._where}: cannot finish, {len(missing)} of {total} cells are not committed, first view "
+                f"{missing[0][0]} block {missing[0][1]}; run the command that writes it again"
+            )
+        documents = load_teacher(self._root, self.name)
+        done = {"complete": True, **measured, "cells_sha256": raw_sha256(teacher.committed())}
+        top = {**documents[""], "attributes": {**documents[""]["attributes"], **done}}
+        with writing(str(self._where)):
+            write_document(self._where, sealed({**documents, "": top})[""])
+
+    def _create_or_check(
+        self, attributes: dict[str, Any], constants: Mapping[str, np.ndarray], block_rows: int | None
+    ) -> None:
+        for name in constants:
+            if check_name(name, "constant") in {*self._arrays, *CELL_ARRAYS}:
+                raise StoreError(f"constant {name!r} has the name of an array per row; rename it")
+        statics = {name: static_array(name, values, CONSTANT) for name, values in constants.items()}
+        remove_abandoned(self._where.parent)
+        if not self._where.exists():
+            rows = (
+                default_block_rows(self._store.num_examples, self._arrays)
+                if block_rows is None
+                else block_rows
+            )
+            rows = check_block_rows(rows, self._store.num_examples, self._arrays)
+            top = {
+                **attributes,
+                "block_rows": rows,
+                "complete": False,
+                "fidelity": {},
+                "summary": {},
+            }
+            documents = {"": group_document(top)}
+            for name in (*sorted(self._arrays), *CELL_ARRAYS):
+                documents[name] = array_plan(
+                    name, self._arrays, self._store.num_views, self._store.num_examples, rows
+                )[1]
+            documents |= {name: document for name, (_, document) in statics.items()}
+            build_folder(
+                self._where, sealed(documents), {name: values for name, (values, _) in statics.items()}
+            )
+        self._check_same(attributes, statics, block_rows)
+
+    def _check_same(
+        self,
+        attributes: dict[str, Any],
+        statics: Mapping[str, tuple[np.ndarray, Document]],
+        block_rows: int | None,
+    ) -> None:
+        there = load_teacher(self._root, self.name)
+        has = there[""]["attributes"]
+        wants = {**attributes, "block_rows": block_rows or has["block_rows"]}
+        differences = [first_difference(part, has[part], value) for part, value in wants.items()]
+        for name in sorted({*there, *statics} - {"", *has["arrays"], *CELL_ARRAYS}):
+            old = there[name]["attributes"].get("sha256") if name in there else None
+            new = statics[name][1]["attributes"]["sha256"] if name in statics else None
+            differences.append(first_difference(f"constant {name}", old, new))
+        difference = next(filter(None, differences), None)
+        if difference:
+            raise StoreError(
+                f"{self._where} is another teacher: {difference}; use another name or the same settings"
+            )
+        for name in self._arrays if not has["complete"] else ():
+            for folder in (self._where / name / "c").glob("*"):
+                remove_abandoned(folder)
+
+    def _check_rows(self, arrays: Mapping[str, np.ndarray], num_rows: int) -> None:
+        if set(arrays) != set(self._arrays):
+            raise StoreError(
+                f"a cell must have {', '.join(sorted(self._arrays))}, found {', '.join(sorted(arrays))}"
+            )
+        for name, array in self._arrays.items():
+            shape, found = (num_rows, *array.row_shape), arrays[name]
+            if found.shape != shape or found.dtype != np.dtype(array.dtype):
+                raise StoreError(
+                    f"array {name} must be {array.dtype} {list(shape)}, found {found.dtype} {list(found.shape)}"
+                )
+
+    def _padded(self, values: np.ndarray) -> np.ndarray:
+        if len(values) == self.block_rows:
+            return np.ascontiguousarray(values)
+        padded = np.zeros((self.block_rows, *values.shape[1:]), dtype=values.dtype)
+        padded[: len(values)] = values
+        return padded
+
+    def _is_committed(self, cell: Cell, commit: int) -> bool:
+        """True when these very rows are committed; StoreError (and no commit) when other rows are."""
+        found = int(np.asarray(self._targets["committed"][cell.view, cell.block]))
+        if found not in (0, commit):
+            raise StoreError(
+                f"{self._where}: view {cell.view} block {cell.block} holds other rows than those to be written; "
+                "two writers disagree: use one teacher and one machine type, or another name"
+            )
+        return found == commit

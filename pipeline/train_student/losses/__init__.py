@@ -1,0 +1,30 @@
+"""The loss library: pure functions of dense logits, `loss(student_BC, teacher_BC, labels_B, *, ...) -> [B]`.
+
+divergences.py     one kernel: KL, reverse KL, power divergence (REDistill), chi^2, Hellinger, alpha, ABKD
+mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAID
+decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
+refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, soft CE
+semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them
+
+table.py           LOSSES: name -> function, paper, needs, recipe
+parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
+describe.py        the same table as text
+"""
+
+from .describe import describe_loss, describe_losses
+from .kinds import SEARCH, Loss
+from .objective import Objective, StepContext, Term
+from .parse import parse_objective
+from .table import LOSSES
+
+__all__ = [
+    "LOSSES",
+    "SEARCH",
+    "Loss",
+    "Objective",
+    "StepContext",
+    "Term",
+    "describe_loss",
+    "describe_losses",
+    "parse_objective",
+]

@@ -1,0 +1,115 @@
+"""The table of losses as text: what `cli losses` prints, and what docs/losses.md is generated from.
+
+Formula, argument texts and references come from the docstrings, so that there is one place for each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+
+from ..row_weights import ROW_WEIGHTS, SHARED_OPTIONS, TEMPERATURE_RULES
+from .kinds import CHOICES, SEARCH, Loss, Value
+from .table import LOSSES
+
+SECTIONS = ("Args", "Returns", "Raises", "References")
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """A docstring's parts: "Summary", "Body" and the named sections, each dedented."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    found: dict[str, list[str]] = {"Summary": [lines[0]], "Body": []}
+    current = "Body"
+    for line in lines[1:]:
+        if line.removesuffix(":") in SECTIONS and line.endswith(":"):
+            current = line.removesuffix(":")
+            found[current] = []
+        else:
+            found[current].append(line)
+    return {name: inspect.cleandoc("\n".join(part)).strip() for name, part in found.items()}
+
+
+def number(value: Value) -> str:
+    """A setting's value as a user would type it."""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def pairs(values: Mapping[str, Value]) -> str:
+    """name=value, separated by spaces."""
+    return " ".join(f"{key}={number(value)}" for key, value in values.items())
+
+
+def recipe(loss: Loss) -> str:
+    """A loss's defaults: weights, warm-up and options."""
+    values: dict[str, Value] = {"weight": loss.weight}
+    if loss.fits == "teacher":
+        values["ce_weight"] = loss.ce_weight
+    if loss.warmup:
+        values["warmup"] = loss.warmup
+    return pairs(values | dict(loss.options))
+
+
+def needs(loss: Loss) -> str:
+    """A loss's needs in words; what it merely prefers in brackets."""
+    words = sorted(loss.needs) + [f"({need})" for need in sorted(loss.prefers)]
+    return ", ".join(words) if words else "-"
+
+
+def describe_losses() -> str:
+    """The table of all losses: name, paper, needs, defaults; then row weights and temperature rules."""
+    rows = [("name", "paper", "needs", "defaults")]
+    rows += [(name, loss.paper, needs(loss), recipe(loss)) for name, loss in LOSSES.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    lines += ["", f"--set row_weight=NAME ({pairs(SHARED_OPTIONS)})"]
+    lines += [f"  {name:<12} {rule.use} ({pairs(rule.options)})" for name, rule in ROW_WEIGHTS.items()]
+    lines += ["--set temperature_rule=NAME"]
+    lines += [f"  {name:<12} {rule.use} ({pairs(rule.options)})" for name, rule in TEMPERATURE_RULES.items()]
+    lines += ["--set standardise=1 goes with every loss that fits a teacher; preset=NAME takes a paper's setting."]
+    return "\n".join(lines)
+
+
+def describe_loss(name: str) -> str:
+    """One loss: formula, options, recipe, needs and reference.
+
+    Raises:
+        ValueError: On a name that is not in the table.
+    """
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        raise ValueError(f"unknown loss {name!r}{hint} known: {', '.join(sorted(LOSSES))}")
+    loss = LOSSES[name]
+    doc = sections(loss.fn.__doc__ or "")
+    text = [f"{name}: {doc['Summary']}", "", doc["Body"], "", f"Use: {loss.use}.", f"Needs: {needs(loss)}"]
+    for need, (key, value) in loss.waives.items():
+        text.append(f"  ({need} is not needed with {key}={number(value)})")
+    text.append(f"Defaults: {recipe(loss)}")
+    text += [f"  preset={preset}: {pairs(values)}" for preset, values in loss.presets.items()]
+    if loss.options:
+        explained = arguments(doc.get("Args", ""))
+        text += ["", "Options:"]
+        for key, default in loss.options.items():
+            allowed = f" Words: {', '.join(CHOICES[key])}." if key in CHOICES else ""
+            allowed += f" Or auto, which tries {', '.join(map(number, SEARCH[key]))}." if key in SEARCH else ""
+            text.append(f"  {key}={number(default)}  {explained.get(key, '')}{allowed}")
+    if loss.unsure:
+        text += ["", f"Not verified: {loss.unsure}."]
+    return "\n".join([*text, "", f"References: {doc['References']}"])
+
+
+def arguments(args: str) -> dict[str, str]:
+    """The text of each argument in an Args section."""
+    found: dict[str, str] = {}
+    key = ""
+    for line in args.splitlines():
+        if line and not line.startswith(" "):
+            key, _, found[key] = (piece.strip() for piece in line.partition(":"))
+        elif key:
+            found[key] += " " + line.strip()
+    return found

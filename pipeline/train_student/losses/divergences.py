@@ -1,0 +1,323 @@
+"""One kernel, the alpha-beta divergence, and the family it contains.
+
+KL, reverse KL, the power divergence (Cressie-Read) with its members Pearson, Neyman and Hellinger, the
+alpha-divergence and ABKD are all `alpha_beta_rows` at fixed (alpha, beta); on alpha + beta = 1 it is the power
+divergence with lambda = alpha - 1. Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .numerics import MAX_EXPONENT, Temperature, bounded_exp, kl, log_probs
+
+NEAR_LIMIT = 1e-4
+"""An exponent this close to zero takes the limit's own formula, where the general one would cancel."""
+
+
+def alpha_beta_rows(log_p_BC: Tensor, log_q_BC: Tensor, alpha: float, beta: float, ratio_clip: float = 0.0) -> Tensor:
+    """Alpha-beta divergence of each row, from log-probabilities.
+
+    -1 / (alpha beta) sum_c [p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)],
+    with its continuous limits where alpha, beta or alpha + beta is 0.
+
+    Args:
+        log_p_BC: Log-probabilities of the first distribution.
+        log_q_BC: Log-probabilities of the second distribution.
+        alpha: Exponent of p.
+        beta: Exponent of q.
+        ratio_clip: 0 for none; else, on alpha + beta = 1, where the class weight (p/q)^(-beta) stops growing.
+
+    Returns:
+        Divergence of each example, shape [B], without a factor T^2.
+
+    References:
+        Cichocki, Cruces, Amari. Generalized Alpha-Beta Divergences. Entropy 13, 2011, equation 20.
+    """
+    total = alpha + beta
+    if abs(beta) < NEAR_LIMIT:
+        if alpha == 1.0:
+            return kl(log_p_BC, log_q_BC)
+        return _log_ratio_limit(alpha * log_p_BC, alpha * log_q_BC) / alpha**2
+    if abs(alpha) < NEAR_LIMIT:
+        if beta == 1.0:
+            return kl(log_q_BC, log_p_BC)
+        return _log_ratio_limit(beta * log_q_BC, beta * log_p_BC) / beta**2
+    if abs(total) < NEAR_LIMIT:
+        rise_BC = alpha * (log_q_BC - log_p_BC)
+        return (rise_BC + bounded_exp(-rise_BC) - 1.0).sum(1) / alpha**2
+    mixed_BC = alpha * log_p_BC + beta * log_q_BC
+    if abs(total - 1.0) < 1e-9:
+        # sum p = sum q = 1: subtracting p from each term keeps the sum exact near p = q.
+        limit = _clip_limit(log_p_BC, beta, ratio_clip)
+        return (bounded_exp(mixed_BC, limit) - log_p_BC.exp()).sum(1) / (-alpha * beta)
+    terms_BC = (
+        bounded_exp(mixed_BC)
+        - (alpha / total) * bounded_exp(total * log_p_BC)
+        - (beta / total) * bounded_exp(total * log_q_BC)
+    )
+    return terms_BC.sum(1) / (-alpha * beta)
+
+
+def _log_ratio_limit(log_u_BC: Tensor, log_v_BC: Tensor) -> Tensor:
+    """sum_c u log(u/v) - u + v: the limit where one exponent is 0; u and v need not sum to 1."""
+    u_BC = bounded_exp(log_u_BC)
+    return (u_BC * (log_u_BC - log_v_BC) - u_BC + bounded_exp(log_v_BC)).sum(1)
+
+
+def _clip_limit(log_p_BC: Tensor, beta: float, ratio_clip: float) -> float | Tensor:
+    if ratio_clip <= 0.0:
+        return MAX_EXPONENT
+    return (log_p_BC + abs(beta) * math.log(max(ratio_clip, 1.0))).clamp(max=MAX_EXPONENT)
+
+
+def power_divergence(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    lambda_: float = 2.0 / 3.0,
+    orientation: str = "teacher_first",
+    ratio_clip: float = 0.0,
+) -> Tensor:
+    """Cressie-Read power divergence between teacher and student, REDistill-style.
+
+    T^2 / (lambda (lambda + 1)) sum_c p_c [(p_c / q_c)^lambda - 1], with p, q = softmax(logits / T);
+    `student_first` exchanges p and q. lambda -> 0 is KL, lambda -> -1 is reverse KL.
+
+    What is known of REDistill: Cressie-Read power divergence with lambda = 2/3; orientation unverified, and so
+    are its temperature and weights. Teacher first with lambda > 0 raises the weight of classes where p >> q;
+    student first lowers the weight of classes that only the teacher believes in.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row; the factor T^2 keeps the gradient's size.
+        lambda_: Order of the divergence.
+        orientation: "teacher_first" or "student_first".
+        ratio_clip: 0 for none; else the class weight (p/q)^lambda is held at clip^|lambda|.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    Raises:
+        ValueError: On an unknown orientation.
+
+    References:
+        Cressie, Read. Multinomial goodness-of-fit tests. JRSS B 46, 1984, section 2.
+        REDistill. arXiv 2602.04677, 2026, abstract (the body was not available).
+    """
+    if orientation not in ("teacher_first", "student_first"):
+        raise ValueError(f"orientation is teacher_first or student_first, not {orientation!r}")
+    if orientation == "student_first":
+        lambda_ = -1.0 - lambda_  # D_lambda(q || p) = D_(-1-lambda)(p || q)
+    rows_B = alpha_beta_rows(
+        log_probs(teacher_BC, temperature),
+        log_probs(student_BC, temperature),
+        1.0 + lambda_,
+        -lambda_,
+        ratio_clip,
+    )
+    return rows_B * temperature**2
+
+
+def kl_divergence(
+    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, temperature: Temperature = 1.0
+) -> Tensor:
+    """Forward Kullback-Leibler divergence, Hinton's knowledge distillation.
+
+    T^2 sum_c p_c (log p_c - log q_c), with p, q = softmax(logits / T).
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused; every loss takes the same three tensors.
+        temperature: T > 0, one number or one per row; the factor T^2 keeps the gradient's size.
+
+    Returns:
+        Loss of each example in nats, shape [B].
+
+    References:
+        Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015, section 2.
+    """
+    rows_B = alpha_beta_rows(log_probs(teacher_BC, temperature), log_probs(student_BC, temperature), 1.0, 0.0)
+    return rows_B * temperature**2
+
+
+def reverse_kl_divergence(
+    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, temperature: Temperature = 1.0
+) -> Tensor:
+    """Reverse Kullback-Leibler divergence, which seeks the teacher's modes.
+
+    T^2 sum_c q_c (log q_c - log p_c), with p, q = softmax(logits / T).
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row.
+
+    Returns:
+        Loss of each example in nats, shape [B].
+
+    References:
+        Gu, Dong, Wei, Huang. MiniLLM: Knowledge Distillation of Large Language Models. ICLR 2024, section 2.1.
+    """
+    rows_B = alpha_beta_rows(log_probs(teacher_BC, temperature), log_probs(student_BC, temperature), 0.0, 1.0)
+    return rows_B * temperature**2
+
+
+def pearson_divergence(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    ratio_clip: float = 0.0,
+) -> Tensor:
+    """Pearson chi-squared divergence: twice the power divergence at lambda = 1.
+
+    T^2 sum_c (p_c - q_c)^2 / q_c, with p, q = softmax(logits / T).
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row.
+        ratio_clip: 0 for none; else the class weight p/q is held at it.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Cressie, Read. Multinomial goodness-of-fit tests. JRSS B 46, 1984, section 2.
+    """
+    return 2.0 * power_divergence(
+        student_BC, teacher_BC, labels_B, temperature=temperature, lambda_=1.0, ratio_clip=ratio_clip
+    )
+
+
+def neyman_divergence(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    ratio_clip: float = 0.0,
+) -> Tensor:
+    """Neyman chi-squared divergence: twice the power divergence at lambda = -2.
+
+    T^2 sum_c (p_c - q_c)^2 / p_c, with p, q = softmax(logits / T).
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row.
+        ratio_clip: 0 for none; else the class weight (q/p)^2 is held at clip^2.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Cressie, Read. Multinomial goodness-of-fit tests. JRSS B 46, 1984, section 2.
+    """
+    return 2.0 * power_divergence(
+        student_BC, teacher_BC, labels_B, temperature=temperature, lambda_=-2.0, ratio_clip=ratio_clip
+    )
+
+
+def squared_hellinger(
+    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, temperature: Temperature = 1.0
+) -> Tensor:
+    """Squared Hellinger distance: a quarter of the power divergence at lambda = -1/2; bounded by T^2.
+
+    T^2 / 2 sum_c (sqrt p_c - sqrt q_c)^2, with p, q = softmax(logits / T).
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Cressie, Read. Multinomial goodness-of-fit tests. JRSS B 46, 1984, section 2 (Freeman-Tukey member).
+    """
+    return 0.25 * power_divergence(student_BC, teacher_BC, labels_B, temperature=temperature, lambda_=-0.5)
+
+
+def alpha_divergence(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    alpha_min: float = -1.0,
+    alpha_max: float = 1.0,
+    ratio_clip: float = 5.0,
+) -> Tensor:
+    """Adaptive alpha-divergence: the larger of two orders, row by row.
+
+    T^2 max over a in {alpha_min, alpha_max} of (sum_c p_c^a q_c^(1-a) - 1) / (a (a - 1)): the power divergence
+    at lambda = a - 1. Equal orders give the plain alpha-divergence.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row.
+        alpha_min: First order; negative orders punish where the student believes and the teacher does not.
+        alpha_max: Second order; 1 is KL.
+        ratio_clip: 0 for none; else where the class weights stop growing.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Wang et al. AlphaNet: Improved Training of Supernets with Alpha-Divergence. ICML 2021, section 4.
+    """
+    log_p_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
+    rows_B = alpha_beta_rows(log_p_BC, log_q_BC, alpha_max, 1.0 - alpha_max, ratio_clip)
+    if alpha_min != alpha_max:
+        rows_B = torch.maximum(rows_B, alpha_beta_rows(log_p_BC, log_q_BC, alpha_min, 1.0 - alpha_min, ratio_clip))
+    return rows_B * temperature**2
+
+
+def alpha_beta_divergence(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    alpha: float = 0.8,
+    beta: float = 0.3,
+) -> Tensor:
+    """Alpha-beta divergence, ABKD; the published loss has no factor T^2.
+
+    -1/(ab) sum_c [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], with p, q = softmax(logits / T);
+    (1, 0) is KL, (0, 1) reverse KL, (.5, .5) four times the squared Hellinger distance.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        temperature: T > 0, one number or one per row.
+        alpha: Exponent a of the teacher.
+        beta: Exponent b of the student.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Wang et al. ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via
+        alpha-beta-Divergence. ICML 2025, section 3.
+    """
+    return alpha_beta_rows(log_probs(teacher_BC, temperature), log_probs(student_BC, temperature), alpha, beta)

@@ -1,0 +1,79 @@
+"""What every loss shares: temperatures, log-probabilities, label entries, and pieces that stay finite.
+
+Shapes: B batch, C classes. Half precision is raised to float32 here, once; float64 stays float64.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Temperature: TypeAlias = float | Tensor
+"""T > 0: one number for the batch, or one per row, shape [B]."""
+
+EXCLUDED = -1e30
+"""Logit of a class that a softmax leaves out: probability exactly 0, and no infinity to multiply it with."""
+
+MAX_EXPONENT = 40.0
+"""Above it `bounded_exp` goes on as a straight line, so that exp never overflows float32."""
+
+
+def raised(logits_BC: Tensor) -> Tensor:
+    """Logits in float32 at least."""
+    return logits_BC if logits_BC.dtype in (torch.float32, torch.float64) else logits_BC.float()
+
+
+def scaled(logits_BC: Tensor, temperature: Temperature) -> Tensor:
+    """Logits / T, with T one number or one number per row."""
+    logits_BC = raised(logits_BC)
+    if isinstance(temperature, Tensor):
+        return logits_BC / temperature.to(logits_BC.dtype)[:, None]
+    return logits_BC if temperature == 1.0 else logits_BC * (1.0 / temperature)
+
+
+def log_probs(logits_BC: Tensor, temperature: Temperature = 1.0) -> Tensor:
+    """log softmax(logits / T) over the classes."""
+    return F.log_softmax(scaled(logits_BC, temperature), dim=1)
+
+
+def probs(logits_BC: Tensor, temperature: Temperature = 1.0) -> Tensor:
+    """softmax(logits / T) over the classes."""
+    return F.softmax(scaled(logits_BC, temperature), dim=1)
+
+
+def at(values_BC: Tensor, class_B: Tensor) -> Tensor:
+    """The entry of one class in each row, shape [B]."""
+    return values_BC.gather(1, class_B[:, None])[:, 0]
+
+
+def without(logits_BC: Tensor, class_B: Tensor) -> Tensor:
+    """Logits with one class of each row left out of any softmax that follows."""
+    return logits_BC.scatter(1, class_B[:, None], EXCLUDED)
+
+
+def kl(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """sum_c p_c (log p_c - log q_c) of each row."""
+    return (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(1)
+
+
+def cross_entropy(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """-sum_c p_c log q_c of each row."""
+    return -(p_BC * log_q_BC).sum(1)
+
+
+def binary_kl(log_odds_p_B: Tensor, log_odds_q_B: Tensor) -> Tensor:
+    """KL between two coins given by their log-odds; exact where a probability is within 1e-30 of 0 or 1."""
+    yes_B, no_B = F.logsigmoid(log_odds_p_B), F.logsigmoid(-log_odds_p_B)
+    return yes_B.exp() * (yes_B - F.logsigmoid(log_odds_q_B)) + no_B.exp() * (no_B - F.logsigmoid(-log_odds_q_B))
+
+
+def bounded_exp(x: Tensor, limit: float | Tensor = MAX_EXPONENT) -> Tensor:
+    """exp(x) up to `limit`, its tangent beyond: finite, increasing, and its gradient never vanishes."""
+    if isinstance(limit, Tensor):
+        kept = torch.minimum(x, limit)
+        return kept.exp() * (1.0 + (x - kept))
+    kept = x.clamp(max=limit)
+    return kept.exp() * (1.0 + (x - kept))

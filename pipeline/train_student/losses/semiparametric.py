@@ -1,0 +1,146 @@
+"""Semiparametric distillation: squared error on logits and its corrections by the label.
+
+The teacher is a nuisance estimate; the correction (y - p) makes the student's loss less sensitive to the teacher's
+errors. It is meant for out-of-fold teachers (cross-fitting). Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .numerics import Temperature, at, cross_entropy, kl, log_probs, probs, raised
+
+
+def logit_squared_error(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Squared error on raw logits, mean over the classes (SEL).
+
+    1/C sum_c (s_c - z_c)^2.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Ba, Caruana. Do Deep Nets Really Need to be Deep? NeurIPS 2014, section 2.2.
+        Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 5.
+    """
+    return (raised(student_BC) - raised(teacher_BC)).square().mean(1)
+
+
+def corrected_squared_error(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    c: float = 0.01,
+    scale: str = "logit",
+    floor: float = 1e-3,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Gamma-corrected squared error: the target moves towards the label as far as the bound allows.
+
+    1/C sum_j (s_j - t_j)^2 with t_j = z_j + g_j (y_j - p_j), p = softmax(z), y the one-hot label and
+    g_j = (c / max(p_j, floor)) / (c + (y_j - p_j)^2), which minimises (y_j - p_j)^2 g^2 + c (g - 1/p_j)^2.
+    scale = "probability": s_j, z_j become probabilities and g_j = c / (c + (y_j - p_j)^2).
+    c -> 0 leaves the teacher as it is; c -> infinity is the orthogonal loss.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite; out-of-fold if the theory is to hold.
+        labels_B: Class ids.
+        c: Trade of the teacher's bias against the label's variance, > 0; 0.01 was the best for CIFAR-10.
+        scale: "logit" or "probability".
+        floor: Smallest p_j in the denominator.
+        smoothing: Mixes p with the uniform distribution first.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2;
+        the bound-fast form of the authors' code.
+    """
+    p_BC = probs(teacher_BC)
+    if smoothing != 0.0:
+        p_BC = p_BC * (1.0 - smoothing) + smoothing / p_BC.shape[1]
+    surprise_BC = _minus_one_hot(p_BC, labels_B).neg()  # y - p
+    gamma_BC = c / (c + surprise_BC.square())
+    if scale == "probability":
+        return (probs(student_BC) - (p_BC + gamma_BC * surprise_BC)).square().mean(1)
+    target_BC = raised(teacher_BC) + gamma_BC * surprise_BC / p_BC.clamp(min=floor)
+    return (raised(student_BC) - target_BC).square().mean(1)
+
+
+def _minus_one_hot(p_BC: Tensor, labels_B: Tensor) -> Tensor:
+    index_B1 = labels_B[:, None]
+    return p_BC.scatter_add(1, index_B1, torch.full_like(index_B1, -1, dtype=p_BC.dtype))
+
+
+def orthogonal_squared_error(
+    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, floor: float = 1e-2
+) -> Tensor:
+    """Orthogonal squared error: the full first-order correction of the logits.
+
+    1/C sum_j (s_j - t_j)^2 with t_j = z_j + y_j / max(p_j, floor) - 1, p = softmax(z).
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite; out-of-fold if the theory is to hold.
+        labels_B: Class ids.
+        floor: Smallest p_y in the denominator.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2.
+    """
+    pull_B = 1.0 / at(log_probs(teacher_BC), labels_B).exp().clamp(min=floor)
+    target_BC = (raised(teacher_BC) - 1.0).scatter_add(1, labels_B[:, None], pull_B[:, None])
+    return (raised(student_BC) - target_BC).square().mean(1)
+
+
+def orthogonal_cross_entropy(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    floor: float = 1e-2,
+    max_ratio: float = 0.0,
+) -> Tensor:
+    """Annealed cross-entropy with the orthogonal correction.
+
+    T^2 [KL(w || q) + (r/T) (sum_c w_c log q_c - log q_y)], with w, q = softmax(logits / T), p = softmax(z) and
+    r = w_y / max(p_y, floor). Up to the teacher's entropy this is T^2 [(1 - r/T) soft CE + (r/T) hard CE], both
+    with q: at T = 1 plain cross-entropy. r > T, where the teacher all but excludes the label, makes the soft
+    weight negative, as published; max_ratio holds it.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite; out-of-fold if the theory is to hold.
+        labels_B: Class ids.
+        temperature: T > 0, one number or one per row.
+        floor: Smallest p_y in the denominator.
+        max_ratio: 0 for none, else the largest r/T; 1 keeps every target non-negative.
+
+    Returns:
+        Loss of each example in nats, shape [B]; it may be negative.
+
+    References:
+        Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2;
+        the annealed form of the authors' code, reduced by us.
+    """
+    log_w_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
+    label_p_B = at(log_probs(teacher_BC), labels_B).exp()
+    ratio_B = at(log_w_BC, labels_B).exp() / label_p_B.clamp(min=floor) / temperature
+    if max_ratio != 0.0:
+        ratio_B = ratio_B.clamp(max=max_ratio)
+    soft_B = cross_entropy(log_w_BC.exp(), log_q_BC)
+    rows_B = kl(log_w_BC, log_q_BC) - ratio_B * (soft_B + at(log_q_BC, labels_B))
+    return rows_B * temperature**2

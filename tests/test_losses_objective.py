@@ -1,0 +1,206 @@
+"""From `--loss` and `--set` to an objective: recipes, sums, settings, row rules, and what it reports.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.train_student.losses import LOSSES, SEARCH, StepContext, parse_objective
+from pipeline.train_student.row_weights import row_temperatures, row_weights
+
+
+def batch(num_rows: int = 6, num_classes: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student_BC = torch.randn(num_rows, num_classes, generator=generator) * 2
+    teacher_BC = torch.randn(num_rows, num_classes, generator=generator) * 2
+    return student_BC, teacher_BC, torch.randint(num_classes, (num_rows,), generator=generator)
+
+
+def test_a_single_name_is_its_papers_recipe() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    for name, loss in LOSSES.items():
+        if name == "ce":
+            continue
+        extras = {"progress": 0.0} if "progress" in loss.extras else {}
+        rows_B = loss.fn(student_BC, teacher_BC, labels_B, **loss.options, **extras)
+        warm = 1 / loss.warmup if loss.warmup else 1.0
+        want_B = loss.weight * warm * rows_B + loss.ce_weight * LOSSES["ce"].fn(student_BC, teacher_BC, labels_B)
+        got_B = parse_objective(name)(student_BC, teacher_BC, labels_B, StepContext(epoch=1, num_epochs=240))
+        torch.testing.assert_close(got_B, want_B)
+
+
+def test_a_sum_is_just_that_sum() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    got_B = parse_objective("dkd:0.9 + ce:0.1")(student_BC, teacher_BC, labels_B, StepContext(epoch=1))
+    dkd_B = LOSSES["dkd"].fn(student_BC, teacher_BC, labels_B, **LOSSES["dkd"].options)
+    torch.testing.assert_close(got_B, 0.9 * dkd_B + 0.1 * LOSSES["ce"].fn(student_BC, teacher_BC, labels_B))
+
+
+def test_warm_up_rises_linearly_and_stays() -> None:
+    term = parse_objective("rld").terms[0]
+    assert [term.factor(epoch) for epoch in (1, 10, 20, 200)] == [0.05, 0.5, 1.0, 1.0]
+    assert parse_objective("rld", {"warmup": 0}).terms[0].factor(1) == 1.0
+
+
+def test_settings_reach_the_terms_they_name() -> None:
+    objective = parse_objective("rld:1 + dkd:2", {"beta": "3", "dkd.beta": 4, "rld.weight": 5, "temperature": 2})
+    rld, dkd = objective.terms
+    assert (rld.options["beta"], dkd.options["beta"], rld.weight, dkd.weight) == (3.0, 4.0, 5.0, 2.0)
+    assert objective.temperature == 2.0
+    assert parse_objective("rld", {"same_t": 0, "alpha_temperature": 8}).temperature == 8.0
+    json.dumps(objective.settings)
+
+
+def test_presets_replace_weights_and_options_and_settings_come_last() -> None:
+    rld = parse_objective("rld", {"preset": "imagenet", "beta": 2}).terms[0]
+    assert (rld.options["temperature"], rld.options["beta"], rld.warmup) == (1.0, 2.0, 1.0)
+    kd, ce = parse_objective("kd", {"preset": "imagenet"}).terms
+    assert (kd.weight, ce.weight) == (0.5, 0.5)
+    assert parse_objective("kd", {"preset": "standardised"}).terms[0].standardise
+    assert parse_objective("kd", {"preset": "cifar"}).settings == parse_objective("kd").settings
+
+
+def test_needs_follow_the_options() -> None:
+    assert parse_objective("kd").needs == {"labels"}
+    assert parse_objective("kd", {"ce_weight": 0}).needs == frozenset()
+    assert parse_objective("gce:1", {"target": "teacher"}).needs == frozenset()
+    assert "dense" in parse_objective("sel_corrected").needs
+    assert "dense" not in parse_objective("sel_corrected", {"scale": "probability"}).needs
+    assert parse_objective("sel_corrected").prefers == {"out_of_fold"}
+    assert "out_of_fold" in parse_objective("kd", {"row_weight": "label_noise"}).needs
+    assert not parse_objective("ce").uses_teacher
+    assert parse_objective("ce", {"row_weight": "label_noise"}).uses_teacher
+
+
+def test_c_auto_is_searched_outside_and_bound() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    objective = parse_objective("sel_corrected", {"c": "auto"})
+    assert objective.search == {"c": SEARCH["c"]}
+    with pytest.raises(ValueError, match="c is auto"):
+        objective(student_BC, teacher_BC, labels_B)
+    bound = objective.bind(c=0.3)
+    assert bound.search == {}
+    want_B = parse_objective("sel_corrected", {"c": 0.3})(student_BC, teacher_BC, labels_B)
+    assert torch.equal(bound(student_BC, teacher_BC, labels_B), want_B)
+    with pytest.raises(ValueError, match="is not auto"):
+        bound.bind(c=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("kdd", {}, "did you mean 'kd'"),
+        ("kd+ce", {}, "'kd' has no weight in a sum"),
+        ("kd:1 + kd:2", {}, "stands twice"),
+        ("kd:heavy", {}, "is a number"),
+        ("kd", {"temprature": 3}, "did you mean 'temperature'"),
+        ("kd", {"temperature": 0}, "above 0"),
+        ("kd", {"temperature": "nan"}, "is a number"),
+        ("kd", {"preset": "imagnet"}, "did you mean 'imagenet'"),
+        ("kd", {"rld.beta": 1}, "unknown term 'rld'"),
+        ("kd", {"row_weight": "confidance"}, "did you mean 'confidence'"),
+        ("kd", {"temperature_rule": "hard"}, "known: difficulty"),
+        ("kd", {"standardise": "maybe"}, "is 1 or 0"),
+        ("redistill", {"orientation": "up"}, "one of teacher_first, student_first"),
+        ("kd:1 + ce:1", {"ce_weight": 1}, "belongs to a recipe"),
+        ("kd:1 + ce:1", {"weight": 1}, "weight of which term"),
+        ("gce", {"q": 2}, "between 0 and 1"),
+    ],
+)
+def test_mistakes_are_named(text: str, settings: dict[str, str | float], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_objective(text, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_unlabelled_rows_get_nothing_from_terms_that_need_a_label() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    student_BC.requires_grad_()
+    labels_B[2] = -1
+    for name in LOSSES:
+        objective = parse_objective(f"{name}:1")
+        rows_B = objective(student_BC, teacher_BC, labels_B)
+        assert rows_B.isfinite().all()
+        if "labels" in objective.needs:
+            assert rows_B[2] == 0.0
+    kd_B = parse_objective("kd")(student_BC, teacher_BC, labels_B)
+    assert kd_B[2] == parse_objective("kd:0.9")(student_BC, teacher_BC, labels_B)[2]
+
+
+def test_rld_abstains_and_says_how_often() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    labels_B = teacher_BC.argmax(1)
+    objective = parse_objective("rld:1")
+    known_B = torch.tensor([True, False, True, False, True, True])
+    labels_B[3] = -1
+    rows_B = objective(student_BC, teacher_BC, labels_B, StepContext(label_in_head_B=known_B))
+    alone_B = parse_objective("rld:1", {"beta": 0})(student_BC, teacher_BC, labels_B)
+    assert rows_B[1] == alone_B[1]
+    assert (rows_B - alone_B)[[0, 2]].gt(0).all()
+    assert objective.notes() == {"rld_rows": 5, "rld_rows_abstained": 1}
+    assert objective.notes() == {}
+
+
+def test_a_teacher_may_be_a_function_of_the_temperature() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    asked: list[float] = []
+
+    def teacher(temperature: float) -> Tensor:
+        asked.append(temperature)
+        return teacher_BC
+
+    objective = parse_objective("kd:1 + redistill:1 + gjs:1 + ce:1")
+    got_B = objective(student_BC, teacher, labels_B)
+    assert asked == [4.0, 1.0]
+    assert torch.equal(got_B, objective(student_BC, teacher_BC, labels_B))
+
+
+def test_taid_moves_to_the_teacher_with_the_epochs() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    objective = parse_objective("taid")
+    values = [
+        float(objective(student_BC, teacher_BC, labels_B, StepContext(epoch=epoch, num_epochs=5)).mean())
+        for epoch in range(1, 6)
+    ]
+    assert values == sorted(values)
+    last_B = objective(student_BC, teacher_BC, labels_B, StepContext(epoch=5, num_epochs=5))
+    torch.testing.assert_close(last_B, parse_objective("kd:1", {"temperature": 1})(student_BC, teacher_BC, labels_B))
+
+
+def test_row_rules_enter_the_loss_as_computed_alone() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    plain_B = parse_objective("kd:1")(student_BC, teacher_BC, labels_B)
+    weight_B = row_weights("confidence", student_BC, teacher_BC, labels_B, {})
+    weighted_B = parse_objective("kd:1", {"row_weight": "confidence"})(student_BC, teacher_BC, labels_B)
+    torch.testing.assert_close(weighted_B, plain_B * weight_B)
+
+    temperature_B = row_temperatures("difficulty", student_BC, teacher_BC, 4.0, {})
+    want_B = LOSSES["kd"].fn(student_BC, teacher_BC, labels_B, temperature=temperature_B)
+    got_B = parse_objective("kd:1", {"temperature_rule": "difficulty"})(student_BC, teacher_BC, labels_B)
+    torch.testing.assert_close(got_B, want_B)
+
+
+def test_a_row_weight_touches_only_the_terms_it_is_about() -> None:
+    kd, ce = parse_objective("kd", {"row_weight": "confidence"}).terms
+    assert (kd.row_weight, ce.row_weight) == ("confidence", "")
+    kd, ce = parse_objective("kd", {"row_weight": "label_noise"}).terms
+    assert (kd.row_weight, ce.row_weight) == ("", "label_noise")
+    kd, ce = parse_objective("kd", {"row_weight": "paced", "paced_a": 2}).terms
+    assert kd.row_options["paced_a"] == ce.row_options["paced_a"] == 2.0
+    assert parse_objective("kd", {"kd.row_weight": "label_noise"}).terms[0].row_weight == "label_noise"
+
+
+def test_half_precision_is_raised_and_autocast_changes_nothing() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    objective = parse_objective("rld:1 + sel_corrected:1")
+    half_B = objective(student_BC.bfloat16(), teacher_BC.half(), labels_B)
+    assert half_B.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside_B = objective(student_BC, teacher_BC, labels_B)
+    assert torch.equal(inside_B, objective(student_BC, teacher_BC, labels_B))

@@ -150,6 +150,7 @@ def test_attributes_round_trip(encoding: Encoding) -> None:
         {"kind": "topk", "num_classes": 10},
         {"kind": "topk", "num_classes": 10, "top_k": 2, "tail_bits": 2},
         {"kind": "topk+tail", "num_classes": 10, "top_k": 2},
+        {"kind": "topk+tail", "num_classes": 10, "top_k": 2, "tail_bits": 5},
         {"kind": "dense", "num_classes": 10, "bits": 4},
         {"kind": "dense", "num_classes": 10, "top_k": 3},
         {"kind": "dense", "num_classes": 1},

@@ -1,28 +1,21 @@
-"""Values off the disk through zarr; files are looked at before anything of their declared size is allocated."""
+"""Values off the disk through zarr; files are looked at before what they declare is allocated."""
 
 import math
 import os
 import struct
 from pathlib import Path
-
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from stores.documents import (
-    Document,
-    Layout,
-    array_document,
-    check_array,
-    codec_layout,
-    file_name,
-    raw_sha256,
-)
+from stores.documents import Document, array_document, check_array, codec_layout, raw_sha256
 from stores.files import open_storage, regular_file
+from stores.layout import Layout, file_name
 from stores.schema import MAX_BLOCK_BYTES, ArraySpec, StoreError
 
+REMEDY = "fetch it again, or remove the cell's commit and run the command that wrote it again"
 CRC_BYTES = 4
 BLOSC_HEADER_BYTES = 16
 INDEX_ENTRY = struct.Struct("<QQ")
@@ -30,7 +23,12 @@ BLOSC_HEADER = struct.Struct("<4xIII")  # decoded bytes, block size, encoded byt
 
 
 def open_array(root: Path, folder: str, *, write: bool = False) -> "zarr.Array[Any]":
-    """zarr's array at `folder`; its document must have been checked before."""
+    """zarr's array at `folder`; its document must have been checked before.
+
+    Always with a pipeline of zarr's own: others are known to bypass our storage and to write torn files.
+    """
+    if not str(zarr.config.get("codec_pipeline.path")).startswith("zarr."):
+        zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"})
     array = zarr.open_array(
         open_storage(root, write=write), path=folder, mode="r+" if write else "r", zarr_format=3
     )

@@ -7,16 +7,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from stores.documents import (
-    Document,
-    Layout,
-    array_document,
-    block_layout,
-    cell_layout,
-    little_endian,
-    read_document,
-    read_sealed,
-)
+from stores.blocks import REMEDY, check_file
+from stores.documents import Document, array_document, little_endian, read_document, read_sealed
+from stores.layout import Layout, block_layout, cell_layout, file_name
 from stores.schema import (
     CELL_ARRAYS,
     MAX_CLASSES,
@@ -37,6 +30,50 @@ def checksum_value(rows: np.ndarray) -> int:
 def commit_value(checksums: np.ndarray) -> int:
     """What `committed` holds for a cell with these checksums: their crc32c, never 0."""
     return checksum_value(checksums.astype("<u4")) or 1
+
+
+def encoded(values: np.ndarray) -> bytes:
+    """The file of one cell of `committed` or `checksum`: little-endian values, then their crc32c."""
+    raw = little_endian(values.astype(np.uint32)).tobytes()
+    return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+
+
+def read_cells(root: Path, folder: str, layout: Layout) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
+    """All cells of `committed` or `checksum`, 0 where there is no file.
+
+    Only files that exist are visited: what a document declares costs nothing. (zarr reads these files too;
+    one by one it can name the cell that is damaged.)
+
+    Returns:
+        Values, and the damaged cells with what is wrong.
+    """
+    values = np.zeros(layout.shape, dtype=np.uint32)
+    problems = []
+    for view in _numbers(root, root / folder / "c", layout.shape[0]):
+        for block in _numbers(root, root / folder / "c" / str(view), layout.shape[1]):
+            position = (view, block, *(0 for _ in layout.shape[2:]))
+            try:
+                check_file(root, folder, position, layout)
+                data = (root / folder / file_name(position)).read_bytes()
+            except (StoreError, OSError) as error:
+                problems.append((view, block, str(error)))
+                continue
+            values[view, block] = np.frombuffer(data[:-4], dtype="<u4").reshape(layout.shape[2:])
+            if encoded(values[view, block]) != data:
+                path = root / folder / file_name(position)
+                problems.append((view, block, f"{path} is damaged: its crc32c does not match; {REMEDY}"))
+    return values, problems
+
+
+def _numbers(root: Path, folder: Path, stop: int) -> list[int]:
+    """Names in `folder` that are numbers below `stop`, in order."""
+    if not folder.exists():
+        return []
+    if not folder.resolve().is_relative_to(root):
+        raise StoreError(f"{folder} must lie inside the store, found a link; do not use this store")
+    names = [entry.name for entry in folder.iterdir()]
+    numbers = [int(name) for name in names if name.isdecimal() and len(name) < 20 and name == str(int(name))]
+    return sorted(number for number in numbers if number < stop)
 
 
 def array_plan(

@@ -63,7 +63,7 @@ def create_store(
         return
     with writing(str(path)):
         make_folders(path.absolute().parent)
-        remove_abandoned(path.absolute().parent)
+        remove_abandoned(path.absolute().parent, f".{path.name}.")
         if not build_folder(path, *plan):
             _check_same(path, plan)
 

@@ -6,106 +6,20 @@ codec, shape or fill value that this program would not have written is refused b
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stores.files import regular_file
+from stores.layout import Layout, static_layout
 from stores.schema import STATIC_DTYPES, ArraySpec, StoreError, check_name
 
 Document = dict[str, Any]
 
-SHARD_BYTES = 8 * 2**20  # blocks above this are sharded
-CHUNK_BYTES = 4 * 2**20
 MAX_DOCUMENT_BYTES = 64 * 2**20
 CHECKSUM_CODEC: Document = {"name": "crc32c"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How one array is cut into files: `block` per file, `chunk` per compressed piece of a file."""
-
-    shape: tuple[int, ...]
-    block: tuple[int, ...]
-    chunk: tuple[int, ...]
-    dtype: str
-    compressed: bool
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Decoded bytes of a piece."""
-        return math.prod(self.chunk) * int(np.dtype(self.dtype).itemsize)
-
-    @property
-    def num_chunks(self) -> int:
-        """Pieces in a file."""
-        return math.prod(self.block) // math.prod(self.chunk)
-
-    @property
-    def sharded(self) -> bool:
-        """True when a file holds several pieces and their index."""
-        return self.block != self.chunk
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Number of files along each dimension."""
-        return tuple(-(-size // step) for size, step in zip(self.shape, self.block, strict=True))
-
-    def files(self) -> Iterator[tuple[int, ...]]:
-        """Grid positions of all files, one by one (a hostile grid may be endless)."""
-        strides = [math.prod(self.grid[axis + 1 :]) for axis in range(len(self.grid))]
-        for flat in range(math.prod(self.grid)):
-            yield tuple(flat // stride % count for stride, count in zip(strides, self.grid, strict=True))
-
-
-def file_name(position: tuple[int, ...]) -> str:
-    """Path of a file below its array's folder."""
-    return "/".join(("c", *map(str, position)))
-
-
-def block_layout(
-    num_views: int, num_examples: int, block_rows: int, row_shape: tuple[int, ...], dtype: str
-) -> Layout:
-    """Layout of a row array: one file per (view, block), cut into pieces of some megabytes when large."""
-    padded = -(-num_examples // block_rows) * block_rows
-    row_bytes = math.prod(row_shape) * int(np.dtype(dtype).itemsize)
-    rows = block_rows
-    if block_rows * row_bytes > SHARD_BYTES:
-        most = max(1, CHUNK_BYTES // row_bytes)
-        rows = next(
-            block_rows // d
-            for d in range(1, block_rows + 1)
-            if block_rows % d == 0 and block_rows // d <= most
-        )
-    return Layout(
-        shape=(num_views, padded, *row_shape),
-        block=(1, block_rows, *row_shape),
-        chunk=(1, rows, *row_shape),
-        dtype=dtype,
-        compressed=True,
-    )
-
-
-def static_layout(shape: tuple[int, ...], dtype: str) -> Layout:
-    """Layout of an array that is written once and read whole: pieces of a few megabytes of leading rows."""
-    if not shape:
-        return Layout(shape=(), block=(), chunk=(), dtype=dtype, compressed=True)
-    row_bytes = math.prod(shape[1:]) * int(np.dtype(dtype).itemsize)
-    rows = max(1, min(shape[0], CHUNK_BYTES // max(1, row_bytes)))
-    chunk = (rows, *shape[1:])
-    return Layout(shape=shape, block=chunk, chunk=chunk, dtype=dtype, compressed=True)
-
-
-def cell_layout(num_views: int, num_blocks: int, row_shape: tuple[int, ...]) -> Layout:
-    """Layout of `committed` and `checksum`: one tiny file per cell, so that a commit is one atomic rename."""
-    chunk = (1, 1, *row_shape)
-    return Layout(
-        shape=(num_views, num_blocks, *row_shape), block=chunk, chunk=chunk, dtype="uint32", compressed=False
-    )
 
 
 def array_document(
@@ -118,11 +32,12 @@ def array_document(
         to_bytes["configuration"] = {"endian": "little"}
     chain = [to_bytes, CHECKSUM_CODEC]
     if layout.compressed:
+        shuffle = "noshuffle" if itemsize == 1 and layout.dtype != "bool" else spec.shuffle
         settings = {
             "typesize": itemsize,
             "cname": "zstd",
-            "clevel": 1,
-            "shuffle": spec.shuffle,
+            "clevel": spec.level,
+            "shuffle": shuffle,
             "blocksize": 0,
         }
         chain = [to_bytes, {"name": "blosc", "configuration": settings}, CHECKSUM_CODEC]
@@ -281,7 +196,7 @@ def codec_layout(document: Document, layout: Layout, path: Path) -> Layout:
             f"found {_short(document.get('codecs'))}; do not use this store"
         )
 
-    codecs = document.get("codecs")
+    codecs: Any = document.get("codecs")
     chunk = layout.block
     try:
         if isinstance(codecs, list) and len(codecs) == 1 and codecs[0].get("name") == "sharding_indexed":
@@ -289,7 +204,12 @@ def codec_layout(document: Document, layout: Layout, path: Path) -> Layout:
             chunk = tuple(inner["chunk_shape"])
             codecs = inner["codecs"]
         shuffle = codecs[1]["configuration"]["shuffle"] if codecs[1]["name"] == "blosc" else "shuffle"
-        if shuffle not in ("shuffle", "bitshuffle", "noshuffle"):
+        level = codecs[1]["configuration"]["clevel"] if codecs[1]["name"] == "blosc" else 1
+        if (
+            shuffle not in ("shuffle", "bitshuffle", "noshuffle")
+            or type(level) is not int
+            or not 0 <= level <= 9
+        ):
             raise refuse()
         if len(chunk) != len(layout.block) or not all(
             type(size) is int and 0 < size <= whole and whole % size == 0
@@ -303,7 +223,7 @@ def codec_layout(document: Document, layout: Layout, path: Path) -> Layout:
             dtype=layout.dtype,
             compressed=layout.compressed,
         )
-        spec = ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="", doc="", shuffle=shuffle)
+        spec = ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="", doc="", shuffle=shuffle, level=level)
         if array_document(cut, spec, ())["codecs"] != document["codecs"]:
             raise refuse()
     except (TypeError, KeyError, IndexError, AttributeError) as error:

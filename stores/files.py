@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -22,8 +24,10 @@ from stores.schema import StoreError
 
 PARTIAL = ".partial"
 STALE_SECONDS = 6 * 3600
+_PARTIAL_NAME = re.compile(r"\..+\.([0-9a-f]{12})-([0-9]{1,10})-[0-9a-f]{8}\.partial")
 
 
+@functools.cache
 def _machine() -> str:
     """Short id of the machine (and process namespace) whose process ids we can check."""
     parts = [socket.gethostname()]
@@ -40,27 +44,24 @@ def partial_path(path: Path) -> Path:
 
 def is_abandoned(partial: Path) -> bool:
     """True when the process that was building `partial` is gone, or (elsewhere) has been silent for hours."""
-    machine, _, rest = partial.name.removesuffix(PARTIAL).rpartition(".")[2].partition("-")
-    pid = rest.partition("-")[0]
-    if machine == _machine() and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+    match = _PARTIAL_NAME.fullmatch(partial.name)
+    if match is None:
         return False
     try:
+        if match[1] == _machine():
+            os.kill(int(match[2]), 0)
         return time.time() - partial.lstat().st_mtime > STALE_SECONDS
+    except (ProcessLookupError, OverflowError):
+        return True
     except OSError:
         return False
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, prefix: str = ".") -> None:
     """Remove what killed writers left in `folder` (not below it); never what a live writer is building."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if entry.name.endswith(PARTIAL) and is_abandoned(Path(entry.path)):
+            if entry.name.startswith(prefix) and is_abandoned(Path(entry.path)):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
@@ -90,6 +91,27 @@ def make_folders(folder: Path) -> None:
 
 def write_file(path: Path, data: Any) -> None:
     """Replace `path` by `data` so that a crash leaves the old file or the new one, never a torn one."""
+    with _written(path, data) as partial:
+        partial.replace(path)
+
+
+def claim_file(path: Path, data: bytes) -> bool:
+    """Write `path` if nobody has; False, and nothing written, when it is there already."""
+    with _written(path, data) as partial:
+        try:
+            path.hardlink_to(partial)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            if path.exists():
+                return False
+            partial.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: Any) -> Iterator[Path]:
+    """A durable file with `data` beside `path`, to be renamed; the folder is made durable afterwards."""
     make_folders(path.parent)
     partial = partial_path(path)
     try:
@@ -97,10 +119,9 @@ def write_file(path: Path, data: Any) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
+        yield partial
+    finally:
         partial.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -142,8 +163,8 @@ def writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write {what}: {error.strerror or error}; nothing committed is lost: free space or fix the "
-            "folder's permissions, then run the same command again"
+            f"cannot write {what}: {error.strerror or error}; nothing committed is lost: free space or "
+            "fix the folder's permissions, then run the same command again"
         ) from error
 
 

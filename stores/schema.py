@@ -14,7 +14,8 @@ FORMAT = "teacher-logit-store"
 VERSION = 1
 
 MAX_EXAMPLES = 2**40
-MAX_VIEWS = 2**24
+MAX_VIEWS = 2**20
+MAX_CELLS = 2**24
 MAX_CLASSES = 2**31
 MAX_BLOCK_BYTES = 2**30  # of one array, decoded
 MAX_BLOCK_ROWS = 131_072
@@ -36,7 +37,7 @@ class StoreError(ValueError):
     """
 
     def __init__(self, message: str, *, array: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
         self.array = array
 
 
@@ -65,7 +66,8 @@ class ArraySpec:
     """One line of the format: what an array of this name holds.
 
     `row_dims` are the dimensions after (view, example). "answer" is "kept" in a store with `index` and
-    "class" in a dense one.
+    "class" in a dense one. `shuffle` and `level` are what compressed real answers best at a good speed; a
+    reader takes any.
     """
 
     row_dims: tuple[str, ...]
@@ -73,6 +75,7 @@ class ArraySpec:
     unit: str
     doc: str
     shuffle: str = "shuffle"
+    level: int = 1
 
 
 ROW_ARRAYS: dict[str, ArraySpec] = {
@@ -83,27 +86,34 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
         row_dims=("answer",),
         dtypes=FLOATS,
         unit="nat",
+        level=5,
         doc="natural log-probability at temperature 1 over all classes",
     ),
     "log_prob_code": ArraySpec(
         row_dims=("answer",),
         dtypes=("uint8",),
         unit="code",
-        doc="log-probability as log_prob_floor + code * log_prob_scale",
+        doc="log-probability: with log_prob_floor, floor + code * log_prob_scale; else gaps of a sorted head",
     ),
-    "log_prob_scale": ArraySpec(row_dims=(), dtypes=FLOATS, unit="nat", doc="step of log_prob_code"),
-    "log_prob_floor": ArraySpec(row_dims=(), dtypes=FLOATS, unit="nat", doc="value of log_prob_code 0"),
+    "log_prob_scale": ArraySpec(
+        row_dims=(), dtypes=FLOATS, unit="nat", shuffle="bitshuffle", doc="step of log_prob_code"
+    ),
+    "log_prob_floor": ArraySpec(
+        row_dims=(), dtypes=FLOATS, unit="nat", shuffle="bitshuffle", doc="value of log_prob_code 0"
+    ),
     "logit": ArraySpec(row_dims=("class",), dtypes=FLOATS, unit="raw logit", doc="the teacher's raw logits"),
     "logsumexp": ArraySpec(
         row_dims=(),
         dtypes=("float32",),
         unit="raw logit",
+        shuffle="bitshuffle",
         doc="logsumexp of the raw logits of all classes; log-probability + logsumexp = raw logit",
     ),
     "log_tail_mass": ArraySpec(
         row_dims=(),
         dtypes=FLOATS,
         unit="nat",
+        shuffle="bitshuffle",
         doc="natural log of the probability at temperature 1 of all classes that index does not name",
     ),
     "label_log_prob": ArraySpec(
@@ -119,12 +129,8 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
         row_dims=("tail_byte",),
         dtypes=("uint8",),
         unit="packed bits",
-        shuffle="noshuffle",
-        doc="residual of every class that index does not name, in class order, 1 to 4 bits each",
+        doc="what the teacher's tail constants leave over of the classes that index does not name",
     ),
-    "tail_scale": ArraySpec(row_dims=(), dtypes=FLOATS, unit="nat", doc="scale of the row's tail residuals"),
-    "tail_mean": ArraySpec(row_dims=(), dtypes=FLOATS, unit="nat", doc="centre of the row's tail residuals"),
-    "tail_shift": ArraySpec(row_dims=(), dtypes=FLOATS, unit="nat", doc="shift of the row's tail logits"),
     "mask": ArraySpec(
         row_dims=(), dtypes=("bool",), unit="bool", doc="true where the teacher serves the row"
     ),
@@ -164,12 +170,27 @@ CELL_ARRAYS: dict[str, ArraySpec] = {
     ),
 }
 
-CONSTANT = ArraySpec(
-    row_dims=(), dtypes=STATIC_DTYPES, unit="see encoding", doc="constant of the encoding, same for every row"
-)
+CONSTANTS: dict[str, str] = {
+    "tail_matrix": "linear map from a row's head to the logits of its tail, per fold",
+    "tail_factor": "second factor of tail_matrix when it is of low rank, per fold",
+    "tail_bias": "what tail_matrix is added to, per fold",
+    "tail_gauge": "how a row's head is centred and clipped before tail_matrix",
+    "tail_basis": "directions in which the tail's residual is coded, per fold",
+    "tail_scale": "size of the residual along each direction, per fold",
+    "tail_width": "bits of the residual along each direction, per fold",
+    "tail_levels": "values that the codes of tail_code stand for",
+}
+
 PROBE = ArraySpec(
     row_dims=(), dtypes=STATIC_DTYPES, unit="hash", doc="evidence that a replayed view is the same"
 )
+
+
+def constant_spec(name: str) -> ArraySpec:
+    """What a constant of this name holds; a constant that the format does not know is the encoding's affair."""
+    doc = CONSTANTS.get(name, "constant of the encoding, the same for every row")
+    return ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="see encoding", doc=doc)
+
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
@@ -187,7 +208,7 @@ def check_name(name: object, what: str) -> str:
 def check_row_arrays(
     arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object]
 ) -> None:
-    """Raise StoreError unless every array is known, well-typed and agrees with the encoding and the others."""
+    """Raise StoreError unless each array is known, well-typed and agrees with the encoding and the others."""
     if not arrays:
         raise StoreError("a teacher needs at least one array per row, found none; pass arrays")
     sizes: dict[str, tuple[int, str]] = {"class": (num_classes, "dataset.num_classes")}
@@ -234,12 +255,17 @@ def default_block_rows(num_examples: int, arrays: Mapping[str, RowArray]) -> int
     return min(rows, num_examples)
 
 
-def check_block_rows(block_rows: object, num_examples: int, arrays: Mapping[str, RowArray]) -> int:
-    """Return `block_rows` when a block of it fits the format's bounds, else raise StoreError."""
-    if not isinstance(block_rows, int) or not 1 <= block_rows <= min(num_examples, MAX_BLOCK_ROWS):
+def check_block_rows(
+    block_rows: object, num_examples: int, num_views: int, arrays: Mapping[str, RowArray]
+) -> int:
+    """Return `block_rows` when blocks of it fit the format's bounds, else raise StoreError."""
+    if type(block_rows) is not int or not 1 <= block_rows <= min(num_examples, MAX_BLOCK_ROWS):
         raise StoreError(
             f"block_rows must be 1 to {min(num_examples, MAX_BLOCK_ROWS)}, found {block_rows}; leave it out"
         )
+    cells = num_views * -(-num_examples // block_rows)
+    if cells > MAX_CELLS:
+        raise StoreError(f"a teacher must have at most {MAX_CELLS} cells, found {cells}; use more block_rows")
     for name, array in arrays.items():
         if block_rows * array.row_bytes > MAX_BLOCK_BYTES:
             raise StoreError(

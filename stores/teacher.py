@@ -7,17 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from stores.blocks import check_file, check_memory, open_array, read_into, read_static
-from stores.cells import array_plan, checksum_value, commit_value, declared_arrays, load_teacher
-from stores.documents import Layout, check_array, codec_layout, raw_sha256
+from stores.blocks import REMEDY, check_file, check_memory, open_array, read_into, read_static
+from stores.cells import (
+    array_plan,
+    checksum_value,
+    commit_value,
+    declared_arrays,
+    load_teacher,
+    read_cells,
+)
+from stores.documents import check_array, codec_layout, raw_sha256
+from stores.layout import Layout, file_name
 from stores.schema import (
     CELL_ARRAYS,
-    CONSTANT,
     RowArray,
     StoreError,
     check_block_rows,
     check_row_arrays,
+    constant_spec,
 )
+
+Fault = tuple[str, int | None, int | None, str]  # array, view, block, message
 
 READ_BYTES = 4 * 2**20  # one call of zarr reads at least this, so that its threads have work
 
@@ -45,7 +55,8 @@ class Teacher:
         own = self._documents[""]["attributes"]
         self.identity: dict[str, Any] = own["identity"]
         self.encoding: dict[str, Any] = own["encoding"]
-        self.folds: dict[str, Any] | None = own["folds"]
+        self.folds: dict[str, Any] | None = own.get("folds")
+        self._cells_sha256 = own.get("cells_sha256")
         self.fidelity: dict[str, Any] = own["fidelity"]
         self.summary: dict[str, Any] = own["summary"]
         self.complete: bool = own["complete"]
@@ -54,13 +65,16 @@ class Teacher:
         check_row_arrays(
             self.row_arrays, num_classes=attributes["dataset"]["num_classes"], encoding=self.encoding
         )
-        self.block_rows = check_block_rows(own["block_rows"], self.num_examples, self.row_arrays)
+        self.block_rows = check_block_rows(
+            own["block_rows"], self.num_examples, self.num_views, self.row_arrays
+        )
         self.num_blocks = -(-self.num_examples // self.block_rows)
         self._layouts = {name: self._checked_layout(name) for name in (*self.arrays, *CELL_ARRAYS)}
         if not self.complete and not allow_incomplete:
+            missing, total = int((self._cells[0] == 0).sum()), self.num_views * self.num_blocks
             raise StoreError(
-                f"{self._where}: teacher is unfinished ({len(self.uncommitted())} of {self.num_views * self.num_blocks} "
-                "cells to go); run the command that writes it again"
+                f"{self._where}: teacher is unfinished ({missing} of {total} cells to go); run the "
+                "command that writes it again"
             )
 
     @property
@@ -70,7 +84,9 @@ class Teacher:
 
     def constant(self, name: str) -> np.ndarray:
         """One array that belongs to the encoding and not to a row."""
-        return read_static(self._root, f"teachers/{self.name}/{name}", self._documents[name], CONSTANT)
+        return read_static(
+            self._root, f"teachers/{self.name}/{name}", self._documents[name], constant_spec(name)
+        )
 
     def constants(self) -> dict[str, np.ndarray]:
         """All arrays that belong to the encoding and not to a row, by name."""
@@ -126,15 +142,14 @@ class Teacher:
             Row ids [R] and arrays [R, *row_shape] by name.
         """
         names = self._names(names)
-        per_block = self.block_rows * (8 + sum(self.row_arrays[name].row_bytes for name in names))
-        group = (
-            memory_budget // (2 * per_block) - 1
-            if memory_budget < 2 * (self.num_blocks + 1) * per_block
-            else self.num_blocks
-        )
+        widest = max(self.row_arrays[name].row_bytes for name in names)
+        row_bytes = 16 + sum(self.row_arrays[name].row_bytes for name in names)
+        decoding = 2 * widest * self.block_rows
+        per_block = (2 * row_bytes + widest) * self.block_rows  # given out, being built, and one array's pool
+        group = min((memory_budget - decoding) // per_block, self.num_blocks)
         if group < 1:
             raise StoreError(
-                f"{self._where}: a memory budget must hold {4 * per_block} bytes to shuffle blocks, "
+                f"{self._where}: shuffling blocks needs a memory budget of {decoding + per_block} bytes, "
                 f"found {memory_budget}; raise it"
             )
         rng = np.random.default_rng(seed)
@@ -150,21 +165,15 @@ class Teacher:
 
     def committed(self) -> np.ndarray:
         """Commits of all cells, uint32 [V, num_blocks], 0 = not there."""
-        return self._cells[0]
+        return self._sound_cells()[0]
 
     def uncommitted(self) -> list[tuple[int, int]]:
         """Cells (view, block) that are not there, in order."""
         return [(int(view), int(block)) for view, block in np.argwhere(self.committed() == 0)]
 
-    def check_commit(self, name: str, view: int, block: int) -> None:
-        """Raise StoreError unless the cell's own file of `committed` or `checksum` can be read."""
-        layout = self._layouts[name]
-        position = (view, block, *(0 for _ in layout.shape[2:]))
-        check_file(self._root, f"teachers/{self.name}/{name}", position, layout)
-        values = np.empty((1, 1, *layout.shape[2:]), dtype=np.uint32)
-        rest = tuple(slice(None) for _ in layout.shape[2:])
-        cell = (slice(view, view + 1), slice(block, block + 1), *rest)
-        read_into(self._open(name), cell, values, self._where / name)
+    def commit_faults(self) -> list[Fault]:
+        """Every commit that cannot be trusted."""
+        return self._cells[2]
 
     def _shuffled_group(
         self, view: int, blocks: list[int], names: Sequence[str], rng: np.random.Generator
@@ -201,34 +210,29 @@ class Teacher:
         return codec_layout(document, layout, where)
 
     @cached_property
-    def _cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """`committed` [V, blocks] and `checksum` [V, blocks, arrays], checked against each other."""
-        present = sum(1 for _ in (self._where / "committed").glob("c/*/*"))
-        if self.complete and present < self.num_views * self.num_blocks:
-            self._name_missing_commit()
-        check_memory(self.num_views * self.num_blocks * 4 * (1 + len(self.arrays)), str(self._where))
-        read = [self._read_cells(name) for name in ("committed", "checksum")]
-        committed, checksum = read
-        for view, block in np.argwhere(committed):
-            if commit_value(checksum[view, block]) != committed[view, block]:
-                raise StoreError(
-                    f"{self._where}: commit of view {view} block {block} does not match its checksums; "
-                    "fetch the store again"
-                )
-        if self.complete and raw_sha256(committed) != self._documents[""]["attributes"]["cells_sha256"]:
-            raise StoreError(
-                f"{self._where}: commits are not those of the finished teacher; fetch the store again"
-            )
+    def _cells(self) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
+        """`committed` [V, blocks], `checksum` [V, blocks, arrays] and what is wrong with them."""
+        prefix = f"teachers/{self.name}"
+        committed, damaged = read_cells(self._root, f"{prefix}/committed", self._layouts["committed"])
+        problems: list[Fault] = [("committed", *where) for where in damaged]
+        checksum, damaged = read_cells(self._root, f"{prefix}/checksum", self._layouts["checksum"])
+        problems += [("checksum", *where) for where in damaged if committed[where[:2]]]
+        known = {(view, block) for _, view, block, _ in problems}
+        for view, block in np.argwhere(committed).tolist():
+            if (view, block) not in known and commit_value(checksum[view, block]) != committed[view, block]:
+                fault = f"checksums of view {view} block {block} are not those committed"
+                problems.append(("checksum", view, block, f"{self._where}: {fault}; {REMEDY}"))
+        finished = self.complete and not problems and committed.all()
+        if finished and raw_sha256(committed) != self._cells_sha256:
+            fault = "commits are not those of the finished teacher"
+            problems.append(("committed", None, None, f"{self._where}: {fault}; fetch the store again"))
+        return committed, checksum, problems
+
+    def _sound_cells(self) -> tuple[np.ndarray, np.ndarray]:
+        committed, checksum, problems = self._cells
+        if problems:
+            raise StoreError(problems[0][3])
         return committed, checksum
-
-    def _read_cells(self, name: str) -> np.ndarray:
-        values = np.zeros(self._layouts[name].shape, dtype=np.uint32)
-        read_into(self._open(name), tuple(slice(None) for _ in values.shape), values, self._where / name)
-        return values
-
-    def _name_missing_commit(self) -> None:
-        for position in self._layouts["committed"].files():
-            check_file(self._root, f"teachers/{self.name}/committed", position, self._layouts["committed"])
 
     def _open(self, name: str) -> Any:
         if name not in self._opened:
@@ -240,9 +244,10 @@ class Teacher:
         if not 0 <= view < self.num_views:
             raise StoreError(f"{self._where}: view must be 0 to {self.num_views - 1}, found {view}")
         self.rows(block)
-        if self._cells[0][view, block] == 0:
+        if self._sound_cells()[0][view, block] == 0:
+            path = self._where / "committed" / file_name((view, block))
             raise StoreError(
-                f"{self._where}: view {view} block {block} is not committed; run the command that writes it again"
+                f"{path} is missing: the cell is not committed; run the command that writes it again"
             )
         for name in names:
             position = (view, block, *(0 for _ in self.row_arrays[name].row_shape))
@@ -270,6 +275,6 @@ class Teacher:
                 if found != self._cells[1][view, block, column]:
                     raise StoreError(
                         f"{self._where / name}: view {view} block {block} does not hold the rows that were "
-                        "committed; fetch the store again"
+                        f"committed; {REMEDY}"
                     )
         return out

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from stores.blocks import REMEDY
 from stores.reader import open_store
-from stores.schema import CELL_ARRAYS, StoreError
+from stores.schema import StoreError
 from stores.teacher import Teacher
 
 
@@ -58,33 +59,26 @@ def _teacher_problems(teacher: Teacher) -> Iterator[Problem]:
             teacher.constant(name)
         except StoreError as error:
             yield Problem(f"{prefix}/{name}", None, None, str(error))
-    try:
-        missing = set(teacher.uncommitted())
-    except StoreError as error:
-        found = list(_commit_problems(teacher))
-        yield from found or [Problem(f"{prefix}/committed", None, None, str(error))]
+    faults = teacher.commit_faults()
+    for array, at_view, at_block, message in faults:
+        yield Problem(f"{prefix}/{array}", at_view, at_block, message)
+    if faults:
         return
+    missing = set(teacher.uncommitted())
     if not teacher.complete:
         total = teacher.num_views * teacher.num_blocks
-        message = f"{prefix} is unfinished ({len(missing)} of {total} cells to go); run the command that writes it again"
-        yield Problem(prefix, None, None, message)
+        rest = f"({len(missing)} of {total} cells to go); run the command that writes it again"
+        yield Problem(prefix, None, None, f"{prefix} is unfinished {rest}")
     for view in range(teacher.num_views):
         for block in range(teacher.num_blocks):
             if (view, block) in missing:
+                if teacher.complete:
+                    yield Problem(
+                        f"{prefix}/committed", view, block, f"commit of the cell is missing; {REMEDY}"
+                    )
                 continue
             for name in teacher.arrays:
                 try:
                     teacher.block(view, block, [name])
                 except StoreError as error:
                     yield Problem(f"{prefix}/{name}", view, block, str(error))
-
-
-def _commit_problems(teacher: Teacher) -> Iterator[Problem]:
-    """Which cells have a damaged commit or checksum."""
-    for view in range(teacher.num_views):
-        for block in range(teacher.num_blocks):
-            for name in CELL_ARRAYS:
-                try:
-                    teacher.check_commit(name, view, block)
-                except StoreError as error:
-                    yield Problem(f"teachers/{teacher.name}/{name}", view, block, str(error))

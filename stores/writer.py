@@ -6,21 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from stores.blocks import open_array
-from stores.cells import array_plan, checksum_value, commit_value, load_teacher
+from stores.blocks import REMEDY, open_array
+from stores.cells import array_plan, checksum_value, commit_value, encoded, load_teacher
 from stores.create import build_folder, first_difference, static_array
 from stores.documents import Document, as_json, group_document, raw_sha256, sealed
-from stores.files import remove_abandoned, write_document, writing
+from stores.files import claim_file, remove_abandoned, write_document, write_file, writing
+from stores.layout import file_name
 from stores.reader import open_store
 from stores.schema import (
     CELL_ARRAYS,
-    CONSTANT,
     Cell,
     RowArray,
     StoreError,
     check_block_rows,
     check_name,
     check_row_arrays,
+    constant_spec,
     default_block_rows,
 )
 from stores.teacher import Teacher
@@ -75,8 +76,7 @@ class TeacherWriter:
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
         self._targets = {
-            key: open_array(self._root, f"teachers/{name}/{key}", write=True)
-            for key in (*self._arrays, *CELL_ARRAYS)
+            key: open_array(self._root, f"teachers/{name}/{key}", write=True) for key in self._arrays
         }
 
     def pending(self, part: int = 0, num_parts: int = 1) -> list[Cell]:
@@ -103,6 +103,7 @@ class TeacherWriter:
             StoreError: an array is missing or of another shape or dtype, the disk refuses, or another writer
                 has put other rows into this cell.
         """
+        cell = Cell(*cell)
         view, block = cell
         rows = self.rows(block)
         if not 0 <= view < self._store.num_views:
@@ -110,15 +111,20 @@ class TeacherWriter:
         self._check_rows(arrays, rows.stop - rows.start)
         checksums = np.array([checksum_value(arrays[name]) for name in sorted(self._arrays)], dtype=np.uint32)
         commit = commit_value(checksums)
-        if self._is_committed(cell, commit):
+        found = self._committed(cell)
+        if found == commit:
             return
+        if found:
+            raise self._disagreement(cell, "holds")
         with writing(f"view {view} block {block} of {self._where}"):
+            whole = slice(block * self.block_rows, (block + 1) * self.block_rows)
             for name, values in sorted(arrays.items()):
-                whole = slice(block * self.block_rows, (block + 1) * self.block_rows)
                 self._targets[name][view, whole] = self._padded(values)
-            self._targets["checksum"][view, block] = checksums
-            if not self._is_committed(cell, commit):
-                self._targets["committed"][view, block] = commit
+            write_file(self._where / "checksum" / file_name((view, block, 0)), encoded(checksums))
+            path = self._commit_path(cell)
+            if not claim_file(path, encoded(np.array([commit]))) and self._committed(cell) != commit:
+                path.unlink(missing_ok=True)  # nobody knows whose bytes lie there now
+                raise self._disagreement(cell, "was given")
 
     def finish(self, *, fidelity: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> None:
         """Declare the teacher complete and record what was measured.
@@ -138,9 +144,10 @@ class TeacherWriter:
         missing = teacher.uncommitted()
         if missing:
             total = self._store.num_views * self.num_blocks
+            first = f"first view {missing[0][0]} block {missing[0][1]}"
             raise StoreError(
-                f"{self._where}: cannot finish, {len(missing)} of {total} cells are not committed, first view "
-                f"{missing[0][0]} block {missing[0][1]}; run the command that writes it again"
+                f"{self._where}: cannot finish, {len(missing)} of {total} cells are not committed, {first}; "
+                "run the command that writes it again"
             )
         documents = load_teacher(self._root, self.name)
         done = {"complete": True, **measured, "cells_sha256": raw_sha256(teacher.committed())}
@@ -154,7 +161,9 @@ class TeacherWriter:
         for name in constants:
             if check_name(name, "constant") in {*self._arrays, *CELL_ARRAYS}:
                 raise StoreError(f"constant {name!r} has the name of an array per row; rename it")
-        statics = {name: static_array(name, values, CONSTANT) for name, values in constants.items()}
+        statics = {
+            name: static_array(name, values, constant_spec(name)) for name, values in constants.items()
+        }
         remove_abandoned(self._where.parent)
         if not self._where.exists():
             rows = (
@@ -162,7 +171,7 @@ class TeacherWriter:
                 if block_rows is None
                 else block_rows
             )
-            rows = check_block_rows(rows, self._store.num_examples, self._arrays)
+            rows = check_block_rows(rows, self._store.num_examples, self._store.num_views, self._arrays)
             top = {
                 **attributes,
                 "block_rows": rows,
@@ -200,8 +209,8 @@ class TeacherWriter:
             raise StoreError(
                 f"{self._where} is another teacher: {difference}; use another name or the same settings"
             )
-        for name in self._arrays if not has["complete"] else ():
-            for folder in (self._where / name / "c").glob("*"):
+        if not has["complete"]:
+            for folder in {partial.parent for partial in self._where.rglob("*.partial")}:
                 remove_abandoned(folder)
 
     def _check_rows(self, arrays: Mapping[str, np.ndarray], num_rows: int) -> None:
@@ -212,9 +221,8 @@ class TeacherWriter:
         for name, array in self._arrays.items():
             shape, found = (num_rows, *array.row_shape), arrays[name]
             if found.shape != shape or found.dtype != np.dtype(array.dtype):
-                raise StoreError(
-                    f"array {name} must be {array.dtype} {list(shape)}, found {found.dtype} {list(found.shape)}"
-                )
+                want = f"{array.dtype} {list(shape)}"
+                raise StoreError(f"array {name} must be {want}, found {found.dtype} {list(found.shape)}")
 
     def _padded(self, values: np.ndarray) -> np.ndarray:
         if len(values) == self.block_rows:
@@ -223,12 +231,23 @@ class TeacherWriter:
         padded[: len(values)] = values
         return padded
 
-    def _is_committed(self, cell: Cell, commit: int) -> bool:
-        """True when these very rows are committed; StoreError (and no commit) when other rows are."""
-        found = int(np.asarray(self._targets["committed"][cell.view, cell.block]))
-        if found not in (0, commit):
-            raise StoreError(
-                f"{self._where}: view {cell.view} block {cell.block} holds other rows than those to be written; "
-                "two writers disagree: use one teacher and one machine type, or another name"
-            )
-        return found == commit
+    def _committed(self, cell: Cell) -> int:
+        """The cell's commit, 0 when there is none."""
+        path = self._commit_path(cell)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return 0
+        value = int.from_bytes(data[:4], "little")
+        if data != encoded(np.array([value])):
+            raise StoreError(f"{path} is damaged; {REMEDY}")
+        return value
+
+    def _commit_path(self, cell: Cell) -> Path:
+        return self._where / "committed" / file_name(cell)
+
+    def _disagreement(self, cell: Cell, what: str) -> StoreError:
+        return StoreError(
+            f"{self._where}: view {cell.view} block {cell.block} {what} other rows than those to be written: "
+            "two writers disagree; use one teacher on one kind of machine, or another name; then run again"
+        )

@@ -5,35 +5,28 @@ strength of the ridge, the gauge of the features and whether there is a predicto
 KL of decoded rows that took no part in the equations. Memory: two [C, C] float64 matrices for each of two
 gauges plus the kept rows (up to 256 MiB); time: one symmetric eigenproblem of size C. Above 4,096 classes
 both give way to a low-rank form that is solved on the kept rows alone by conjugate gradients
-(`_fit_low_rank`): C = 21,841 with 6,000 kept rows takes about a minute and 2 GB.
+(`tail_low_rank`): C = 21,841 with 6,000 kept rows takes about a minute and 2 GB.
 
 Shape suffixes: B rows, C classes, K kept classes, R left-out rows, D inner dimension.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from pipeline.tail_basis import TailBasis
+from pipeline.tail_low_rank import FLOOR, LOW_RANK, Maps, fit_low_rank, regression_target
 from pipeline.tail_predictor import Gauge, TailPredictor, shift_to_mass
 
 DENSE_CLASSES = 4096
-LOW_RANK = 128
 MAX_BASIS = 1024
 KEPT_BYTES = 2**28
+BASIS_ROWS = 20_000
 TEMPERATURES = (1.0, 2.0, 4.0)
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the mean diagonal of the equations
-LOW_RANK_RIDGES = (0.1, 1.0, 10.0)
-_FLOOR = 40.0  # a logit further than this below the row's K-th counts as this far
 _USEFUL = 0.97  # of the uniform tail's KL; above it a predictor is dropped
-
-
-_Maps = tuple[Tensor, Tensor | None, Tensor]  # matrix [C, D], factor [D, C] or None (D = C), bias [C]
 
 
 @dataclass
@@ -61,20 +54,17 @@ class TailFit:
     Args:
         num_classes: C.
         top_k: K of the store.
-        tail_bytes: Bytes of coded residual per row; 0 for "topk".
-        gauge: Use this gauge instead of choosing one; fold teachers that are stacked must share it.
+        gauges: Choose among these instead of what the first rows suggest; fold teachers share theirs.
     """
 
-    def __init__(
-        self, num_classes: int, top_k: int, *, tail_bytes: int = 0, gauge: Gauge | None = None
-    ) -> None:
-        self.num_classes, self.top_k, self.tail_bytes = num_classes, top_k, tail_bytes
-        self._gauges: tuple[Gauge, ...] | None = None if gauge is None else (gauge,)
+    def __init__(self, num_classes: int, top_k: int, *, gauges: tuple[Gauge, ...] = ()) -> None:
+        self.num_classes, self.top_k, self.gauges = num_classes, top_k, gauges
         self._sums: list[_Sums] = []
         self._train: list[Tensor] = []
         self._left_out: list[Tensor] = []
         self._seen = 0
         self._kept_bytes = 0
+        self._fitted: tuple[int, TailPredictor | None] | None = None
 
     def update(self, logits_BC: Tensor, held_out_B: Tensor | None = None) -> None:
         """Adds rows.
@@ -93,21 +83,22 @@ class TailFit:
         self._train.append(kept[:room].cpu())
         self._left_out.append(left_out[: max(0, room // 4)].cpu())
         self._kept_bytes += 4 * self.num_classes * (len(self._train[-1]) + len(self._left_out[-1]))
-        if self.num_classes <= DENSE_CLASSES and len(kept):
-            best_BK, index_BK = torch.topk(kept, self.top_k, dim=1)
+        if not len(kept):
+            return
+        best_BK, index_BK = torch.topk(kept, self.top_k, dim=1)
+        self.gauges = self.gauges or _suggest_gauges(best_BK)
+        if self.num_classes <= DENSE_CLASSES:
             if not self._sums:
-                self._sums = [self._empty(gauge, kept.device) for gauge in self._choices(best_BK)]
-            target_BC = _target(kept, best_BK)
+                self._sums = [self._empty(gauge, kept.device) for gauge in self.gauges]
+            target_BC = regression_target(kept, best_BK)
             for sums in self._sums:
                 x_BC = torch.zeros_like(kept).scatter_(1, index_BK, sums.gauge.features(best_BK))
                 sums.add(x_BC, target_BC)
 
-    def _choices(self, best_BK: Tensor) -> tuple[Gauge, ...]:
-        if self._gauges is None:
-            limit = 4 * float(best_BK[torch.isfinite(best_BK)].abs().max().clamp(min=1.0))
-            spread = float((best_BK[:, 0] - best_BK[:, -1]).clamp(max=_FLOOR).mean())
-            self._gauges = (Gauge(limit=limit), Gauge(kth=1.0, offset=max(0.5 * spread, 0.1), limit=limit))
-        return self._gauges
+    def use_gauge(self, gauge: Gauge) -> None:
+        """Fits with this one of its gauges only: fold teachers that are stacked share one."""
+        self.gauges = (gauge,)
+        self._sums = [sums for sums in self._sums if sums.gauge == gauge]
 
     def _empty(self, gauge: Gauge, device: torch.device) -> _Sums:
         size = self.num_classes
@@ -115,56 +106,62 @@ class TailFit:
         line = torch.zeros((2, size), dtype=torch.float64, device=device)
         return _Sums(gauge, square[0], square[1], line[0], line[1])
 
-    def fit(self) -> TailPredictor | None:
-        """The best predictor by left-out KL; None when none beats a uniform tail and no residual is coded."""
+    def fit(self, tail_bytes: int = 0) -> TailPredictor | None:
+        """The best predictor by left-out KL.
+
+        Args:
+            tail_bytes: Bytes of a row's coded residual; 0 for "topk".
+
+        Returns:
+            On the CPU. None when none beats a uniform tail clearly and no residual is coded.
+        """
         nothing = torch.empty((0, self.num_classes))
         train, left_out = torch.cat([nothing, *self._train]), torch.cat([nothing, *self._left_out])
-        if len(train) < 2 or len(left_out) < 1 or self.top_k == self.num_classes:
-            return self._flat(train, left_out) if self.tail_bytes else None
+        if self._fitted is None or self._fitted[0] != self._seen:
+            best = self._best(train, left_out) if len(train) > 1 and len(left_out) else None
+            self._fitted = self._seen, best
+        predictor = self._fitted[1]
+        if not tail_bytes:
+            return predictor
+        if not len(train) or not len(left_out):
+            raise ValueError(
+                f"expected 8 or more rows to fit a tail code, found {self._seen}; raise --predictor-rows"
+            )
+        predictor = predictor or no_prediction(self.num_classes, self.gauges[0])
+        most = self.num_classes if self.num_classes <= DENSE_CLASSES else MAX_BASIS
+        train_residual = residual(train[:BASIS_ROWS], self.top_k, predictor)
+        left_out_residual = residual(left_out[:BASIS_ROWS], self.top_k, predictor)
+        basis = TailBasis.fit(train_residual, left_out_residual, tail_bytes, most)
+        return predictor.with_basis(basis)
+
+    def _best(self, train: Tensor, left_out: Tensor) -> TailPredictor | None:
+        if self.top_k == self.num_classes:
+            return None
         judge = _Judge(left_out, self.top_k)
-        best, best_score = None, 1.0 if self.tail_bytes else _USEFUL
+        best, best_score = None, _USEFUL
         if self.num_classes <= DENSE_CLASSES:
             candidates = [(sums.gauge, maps) for sums in self._sums for maps in _ridge_path(sums)]
         else:
-            gauge = self._choices(torch.topk(train[:1024], self.top_k, dim=1).values)[0]
-            candidates = [(gauge, maps) for maps in _fit_low_rank(train, self.top_k, gauge)]
+            gauge = self.gauges[0]
+            candidates = [(gauge, maps) for maps in fit_low_rank(train, self.top_k, gauge)]
         for gauge, (matrix, factor, bias) in candidates:
             predictor = TailPredictor(
                 matrix_FCD=matrix[None],
                 bias_FC=bias[None],
                 factor_FDC=None if factor is None else factor[None],
                 gauge=gauge,
-            )
+            ).to("cpu")
             score = judge.relative_kl(predictor)
             if score < best_score:
-                best, best_score = predictor.to("cpu"), score
-        if not self.tail_bytes:
-            return best
-        return self._flat(train, left_out) if best is None else self._with_basis(best, train, left_out)
+                best, best_score = predictor, score
+        return best
 
-    def _flat(self, train: Tensor, left_out: Tensor) -> TailPredictor:
-        """No prediction, only the coded residual."""
-        gauge = self._gauges[0] if self._gauges else Gauge()
-        return self._with_basis(no_prediction(self.num_classes, gauge), train, left_out)
 
-    def _with_basis(self, predictor: TailPredictor, train: Tensor, left_out: Tensor) -> TailPredictor:
-        if not len(train) or not len(left_out):
-            raise ValueError(
-                f"expected 8 or more rows to fit a tail code, found {self._seen}; raise --predictor-rows"
-            )
-        basis = TailBasis.fit(
-            residual(train[:20_000], self.top_k, predictor),
-            residual(left_out, self.top_k, predictor),
-            self.tail_bytes,
-            self.num_classes if self.num_classes <= DENSE_CLASSES else MAX_BASIS,
-        )
-        return TailPredictor(
-            matrix_FCD=predictor.matrix_FCD,
-            bias_FC=predictor.bias_FC,
-            factor_FDC=predictor.factor_FDC,
-            gauge=predictor.gauge,
-            basis=basis,
-        )
+def _suggest_gauges(best_BK: Tensor) -> tuple[Gauge, ...]:
+    """The teacher's own scale, and distances from the row's K-th."""
+    limit = 4 * float(best_BK[torch.isfinite(best_BK)].abs().max().clamp(min=1.0))
+    spread = float((best_BK[:, 0] - best_BK[:, -1]).clamp(max=FLOOR).mean())
+    return Gauge(limit=limit), Gauge(kth=1.0, offset=max(0.5 * spread, 0.1), limit=limit)
 
 
 def no_prediction(num_classes: int, gauge: Gauge) -> TailPredictor:
@@ -179,13 +176,6 @@ def no_prediction(num_classes: int, gauge: Gauge) -> TailPredictor:
     )
 
 
-def _target(logits_BC: Tensor, best_BK: Tensor) -> Tensor:
-    """What is regressed: logits clipped from below, zero mean in each row."""
-    floor_B1 = best_BK[:, -1:].clamp(min=-1e6) - _FLOOR
-    target_BC = torch.maximum(logits_BC, floor_B1)
-    return target_BC - target_BC.mean(1, keepdim=True)
-
-
 def residual(
     logits_BC: Tensor,
     top_k: int,
@@ -195,7 +185,7 @@ def residual(
 ) -> Tensor:
     """What the prediction leaves of the tail: zero in the head, zero mean in each row, float32 [B, C]."""
     best_BK, index_BK = torch.topk(logits_BC, top_k, dim=1) if head is None else head
-    floored_BC = torch.maximum(logits_BC, best_BK[:, -1:].clamp(min=-1e6) - _FLOOR)
+    floored_BC = torch.maximum(logits_BC, best_BK[:, -1:].clamp(min=-1e6) - FLOOR)
     residual_BC = floored_BC - predictor.predict(index_BK, best_BK, folds_B)
     tail_size = max(1, logits_BC.shape[1] - top_k)
     residual_BC.scatter_(1, index_BK, 0.0)
@@ -203,7 +193,7 @@ def residual(
     return residual_BC.scatter_(1, index_BK, 0.0)
 
 
-def _ridge_path(sums: _Sums) -> list[_Maps]:
+def _ridge_path(sums: _Sums) -> list[Maps]:
     """Maps for every ridge strength from one eigendecomposition: (matrix [C, C], None, bias [C])."""
     mean_x, mean_y = sums.x_C / sums.rows, sums.y_C / sums.rows
     xx = sums.xx_CC - sums.rows * torch.outer(mean_x, mean_x)
@@ -211,60 +201,11 @@ def _ridge_path(sums: _Sums) -> list[_Maps]:
     values, vectors = torch.linalg.eigh(xx)
     values, rotated = values.clamp(min=0), vectors.T @ xy
     typical = float(xx.diagonal().mean().clamp(min=1e-6))
-    path: list[_Maps] = []
+    path: list[Maps] = []
     for ridge in RIDGES:
         matrix = vectors @ (rotated / (values + ridge * typical)[:, None])
         path.append((matrix.float(), None, (mean_y - mean_x @ matrix).float()))
     return path
-
-
-def _fit_low_rank(train: Tensor, top_k: int, gauge: Gauge) -> list[_Maps]:
-    """Maps of rank at most LOW_RANK from kept rows: principal directions of the logits, then ridge by CG."""
-    best_BK, index_BK = torch.topk(train, top_k, dim=1)
-    feature_BK = gauge.features(best_BK)
-    target_BC = _target(train, best_BK)
-    bias = target_BC.mean(0)
-    target_BC -= bias
-    some = target_BC[:: max(1, len(target_BC) // 3000)]
-    values, left = torch.linalg.eigh((some @ some.T).double())
-    kept = (values > values[-1] * 1e-9).nonzero().squeeze(1)[-LOW_RANK:]
-    factor_DC = (left[:, kept] / values[kept].sqrt()).T.float() @ some
-    factor_DC = torch.nn.functional.pad(factor_DC, (0, 0, 0, LOW_RANK - len(factor_DC)))
-    target_BD = target_BC @ factor_DC.T
-    typical = float(feature_BK.square().sum()) / train.shape[1]
-
-    def gram(ridge: float, matrix_CD: Tensor) -> Tensor:
-        inner_BD = embedding_bag(index_BK, matrix_CD, per_sample_weights=feature_BK, mode="sum")
-        back_CD = _transpose_apply(index_BK, feature_BK, inner_BD, len(matrix_CD))
-        return back_CD + ridge * typical * matrix_CD
-
-    right = _transpose_apply(index_BK, feature_BK, target_BD, train.shape[1])
-    solved = [_conjugate_gradients(partial(gram, ridge), right) for ridge in LOW_RANK_RIDGES]
-    return [(matrix_CD, factor_DC, bias) for matrix_CD in solved]
-
-
-def _transpose_apply(index_BK: Tensor, weight_BK: Tensor, inner_BD: Tensor, num_classes: int) -> Tensor:
-    out = torch.zeros((num_classes, inner_BD.shape[1]), device=inner_BD.device)
-    for k in range(index_BK.shape[1]):
-        out.index_add_(0, index_BK[:, k], inner_BD * weight_BK[:, k : k + 1])
-    return out
-
-
-def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int = 30) -> Tensor:
-    """Solves apply(x) = right for every column, float32 [C, D]."""
-    solution, left_over = torch.zeros_like(right), right.clone()
-    direction, error = left_over.clone(), left_over.square().sum(0)
-    start = error.clone()
-    for _ in range(steps):
-        image = apply(direction)
-        length = error / (direction * image).sum(0).clamp(min=1e-30)
-        solution += length * direction
-        left_over -= length * image
-        before, error = error, left_over.square().sum(0)
-        if bool((error <= 1e-8 * start).all()):
-            break
-        direction = left_over + error / before.clamp(min=1e-30) * direction
-    return solution
 
 
 class _Judge:
@@ -280,7 +221,7 @@ class _Judge:
 
     def relative_kl(self, predictor: TailPredictor) -> float:
         """Mean over the temperatures of KL / KL of a uniform tail."""
-        ours = self._kl(predictor.to(self.logits.device).predict(self.index_RK, self.best_RK))
+        ours = self._kl(predictor.predict(self.index_RK, self.best_RK))
         return sum(a / max(b, 1e-12) for a, b in zip(ours, self.uniform, strict=True)) / len(ours)
 
     def _kl(self, shape_RC: Tensor) -> list[float]:

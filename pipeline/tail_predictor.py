@@ -88,6 +88,16 @@ class TailPredictor:
             basis=None if self.basis is None else self.basis.to(device),
         )
 
+    def with_basis(self, basis: TailBasis) -> "TailPredictor":
+        """The same prediction with coded residuals on top."""
+        return TailPredictor(
+            matrix_FCD=self.matrix_FCD,
+            bias_FC=self.bias_FC,
+            factor_FDC=self.factor_FDC,
+            gauge=self.gauge,
+            basis=basis,
+        )
+
     def predict(
         self,
         index_BK: Tensor,

@@ -1,0 +1,230 @@
+"""How much of what a teacher said survives its encoding, and which encoding is small and faithful enough.
+
+Fidelity is KL(teacher || decoded) times T^2 in nats, at each temperature, on rows that took no part in any
+fit.
+
+Shape suffixes: B batch, C classes, N rows of a sample.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.encoding import Encoding, decode, encode
+from pipeline.tail_fit import TailFit, mean_kl, no_prediction
+from pipeline.tail_predictor import Gauge, TailPredictor
+
+TEMPERATURES = (1.0, 2.0, 4.0)
+_CHUNK = 1024
+
+
+class PredictorFit:
+    """Streaming fit of the tail predictor of one teacher, or of a stack of fold teachers.
+
+    Args:
+        encoding: What the store will hold; dense encodings need no predictor.
+        num_folds: Fold teachers; 1 without cross-fitting.
+    """
+
+    def __init__(self, encoding: Encoding, *, num_folds: int = 1) -> None:
+        self.encoding, self.num_folds = encoding, num_folds
+        self._fits: dict[int, TailFit] = {}
+        self._gauges: tuple[Gauge, ...] = ()
+
+    def update(
+        self, logits_BC: Tensor, folds_B: Tensor | None = None, held_out_B: Tensor | None = None
+    ) -> None:
+        """Adds rows of the teacher's raw logits.
+
+        Args:
+            logits_BC: On any device.
+            folds_B: Fold of each row, when there are several.
+            held_out_B: Rows that only validate; every eighth when left out. Keep views of one example
+                together.
+        """
+        if self.encoding.kind == "dense":
+            return
+        if self.num_folds > 1 and folds_B is None:
+            raise ValueError(f"expected each row's fold among {self.num_folds}, found none; pass folds_B")
+        for fold in range(self.num_folds):
+            rows = torch.arange(len(logits_BC))
+            if folds_B is not None and self.num_folds > 1:
+                rows = (folds_B.cpu() == fold).nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            fit = self._fits.get(fold)
+            if fit is None:
+                fit = TailFit(self.encoding.num_classes, self.encoding.top_k, gauges=self._gauges)
+                self._fits[fold] = fit
+            rows = rows.to(logits_BC.device)
+            fit.update(logits_BC[rows], None if held_out_B is None else held_out_B.to(rows.device)[rows])
+            self._gauges = self._gauges or fit.gauges
+
+    def fit(self) -> TailPredictor | None:
+        """The predictor for `encode`, `decode` and the store's constants; None when it would not help."""
+        if not self._fits:
+            if self.encoding.kind == "topk+tail":
+                raise ValueError(
+                    "expected rows of logits to fit a tail code, found none; raise --predictor-rows"
+                )
+            return None
+        gauge = None
+        fitted: dict[int, TailPredictor | None] = {}
+        for fold, fit in self._fits.items():
+            if gauge is not None:
+                fit.use_gauge(gauge)
+            fitted[fold] = predictor = fit.fit(self.encoding.tail_bytes)
+            gauge = predictor.gauge if gauge is None and predictor is not None else gauge
+        found = [predictor for predictor in fitted.values() if predictor is not None]
+        if not found:
+            return None
+        if self.num_folds == 1:
+            return found[0]
+        spare = no_prediction(self.encoding.num_classes, found[0].gauge)
+        if found[0].basis is not None:
+            spare = spare.with_basis(found[0].basis)
+        return TailPredictor.stack([fitted.get(fold) or spare for fold in range(self.num_folds)])
+
+
+def fit_predictor(
+    logits_NC: Tensor,
+    encoding: Encoding,
+    *,
+    folds_N: Tensor | None = None,
+    num_folds: int = 1,
+    held_out_N: Tensor | None = None,
+) -> TailPredictor | None:
+    """`PredictorFit` of a sample that fits in memory; arguments as there, [N, C] and [N]."""
+    fit = PredictorFit(encoding, num_folds=num_folds)
+    for start in range(0, len(logits_NC), 4 * _CHUNK):
+        rows = slice(start, start + 4 * _CHUNK)
+        fit.update(
+            logits_NC[rows],
+            None if folds_N is None else folds_N[rows],
+            None if held_out_N is None else held_out_N[rows],
+        )
+    return fit.fit()
+
+
+def measure_fidelity(
+    logits_NC: Tensor,
+    labels_N: Tensor,
+    encoding: Encoding,
+    predictor: TailPredictor | None = None,
+    *,
+    temperatures: Sequence[float] = TEMPERATURES,
+    folds_N: Tensor | None = None,
+    tail: str = "predicted",
+) -> dict[str, Any]:
+    """Encodes and decodes rows and compares them with what the teacher said.
+
+    Args:
+        logits_NC: Raw logits of rows that the predictor was not fitted on.
+        labels_N: Class ids, -1 where a row has none.
+        encoding: What the store holds.
+        predictor: What it holds besides.
+        temperatures: Each gives a key, "1", "2.5", with KL T^2 in nats, and a "tail_mass_<T>".
+        folds_N: Fold of each row, for a stacked predictor.
+        tail: Tail rule.
+
+    Returns:
+        Those keys, `top1_agreement` (share of rows whose best class is the teacher's) and `num_rows`. A
+        tail mass is the teacher's mean probability, at that temperature, outside the stored classes (0 for
+        dense).
+    """
+    if not len(logits_NC):
+        raise ValueError("expected rows to measure fidelity on, found none; sample at least one")
+    totals: dict[str, float] = {}
+    for start in range(0, len(logits_NC), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        logits_BC, labels_B = logits_NC[rows].float(), labels_N[rows].to(logits_NC.device)
+        folds_B = None if folds_N is None else folds_N[rows]
+        stored = encode(logits_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B)
+        arrays = {name: torch.from_numpy(array).to(logits_BC.device) for name, array in stored.items()}
+        mine = None if predictor is None else predictor.to(logits_BC.device)
+        decoded_BC = decode(arrays, labels_B, encoding, predictor=mine, folds_B=folds_B, tail=tail)
+        outside_BC = torch.ones_like(logits_BC)
+        outside_BC = (
+            outside_BC.scatter_(1, arrays["index"].long(), 0) if "index" in arrays else outside_BC * 0
+        )
+        best_B = logits_BC.gather(1, decoded_BC.argmax(1, keepdim=True)).squeeze(1)
+        part = {"top1_agreement": float((best_B == logits_BC.amax(1)).float().mean())}
+        for temperature in temperatures:
+            part[f"{temperature:g}"] = mean_kl(logits_BC, decoded_BC, temperature)
+            mass_B = (torch.softmax(logits_BC / temperature, 1) * outside_BC).sum(1)
+            part[f"tail_mass_{temperature:g}"] = float(mass_B.mean())
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + value * len(logits_BC)
+    return {**{name: value / len(logits_NC) for name, value in totals.items()}, "num_rows": len(logits_NC)}
+
+
+def ladder(num_classes: int) -> list[Encoding]:
+    """What `choose_encoding` tries, the smallest first by `bytes_estimate`.
+
+    `topk` with K of 5, 10, 20 and 50, `topk+tail` with K of 10 and 20 and 1/8 to 3 bits a class, and dense
+    with 8, 16 and 32 bits, as far as C allows.
+    """
+    rungs = [Encoding(kind="dense", num_classes=num_classes, bits=bits) for bits in (8, 16, 32)]
+    for top_k in (5, 10, 20, 50):
+        if top_k < num_classes:
+            rungs.append(Encoding(kind="topk", num_classes=num_classes, top_k=top_k))
+    for top_k in (10, 20):
+        for tail_bits in (0.125, 0.25, 0.5, 1, 2, 3):
+            if 2 * top_k <= num_classes:
+                tail = Encoding(kind="topk+tail", num_classes=num_classes, top_k=top_k, tail_bits=tail_bits)
+                rungs.append(tail)
+    return sorted(rungs, key=bytes_estimate)
+
+
+def bytes_estimate(encoding: Encoding) -> float:
+    """Bytes of a row after compression, without keys: what decides between encodings."""
+    if encoding.kind == "dense":
+        return encoding.num_classes * encoding.bits / 8 * (1.0 if encoding.bits == 32 else 0.9) + 8
+    id_bits = (encoding.num_classes - 1).bit_length()
+    return encoding.top_k * (id_bits + 6.5) / 8 + encoding.tail_bytes + 7
+
+
+def choose_encoding(
+    logits_NC: Tensor,
+    labels_N: Tensor,
+    kl_budget: float,
+    temperatures: Sequence[float] = (1.0, 4.0),
+    *,
+    held_out_N: Tensor | None = None,
+) -> Encoding:
+    """The smallest encoding of the ladder whose KL T^2 stays within the budget at every temperature.
+
+    Args:
+        logits_NC: A sample of the teacher's raw logits; a quarter measures, the rest fits predictors.
+        labels_N: Class ids, -1 where a row has none.
+        kl_budget: Nats, compared with KL T^2.
+        temperatures: Where it must hold.
+        held_out_N: Rows that measure, in place of every fourth; keep views of one example together.
+
+    Returns:
+        The encoding; the lossless `dense` with 32 bits when nothing smaller will do.
+    """
+    if not kl_budget > 0:
+        raise ValueError(
+            f"expected a KL budget above 0 nats, found {kl_budget}; for exact answers use dense --bits 32"
+        )
+    if len(logits_NC) < 64:
+        raise ValueError(f"expected a sample of 64 rows or more, found {len(logits_NC)}; sample more rows")
+    if held_out_N is None:
+        held_out_N = torch.arange(len(logits_NC)) % 4 == 3
+    fits: dict[int, TailFit] = {}
+    for encoding in ladder(logits_NC.shape[1]):
+        predictor = None
+        if encoding.kind != "dense":
+            if encoding.top_k not in fits:
+                fits[encoding.top_k] = TailFit(encoding.num_classes, encoding.top_k)
+                fits[encoding.top_k].update(logits_NC[~held_out_N])
+            predictor = fits[encoding.top_k].fit(encoding.tail_bytes)
+        measured = measure_fidelity(
+            logits_NC[held_out_N], labels_N[held_out_N], encoding, predictor, temperatures=temperatures
+        )
+        if all(measured[f"{temperature:g}"] <= kl_budget for temperature in temperatures):
+            return encoding
+    return Encoding(kind="dense", num_classes=logits_NC.shape[1], bits=32)

@@ -1,0 +1,251 @@
+"""The predicted tail and the coded residual: they help, they round-trip, they never break a row."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.cache_teacher.fidelity import PredictorFit, fit_predictor
+from pipeline.encoding import Encoding, decode, decode_log_prob, encode, finite, prepare
+from pipeline.tail_basis import TailBasis, allocate_bits, gaussian_error, gaussian_levels
+from pipeline.tail_fit import TailFit, mean_kl
+from pipeline.tail_predictor import TailPredictor, shift_to_mass
+
+CLASSES = 40
+TOPK = Encoding(kind="topk", num_classes=CLASSES, top_k=6)
+TAIL = Encoding(kind="topk+tail", num_classes=CLASSES, top_k=6, tail_bits=1)
+
+
+def teacher_logits(num_rows: int, num_classes: int = CLASSES, seed: int = 0) -> Tensor:
+    """Logits of low rank plus noise, as a classifier with features gives."""
+    weights = torch.randn(8, num_classes, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(num_rows, 8, generator=generator) * 1.5
+    return features @ weights + 0.3 * torch.randn(num_rows, num_classes, generator=generator)
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> TailPredictor:
+    predictor = fit_predictor(teacher_logits(4000), TAIL)
+    assert predictor is not None
+    return predictor
+
+
+def kl(encoding: Encoding, predictor: TailPredictor | None, temperature: float) -> float:
+    logits_BC = teacher_logits(500, seed=7)
+    labels_B = torch.arange(500) % CLASSES
+    arrays = as_tensors(encode(logits_BC, labels_B, encoding, predictor=predictor))
+    return mean_kl(logits_BC, decode(arrays, labels_B, encoding, predictor=predictor), temperature)
+
+
+def test_prediction_halves_the_error_and_the_code_halves_it_again(fitted: TailPredictor) -> None:
+    for temperature in (1.0, 4.0):
+        uniform, predicted = kl(TOPK, None, temperature), kl(TOPK, fitted, temperature)
+        assert predicted < 0.5 * uniform
+        assert kl(TAIL, fitted, temperature) < 0.5 * predicted
+
+
+@pytest.mark.parametrize("encoding", [TOPK, TAIL], ids=["topk", "topk+tail"])
+def test_hostile_rows_decode_to_distributions(encoding: Encoding, fitted: TailPredictor) -> None:
+    logits_BC = teacher_logits(9, seed=3)
+    logits_BC[0] = 0.0
+    logits_BC[1] = 1e4
+    logits_BC[2, 3] = 1e4
+    logits_BC[3] = -1e4
+    logits_BC[4, 1:] = -math.inf
+    logits_BC[5, 8:] = -math.inf
+    logits_BC[6, ::2] = -math.inf
+    logits_BC[7] *= 1e3
+    labels_B = torch.tensor([39, 0, 5, -1, 7, 2, 1, 12, 30])
+    arrays = as_tensors(encode(logits_BC, labels_B, encoding, predictor=fitted))
+    for tail in ("predicted", "bucket", "uniform", "renormalise"):
+        decoded_BC = decode(
+            arrays,
+            labels_B,
+            encoding,
+            predictor=fitted,
+            tail=tail,
+            student_BC=teacher_logits(9),
+            temperature=2,
+        )
+        assert not torch.isnan(decoded_BC).any()
+        prob_BC = decode_log_prob(finite(decoded_BC), 2.0).exp()
+        torch.testing.assert_close(prob_BC.sum(1), torch.ones(9))
+        if tail != "bucket":
+            best_BC = logits_BC == logits_BC.amax(1, keepdim=True)
+            assert best_BC.gather(1, decoded_BC.argmax(1, keepdim=True)).all()
+            kth_B1 = decoded_BC.gather(1, arrays["index"].long()[:, -1:])
+            assert (decoded_BC.scatter(1, arrays["index"].long(), -math.inf) <= kth_B1).all()
+
+
+@pytest.mark.parametrize("encoding", [TOPK, TAIL], ids=["topk", "topk+tail"])
+def test_tail_mass_is_exact_and_a_prepared_slab_decodes_the_same(
+    encoding: Encoding, fitted: TailPredictor
+) -> None:
+    logits_BC, labels_B = teacher_logits(300, seed=5), torch.arange(300) % CLASSES
+    labels_B[::7] = -1
+    arrays = as_tensors(encode(logits_BC, labels_B, encoding, predictor=fitted))
+    decoded_BC = decode(arrays, labels_B, encoding, predictor=fitted)
+    tail_BC = decoded_BC.scatter(1, arrays["index"].long(), -math.inf)
+    mass_B = tail_BC.logsumexp(1) - decoded_BC.logsumexp(1)
+    torch.testing.assert_close(mass_B, arrays["log_tail_mass"].float(), rtol=0.01, atol=0.01)
+    ready = prepare(arrays, labels_B, encoding, predictor=fitted, chunk_rows=77)
+    again_BC = decode(ready, labels_B, encoding, predictor=fitted)
+    torch.testing.assert_close(again_BC, decoded_BC, rtol=0, atol=1e-4)
+
+
+def test_label_outside_the_head_decodes_to_its_own_value(fitted: TailPredictor) -> None:
+    logits_BC = teacher_logits(200, seed=6)
+    labels_B = logits_BC.argmin(1)
+    arrays = as_tensors(encode(logits_BC, labels_B, TAIL, predictor=fitted))
+    decoded_BC = decode_log_prob(decode(arrays, labels_B, TAIL, predictor=fitted))
+    truth_BC = torch.log_softmax(logits_BC, 1)
+    rows = torch.arange(200)
+    torch.testing.assert_close(decoded_BC[rows, labels_B], truth_BC[rows, labels_B], rtol=0.003, atol=0.02)
+
+
+def test_bucket_gives_the_tail_the_students_shape(fitted: TailPredictor) -> None:
+    logits_BC, student_BC = teacher_logits(20, seed=8), teacher_logits(20, seed=9)
+    labels_B = logits_BC.argmax(1)
+    arrays = as_tensors(encode(logits_BC, labels_B, TOPK))
+    for temperature in (1.0, 3.0):
+        predicted_BC = decode(arrays, labels_B, TOPK, predictor=fitted)
+        bucket_BC = decode(
+            arrays,
+            labels_B,
+            TOPK,
+            predictor=fitted,
+            tail="bucket",
+            student_BC=student_BC,
+            temperature=temperature,
+        )
+        outside_BC = torch.ones_like(logits_BC, dtype=torch.bool).scatter_(1, arrays["index"].long(), False)
+        offset_BC = (bucket_BC - student_BC).masked_fill(~outside_BC, math.nan)
+        spread_B = offset_BC.nan_to_num(-math.inf).amax(1) - offset_BC.nan_to_num(math.inf).amin(1)
+        torch.testing.assert_close(spread_B, torch.zeros(20), rtol=0, atol=1e-4)
+        mass = [
+            (torch.softmax(x_BC / temperature, 1) * outside_BC).sum(1) for x_BC in (predicted_BC, bucket_BC)
+        ]
+        torch.testing.assert_close(mass[0], mass[1], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="student"):
+        decode(arrays, labels_B, TOPK, tail="bucket")
+
+
+def test_noise_is_not_predicted() -> None:
+    noise = torch.randn(3000, CLASSES, generator=torch.Generator().manual_seed(1))
+    assert fit_predictor(noise, TOPK) is None
+    assert fit_predictor(noise, TAIL) is not None
+    assert fit_predictor(noise, Encoding(kind="dense", num_classes=CLASSES)) is None
+
+
+def test_constants_round_trip(fitted: TailPredictor) -> None:
+    again = TailPredictor.from_constants(fitted.constants())
+    assert again is not None
+    logits_BC, labels_B = teacher_logits(30, seed=4), torch.full((30,), -1)
+    arrays = as_tensors(encode(logits_BC, labels_B, TAIL, predictor=fitted))
+    first_BC, second_BC = (decode(arrays, labels_B, TAIL, predictor=p) for p in (fitted, again))
+    assert torch.equal(first_BC, second_BC)
+    assert TailPredictor.from_constants({}) is None
+
+
+@pytest.mark.parametrize("encoding", [TOPK, TAIL], ids=["topk", "topk+tail"])
+def test_each_fold_teacher_has_its_own_map(encoding: Encoding) -> None:
+    flipped = teacher_logits(3000, seed=1).flip(1)
+    logits_NC = torch.cat([teacher_logits(3000), flipped])
+    folds_N = torch.arange(6000) // 3000
+    order = torch.randperm(6000, generator=torch.Generator().manual_seed(0))
+    stacked = fit_predictor(logits_NC[order], encoding, folds_N=folds_N[order], num_folds=3)
+    assert stacked is not None
+    assert stacked.num_folds == 3
+    test_BC = torch.cat([teacher_logits(100, seed=5), teacher_logits(100, seed=6).flip(1)])
+    folds_B, labels_B = torch.arange(200) // 100, torch.full((200,), -1)
+    arrays = as_tensors(encode(test_BC, labels_B, encoding, predictor=stacked, folds_B=folds_B))
+    right = decode(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B)
+    wrong = decode(arrays, labels_B, encoding, predictor=stacked, folds_B=1 - folds_B)
+    assert mean_kl(test_BC, right, 4.0) < 0.3 * mean_kl(test_BC, wrong, 4.0)
+    ready = prepare(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B, chunk_rows=64)
+    torch.testing.assert_close(
+        decode(ready, labels_B, encoding, predictor=stacked, folds_B=folds_B), right, rtol=0, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="folds_B"):
+        decode(arrays, labels_B, encoding, predictor=stacked)
+
+
+def test_very_many_classes_take_the_low_rank_form() -> None:
+    num_classes = 5000
+    encoding = Encoding(kind="topk+tail", num_classes=num_classes, top_k=8, tail_bits=0.1)
+    predictor = fit_predictor(teacher_logits(400, num_classes), encoding)
+    assert predictor is not None
+    assert predictor.factor_FDC is not None
+    assert sum(array.nbytes for array in predictor.constants().values()) < 12_000_000
+    logits_BC, labels_B = teacher_logits(50, num_classes, seed=2), torch.full((50,), -1)
+    arrays = as_tensors(encode(logits_BC, labels_B, encoding, predictor=predictor))
+    coded = mean_kl(logits_BC, decode(arrays, labels_B, encoding, predictor=predictor), 4.0)
+    uniform = mean_kl(logits_BC, decode(arrays, labels_B, encoding, tail="uniform"), 4.0)
+    assert coded < 0.2 * uniform
+
+
+def test_streaming_equals_one_go() -> None:
+    logits_NC = teacher_logits(1000)
+    held_out_N = torch.arange(1000) % 5 == 0
+    whole, parts = TailFit(CLASSES, 6), TailFit(CLASSES, 6)
+    whole.update(logits_NC, held_out_N)
+    for start in range(0, 1000, 190):
+        parts.gauges = whole.gauges
+        parts.update(logits_NC[start : start + 190], held_out_N[start : start + 190])
+    first, second = whole.fit(), parts.fit()
+    assert first is not None
+    assert second is not None
+    torch.testing.assert_close(first.matrix_FCD, second.matrix_FCD, rtol=1e-2, atol=1e-4)
+
+
+def test_topk_tail_without_a_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="fit_predictor"):
+        encode(teacher_logits(3), torch.full((3,), -1), TAIL)
+    with pytest.raises(ValueError, match="predictor-rows"):
+        PredictorFit(TAIL).fit()
+
+
+def test_shift_reaches_the_mass_under_the_cap() -> None:
+    shape_BC = torch.tensor([[5.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    known_BC = torch.zeros_like(shape_BC, dtype=torch.bool)
+    known_BC[2] = True
+    mass_B, cap_B = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.2, 0.9, 0.5]).log()
+    shift_B = shift_to_mass(shape_BC, known_BC, mass_B, cap_B)
+    reached_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).exp()
+    torch.testing.assert_close(reached_BC[:2].sum(1), torch.tensor([0.5, 0.5]))
+    assert float(reached_BC[0, 0]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("width", "error"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497)])
+def test_levels_are_the_best_for_a_gaussian(width: int, error: float) -> None:
+    """Max, Quantizing for minimum distortion, 1960, table 1."""
+    assert gaussian_error(width) == pytest.approx(error, rel=2e-3)
+    levels = gaussian_levels(width)
+    torch.testing.assert_close(levels, -levels.flip(0), rtol=0, atol=1e-8)
+
+
+def test_bits_go_where_they_remove_most_error() -> None:
+    widths = allocate_bits(torch.tensor([16.0, 4.0, 1.0, 0.0]), 6)
+    assert widths.tolist() == [3, 2, 1, 0]
+    assert allocate_bits(torch.tensor([1.0]), 100).tolist() == [8]
+
+
+def test_codes_pack_and_unpack_for_every_width() -> None:
+    widths = torch.tensor([8, 7, 6, 5, 4, 3, 2, 1, 1, 0])
+    basis = TailBasis(basis_FMC=torch.eye(10)[None], scale_FM=torch.ones(1, 10), width_FM=widths[None])
+    values = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    code = basis.encode(values, None, 5)
+    assert code.shape == (50, 5)
+    decoded = basis.decode(code, None)
+    for column, width in enumerate(widths.tolist()):
+        levels = gaussian_levels(width).float() if width else torch.zeros(1)
+        nearest = (values[:, column, None] - levels).abs().amin(1)
+        torch.testing.assert_close((values - decoded)[:, column].abs(), nearest, rtol=1e-3, atol=1e-5)

@@ -129,12 +129,16 @@ class Store:
 def load_root(path: Path) -> dict[str, Document]:
     """All documents of a store outside its teachers, by folder, checked against the store's digest."""
     root = path.resolve()
-    if not root.is_dir():
+    try:
+        if not root.is_dir():
+            found = "a file" if root.exists() else "nothing"
+            raise StoreError(f"{path} must be the folder of a store, found {found}")
+        if not (root / "zarr.json").exists():
+            raise StoreError(f"{path} must be a {FORMAT}, found no zarr.json in it; check the path")
+    except OSError as error:
         raise StoreError(
-            f"{path} must be the folder of a store, found {'a file' if root.exists() else 'nothing'}"
-        )
-    if not (root / "zarr.json").exists():
-        raise StoreError(f"{path} must be a {FORMAT}, found no zarr.json in it; check the path")
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from error
     document = read_document(root, "")
     attributes = document.get("attributes", {})
     if attributes.get("format") != FORMAT:

@@ -208,7 +208,7 @@ def check_name(name: object, what: str) -> str:
 def check_row_arrays(
     arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object]
 ) -> None:
-    """Raise StoreError unless each array is known, well-typed and agrees with the encoding and the others."""
+    """Raise StoreError unless arrays are known, well-typed and agree with the encoding and each other."""
     if not arrays:
         raise StoreError("a teacher needs at least one array per row, found none; pass arrays")
     sizes: dict[str, tuple[int, str]] = {"class": (num_classes, "dataset.num_classes")}

@@ -59,7 +59,11 @@ def _teacher_problems(teacher: Teacher) -> Iterator[Problem]:
             teacher.constant(name)
         except StoreError as error:
             yield Problem(f"{prefix}/{name}", None, None, str(error))
-    faults = teacher.commit_faults()
+    try:
+        faults = teacher.commit_faults()
+    except StoreError as error:
+        yield Problem(f"{prefix}/committed", None, None, str(error))
+        return
     for array, at_view, at_block, message in faults:
         yield Problem(f"{prefix}/{array}", at_view, at_block, message)
     if faults:

@@ -187,7 +187,7 @@ PROBE = ArraySpec(
 
 
 def constant_spec(name: str) -> ArraySpec:
-    """What a constant of this name holds; a constant that the format does not know is the encoding's affair."""
+    """What a constant of this name holds; one that the format does not know is the encoding's affair."""
     doc = CONSTANTS.get(name, "constant of the encoding, the same for every row")
     return ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="see encoding", doc=doc)
 

@@ -31,6 +31,7 @@ Std = Annotated[str, typer.Option(help="Input standard deviation, likewise")]
 Folds = Annotated[int, typer.Option(help="Cross-fitting folds B; 0 means none (or what the weights say)")]
 FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified or kfold")]
 FoldSeed = Annotated[int, typer.Option(help="Seed of the fold assignment")]
+GradClip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0 leaves it unbounded")]
 Epochs = Annotated[int, typer.Option(help="Passes over the data")]
 BatchSize = Annotated[int, typer.Option(help="Examples a step")]
 Optimizer = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw")]
@@ -61,6 +62,7 @@ def train_teacher(
     optimizer: Optimizer = "sgd",
     lr: LearningRate = 0.05,
     weight_decay: WeightDecay = 5e-4,
+    grad_clip: GradClip = 5.0,
     seed: Seed = 0,
     mean: Mean = "",
     std: Std = "",
@@ -76,7 +78,13 @@ def train_teacher(
 
     split = load_split(data)
     training = Training(
-        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay, seed=seed
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        grad_clip=grad_clip,
+        seed=seed,
     )
     with tqdm(total=max(folds, 1) * epochs, unit="epoch", disable=None) as bar:
 
@@ -103,17 +111,24 @@ def train_teacher(
 @app.command()
 def cache_teacher(
     out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
-    weights: Annotated[str, typer.Option(help="A file, a folder that train-teacher wrote, or 'run/fold{fold}.pt'")],
     data: Data = "digits",
-    teacher: Annotated[str, typer.Option(help="Architecture of the weights, see `cli models`")] = "mlp",
+    teacher: Annotated[str, typer.Option(help="Architecture, see `cli models`, or array:FILE.npy of logits")] = "mlp",
+    weights: Annotated[
+        str, typer.Option(help="A file, a folder that train-teacher wrote, or 'run/fold{fold}.pt'")
+    ] = "",
     name: Annotated[str, typer.Option(help="The teacher's name in the store")] = "teacher",
     folds: Folds = 0,
     fold_strategy: FoldStrategy = "stratified",
     fold_seed: FoldSeed = 0,
     encoding: Annotated[str, typer.Option(help="topk, topk+tail, dense, or auto: dense up to 256 classes")] = "auto",
     top_k: Annotated[int, typer.Option(help="Classes kept exactly by topk and topk+tail")] = 10,
-    tail_bits: Annotated[int, typer.Option(help="Bits a tail class, 1 to 4, for topk+tail")] = 2,
+    tail_bits: Annotated[float, typer.Option(help="Bits a class for the tail of topk+tail, 0.1 to 4")] = 1.0,
     bits: Annotated[int, typer.Option(help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)")] = 8,
+    kl_budget: Annotated[
+        float, typer.Option(help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats")
+    ] = 0.0,
+    temperatures: Annotated[str, typer.Option(help="Where fidelity is measured and --kl-budget holds")] = "1,2,4",
+    predictor_rows: Annotated[int, typer.Option(help="Rows that fit the tail predictor; 0 fits none")] = 20_000,
     views: Annotated[int, typer.Option(help="Views of each example")] = 1,
     transform: Annotated[str, typer.Option(help="How a view is made: none or flip-crop")] = "none",
     view_seed: Annotated[int, typer.Option(help="Seed of the views")] = 0,
@@ -126,36 +141,42 @@ def cache_teacher(
     """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
     from tqdm import tqdm
 
-    from pipeline.cache_teacher.run import Progress
+    from pipeline.cache_teacher.answers import ARRAY_PREFIX, Answers, ArrayAnswers, NetworkAnswers
+    from pipeline.cache_teacher.run import Budget, Progress
     from pipeline.cache_teacher.run import cache_teacher as run
     from pipeline.cache_teacher.teachers import load_teachers
     from pipeline.datasets import load_split
     from pipeline.views import Views
 
     split = load_split(data)
-    chosen = _encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
-    plan = Views(transform=transform, num_views=views, seed=view_seed)
-    teachers = load_teachers(
-        split,
-        teacher,
-        weights,
-        plan=_fold_plan(folds, fold_strategy, fold_seed),
-        preprocessing=_preprocessing(mean, std),
+    measured_at = _numbers("--temperatures", temperatures)
+    chosen = (
+        Budget(kl=kl_budget, temperatures=measured_at)
+        if kl_budget
+        else _encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
     )
+    plan = _fold_plan(folds, fold_strategy, fold_seed)
+    shown = Views(transform=transform, num_views=views, seed=view_seed)
+    answers: Answers
+    if teacher.startswith(ARRAY_PREFIX):
+        answers = ArrayAnswers(Path(teacher.removeprefix(ARRAY_PREFIX)), split, shown, plan=plan)
+    elif not weights:
+        raise ValueError("--weights is missing; give a file, a folder that train-teacher wrote, or 'run/fold{fold}.pt'")
+    else:
+        teachers = load_teachers(split, teacher, weights, plan=plan, preprocessing=_preprocessing(mean, std))
+        answers = NetworkAnswers(split, teachers, shown, batch_size=batch_size, device=_device(device, threads))
     with tqdm(total=len(split) * views, unit="row", unit_scale=True, disable=None) as bar:
 
         def report(progress: Progress) -> None:
             bar.update(progress.done - bar.n)
 
         summary = run(
-            split,
-            teachers,
+            answers,
             out,
             encoding=chosen,
-            views=plan,
             name=name,
-            batch_size=batch_size,
-            device=_device(device, threads),
+            predictor_rows=predictor_rows,
+            temperatures=measured_at,
             on_progress=report,
         )
     accuracy = f", {summary['kind']} accuracy {summary['accuracy']:.4f}" if "accuracy" in summary else ""
@@ -180,6 +201,7 @@ def train_student(
     optimizer: Optimizer = "sgd",
     lr: LearningRate = 0.05,
     weight_decay: WeightDecay = 5e-4,
+    grad_clip: GradClip = 5.0,
     seed: Seed = 0,
     mean: Mean = "",
     std: Std = "",
@@ -197,7 +219,13 @@ def train_student(
 
     objective = parse_objective(loss, _settings(settings or []))
     training = Training(
-        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay, seed=seed
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        grad_clip=grad_clip,
+        seed=seed,
     )
     opened = open_store(store)
     split = load_split(data)
@@ -222,6 +250,8 @@ def train_student(
             device=_device(device, threads),
             on_epoch=report,
         )
+    for warning in result["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(
         f"wrote {out}: test accuracy {result['accuracy']:.4f}, NLL {result['nll']:.4f}, ECE {result['ece']:.4f}"
         f" ({result['seconds']:.1f} s)"
@@ -249,8 +279,10 @@ def verify(
     from stores import open_store, verify_store
 
     problems = verify_store(store)
+    if len(problems) == 1 and problems[0].array is None:  # no store at all
+        raise ValueError(problems[0].message)
     for problem in problems:
-        typer.echo(f"{problem.array}: {problem.message}", err=True)
+        typer.echo(f"{problem.array or store}: {problem.message}", err=True)
     if problems:
         raise ValueError(f"{store}: {len(problems)} problems found; write the damaged blocks again or copy it anew")
     opened = open_store(store)
@@ -261,6 +293,26 @@ def verify(
         check_data(opened, load_split(data))
     teachers = ", ".join(opened.teachers)
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
+
+
+@app.command()
+def decode(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="The .npy file to write")],
+    teacher: Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")] = "",
+    view: Annotated[int, typer.Option(help="Which view")] = 0,
+    temperature: Annotated[float, typer.Option(help="T of the softmax")] = 1.0,
+    tail: Annotated[str, typer.Option(help="Tail rule: predicted, uniform or renormalise")] = "predicted",
+    rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b; empty: all")] = "",
+) -> None:
+    """Write the dense log-probabilities that stage two would use, float32 [rows, classes], for other tools."""
+    from pipeline.train_student.signal import decode_to_file
+    from stores import open_store
+
+    shape = decode_to_file(
+        open_store(store), out, teacher=teacher or None, view=view, temperature=temperature, tail=tail, rows=rows
+    )
+    typer.echo(f"wrote {out}: float32 {list(shape)}")
 
 
 @app.command()
@@ -352,7 +404,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
     return settings
 
 
-def _encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: int, bits: int) -> Any:
+def _encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:
     from pipeline.encoding import Encoding
 
     if kind == "auto":

@@ -31,13 +31,18 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is trained. The learning rate falls to zero along a cosine, step by step."""
+    """How a model is trained. The learning rate falls to zero along a cosine, step by step.
+
+    ``grad_clip`` bounds the gradient's norm (0: unbounded): divergences with unbounded ratios, such as power
+    divergence with lambda > 0, need it in the first steps.
+    """
 
     epochs: int = 30
     batch_size: int = 64
     optimizer: str = "sgd"
     lr: float = 0.05
     weight_decay: float = 5e-4
+    grad_clip: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,6 +131,8 @@ def fit(
             loss_B = loss(logits_BC, rows_B)
             optimizer.zero_grad(set_to_none=True)
             loss_B.mean().backward()  # type: ignore[no-untyped-call]
+            if training.grad_clip:
+                nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
             optimizer.step()
             schedule.step()
             sum_loss += loss_B.detach().sum()

@@ -22,7 +22,7 @@ def plot_comparison(rows: Sequence[Comparison], answers: Mapping[str, Any], path
         left.errorbar(100 * row.mean, position, xerr=100 * row.std, fmt="o", color=colour, capsize=4)
     left.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     left.set_ylim(-0.6, len(rows) - 0.4)
-    left.set_xlabel("test accuracy, %  (mean and std over seeds; blue: differs from the baseline beyond noise)")
+    left.set_xlabel("test accuracy, %: mean and std over seeds (blue: beyond noise of baseline)")
     left.grid(axis="x", alpha=0.3)
     left.set_title(title, loc="left", fontsize=10)
 

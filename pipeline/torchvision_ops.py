@@ -1,4 +1,4 @@
-"""Makes torchvision importable beside a CPU-only torch. Imported before torchvision and timm.
+"""Makes torchvision importable beside a CPU-only torch: called before torchvision or timm is imported.
 
 The default torchvision wheel is built against a CUDA torch. Beside a CPU-only torch its compiled
 library cannot be loaded (libcudart is missing), so the operators ``torchvision::nms`` and ``qnms`` are
@@ -8,6 +8,7 @@ Where the library loads, this module does nothing but load it.
 """
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ def _compiled_library() -> Path | None:
     return next((path for suffix in ("so", "pyd") for path in sorted(folder.glob(f"_C*.{suffix}"))), None)
 
 
-def declare_missing_operators() -> bool:
+@cache
+def prepare_torchvision() -> bool:
     """Loads torchvision's operators, or declares the two that its import needs; True when it declared them."""
     library = _compiled_library()
     if library is None:
@@ -35,6 +37,3 @@ def declare_missing_operators() -> bool:
             torch.library.define(f"torchvision::{operator}", _BOX_SCHEMA)
         return True
     return False
-
-
-DECLARED = declare_missing_operators()

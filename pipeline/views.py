@@ -21,7 +21,7 @@ Seeds = npt.NDArray[np.uint64]
 Samples = npt.NDArray[Any]
 
 NUM_PROBES = 16
-_CROP_PADDING = 4
+_CROP_PADDING = 8  # pixels of image for each pixel of padding
 
 
 def mix64(values: Seeds) -> Seeds:
@@ -53,9 +53,9 @@ def _unchanged(samples: Samples, seeds: Seeds) -> Samples:
 
 
 def _flip_crop(images: Samples, seeds: Seeds) -> Samples:
-    """Zero-pad by 4 px, crop back at a random place, mirror every second image: the CIFAR recipe."""
+    """Zero-pad by an eighth (4 px at 32 px), crop back at a random place, mirror every second image."""
     num_images, height, width, _ = images.shape
-    pad = _CROP_PADDING
+    pad = max(height, width) // _CROP_PADDING
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     top, left = draw(seeds, 0, 2 * pad + 1), draw(seeds, 1, 2 * pad + 1)
     mirrored = draw(seeds, 2, 2).astype(bool)
@@ -74,7 +74,9 @@ class Transform:
 
 TRANSFORMS: dict[str, Transform] = {
     "none": Transform(apply=_unchanged, images_only=False, about="the sample itself"),
-    "flip-crop": Transform(apply=_flip_crop, images_only=True, about="random crop with 4 px padding, random mirror"),
+    "flip-crop": Transform(
+        apply=_flip_crop, images_only=True, about="random crop after padding by an eighth, random mirror"
+    ),
 }
 
 
@@ -84,7 +86,7 @@ class Views:
 
     Attributes:
         transform: A name of ``TRANSFORMS``.
-        num_views: V, at least 1. ``none`` has one view only: more would repeat it.
+        num_views: V, at least 1.
         seed: Store seed.
     """
 
@@ -97,10 +99,6 @@ class Views:
             raise ValueError(unknown("transform", self.transform, TRANSFORMS))
         if self.num_views < 1:
             raise ValueError(f"--views is {self.num_views}; expected at least 1")
-        if self.transform == "none" and self.num_views > 1:
-            raise ValueError(
-                f"--views is {self.num_views}, but transform 'none' has one view only; pass --transform flip-crop"
-            )
 
     def check(self, split: Split) -> None:
         if TRANSFORMS[self.transform].images_only and not split.is_image:

@@ -18,12 +18,14 @@ FORBIDDEN = {
     "pipeline.cache_teacher": ("cli", "typer", "pipeline.train_student"),
     "pipeline.train_student": ("cli", "typer", "pipeline.cache_teacher"),
     "pipeline.train_student.losses": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr"),
+    "pipeline.train_student.row_weights": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr"),
     # what runs both stages one after the other, as the command line does
     "pipeline.demo": ("cli", "typer"),
     "pipeline.plots": ("cli", "typer", "pipeline.cache_teacher"),
     "cli": (),
 }
-ALLOWED = {"pipeline.train_student.losses": ("pipeline.train_student.losses",)}
+_LOSSES = ("pipeline.train_student.losses", "pipeline.train_student.row_weights")
+ALLOWED = {name: _LOSSES for name in _LOSSES}
 
 
 def module_name(path: Path) -> str:

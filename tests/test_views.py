@@ -37,8 +37,8 @@ def test_flip_crop_is_a_crop_of_the_padded_image(digits: Split) -> None:
     out = views.samples(digits, slice(0, 200), 0)
     flipped = 0
     for image, view in zip(digits.samples[:200, ..., 0], out[..., 0], strict=True):
-        padded = np.pad(image, 4)
-        crops = [padded[top : top + 8, left : left + 8] for top in range(9) for left in range(9)]
+        padded = np.pad(image, 1)
+        crops = [padded[top : top + 8, left : left + 8] for top in range(3) for left in range(3)]
         straight = any((crop == view).all() for crop in crops)
         mirrored = any((crop[:, ::-1] == view).all() for crop in crops)
         assert straight or mirrored
@@ -78,7 +78,6 @@ def test_probes_catch_a_changed_transform(digits: Split, monkeypatch: pytest.Mon
     [
         ({"transform": "flip"}, "did you mean 'flip-crop'"),
         ({"num_views": 0}, "at least 1"),
-        ({"num_views": 2}, "one view only"),
     ],
 )
 def test_impossible_views(settings: dict[str, object], message: str) -> None:

@@ -109,8 +109,13 @@ def load_teachers(
         plan=plan,
         proof=proof,
         training_fingerprint=loaded[0][1].get("data_fingerprint"),
-        fold_attributes={**plan.attributes(), "digest": fold_digest(split.keys, folds), "proof": proof},
+        fold_attributes=fold_attributes(plan, split, folds, proof=proof),
     )
+
+
+def fold_attributes(plan: FoldPlan, split: Split, folds: Folds, *, proof: str) -> dict[str, Any]:
+    """The folds as a store records them."""
+    return {**plan.attributes(), "digest": fold_digest(split.keys, folds), "proof": proof}
 
 
 def _fold_paths(weights: str, plan: FoldPlan | None) -> list[Path] | None:

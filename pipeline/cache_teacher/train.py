@@ -69,6 +69,10 @@ def train_teachers(
     num_views = 1 if transform == "none" else training.epochs
     views = Views(transform=transform, num_views=num_views, seed=training.seed)
     views.check(split)
+    build_model(architecture, split)  # an unknown name is answered before anything is made
+    existing = sorted(out.glob("*.safetensors"))
+    if existing:
+        raise ValueError(f"{existing[0]} exists already; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for fold in range(plan.num_folds if plan is not None else 1):

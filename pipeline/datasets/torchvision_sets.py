@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.datasets.split import Split
 from pipeline.spelling import unknown
+from pipeline.torchvision_ops import prepare_torchvision
 
 TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST")
 
@@ -22,9 +23,8 @@ def load_torchvision(name: str, *, split: str = "train", root: str = "data", dow
     Raises:
         ValueError: Unknown name or split, or files that are not there.
     """
+    prepare_torchvision()
     from torchvision import datasets
-
-    import pipeline.torchvision_ops  # noqa: F401  (before torchvision)
 
     if name not in TORCHVISION_SETS:
         raise ValueError(unknown("torchvision dataset", name, TORCHVISION_SETS))

@@ -15,6 +15,7 @@ from pipeline.models.cifar_resnet import CifarResNet
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.small import MLP, SmallCNN
 from pipeline.spelling import unknown
+from pipeline.torchvision_ops import prepare_torchvision
 
 __all__ = ["MODELS", "Model", "Preprocessing", "build_model", "own_preprocessing"]
 
@@ -104,9 +105,8 @@ def own_preprocessing(name: str) -> Preprocessing | None:
     """The input scaling that a library's model was published with, or None for models without one."""
     library, _, inner = name.partition(":")
     if library == "timm":
+        prepare_torchvision()
         import timm
-
-        import pipeline.torchvision_ops  # noqa: F401  (before timm)
 
         config = timm.get_pretrained_cfg(inner)
         if config is None:
@@ -118,9 +118,8 @@ def own_preprocessing(name: str) -> Preprocessing | None:
 
 
 def _timm(name: str, split: Split) -> nn.Module:
+    prepare_torchvision()
     import timm
-
-    import pipeline.torchvision_ops  # noqa: F401  (before timm)
 
     if not timm.is_model(name):
         raise ValueError(unknown("timm model", name, _near(name, timm.list_models())))
@@ -129,9 +128,8 @@ def _timm(name: str, split: Split) -> nn.Module:
 
 
 def _torchvision(name: str, split: Split) -> nn.Module:
+    prepare_torchvision()
     from torchvision import models
-
-    import pipeline.torchvision_ops  # noqa: F401  (before torchvision)
 
     if name not in models.list_models(module=models):
         raise ValueError(unknown("torchvision model", name, _near(name, models.list_models(module=models))))

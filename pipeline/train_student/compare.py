@@ -25,6 +25,7 @@ class Comparison:
         seconds: Mean training time.
         difference: Mean accuracy difference to the baseline over shared seeds; None for the baseline.
         half_width: Half the 95 % confidence interval of the difference (paired t).
+        nll_difference, nll_half_width: The same of the NLL.
     """
 
     name: str
@@ -36,13 +37,22 @@ class Comparison:
     seconds: float
     difference: float | None = None
     half_width: float | None = None
+    nll_difference: float | None = None
+    nll_half_width: float | None = None
 
     @property
     def within_noise(self) -> bool:
         """True when the interval of the difference holds zero (or there is no interval)."""
-        if self.difference is None or self.half_width is None:
-            return True
-        return abs(self.difference) <= self.half_width
+        return _holds_zero(self.difference, self.half_width)
+
+    @property
+    def nll_within_noise(self) -> bool:
+        """The same of the NLL."""
+        return _holds_zero(self.nll_difference, self.nll_half_width)
+
+
+def _holds_zero(difference: float | None, half: float | None) -> bool:
+    return difference is None or half is None or abs(difference) <= half
 
 
 def compare(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) -> list[Comparison]:
@@ -57,7 +67,9 @@ def compare(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) 
     for name, by_seed in runs.items():
         accuracies = [float(result["accuracy"]) for result in by_seed.values()]
         shared = [seed for seed in by_seed if seed in reference]
-        differences = [float(by_seed[seed]["accuracy"]) - float(reference[seed]["accuracy"]) for seed in shared]
+        differences, nll_differences = (
+            [float(by_seed[seed][key]) - float(reference[seed][key]) for seed in shared] for key in ("accuracy", "nll")
+        )
         is_baseline = name == baseline or not differences
         rows.append(
             Comparison(
@@ -70,6 +82,8 @@ def compare(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) 
                 seconds=_mean([float(result["seconds"]) for result in by_seed.values()]),
                 difference=None if is_baseline else _mean(differences),
                 half_width=None if is_baseline else half_width(differences),
+                nll_difference=None if is_baseline else _mean(nll_differences),
+                nll_half_width=None if is_baseline else half_width(nll_differences),
             )
         )
     return rows
@@ -87,26 +101,30 @@ def half_width(differences: Sequence[float]) -> float | None:
 
 
 def format_table(rows: Sequence[Comparison], *, baseline: str) -> str:
-    """The comparison as text: one line a method, accuracies in percent."""
+    """The comparison as text: one line a method, accuracies in percent, NLL in nats.
+
+    Differences are paired by seed and come with their 95 % interval; a star marks those beyond noise.
+    """
     width = max(len(row.name) for row in rows)
-    lines = [
-        f"{'method':{width}}  n  accuracy % (std)  NLL     ECE     seconds  against {baseline!r}, paired, 95 % interval"
-    ]
+    difference = f"against {baseline!r}"
+    lines = [f"{'method':{width}}  n  accuracy % (std)  {difference:>24}  NLL     {difference:>24}  ECE     seconds"]
     for row in rows:
+        accuracy = _difference(row.difference, row.half_width, scale=100, digits=2)
+        nll = _difference(row.nll_difference, row.nll_half_width, scale=1, digits=4)
         lines.append(
-            f"{row.name:{width}}  {row.num_seeds}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})    {row.nll:.4f}"
-            f"  {row.ece:.4f}  {row.seconds:7.2f}  {_verdict(row)}"
+            f"{row.name:{width}}  {row.num_seeds}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})   {accuracy:>24}"
+            f"  {row.nll:.4f}  {nll:>24}  {row.ece:.4f}  {row.seconds:7.2f}"
         )
     return "\n".join(lines)
 
 
-def _verdict(row: Comparison) -> str:
-    if row.difference is None:
+def _difference(difference: float | None, half: float | None, *, scale: float, digits: int) -> str:
+    if difference is None:
         return "baseline"
-    if row.half_width is None:
-        return f"{100 * row.difference:+.2f} (one seed: no interval)"
-    noise = "within noise" if row.within_noise else "beyond noise"
-    return f"{100 * row.difference:+.2f} +- {100 * row.half_width:.2f}  {noise}"
+    if half is None:
+        return f"{scale * difference:+.{digits}f} (one seed)"
+    star = " " if _holds_zero(difference, half) else "*"
+    return f"{scale * difference:+.{digits}f} +- {scale * half:.{digits}f}{star}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,15 @@ class DistillationLoss(BatchLoss):
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self.signal.load(epoch % self.num_views)
+        if self.objective.uses_teacher:
+            self.signal.load(epoch % self.num_views)
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        context = StepContext(
-            epoch=self.epoch + 1, num_epochs=self.epochs, label_in_head_B=self.signal.label_in_head(rows_B)
-        )
         labels_B = self.labels[rows_B].to(logits_BC.device)
+        context = StepContext(epoch=self.epoch + 1, num_epochs=self.epochs)
+        if not self.objective.uses_teacher:
+            return self.objective(logits_BC, logits_BC.detach(), labels_B, context)
+        context = replace(context, label_in_head_B=self.signal.label_in_head(rows_B))
         if self.signal.tail == "bucket":  # the tail takes the student's shape, at each term's temperature
             return self.objective(
                 logits_BC,
@@ -99,7 +101,8 @@ def train_student(
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out or remove it")
-    check_needs(objective, store, split)
+    signal = TeacherSignal(store, name=teacher, tail=tail, device=device)
+    warnings = check_needs(objective, store, signal)
     check_data(store, split)
     if test is not None and test.num_classes != split.num_classes:
         raise ValueError(f"{test.spec} has {test.num_classes} classes, {split.spec} has {split.num_classes}")
@@ -108,7 +111,6 @@ def train_student(
     scaling.check(split)
     torch.manual_seed(training.seed)
     model = build_model(student, split)
-    signal = TeacherSignal(store, name=teacher, tail=tail, device=device)
     loss = DistillationLoss(objective, signal, split, num_views=views.num_views, epochs=training.epochs)
     started = time.perf_counter()
     history = fit(model, split, loss, training, views=views, preprocessing=scaling, device=device, on_epoch=on_epoch)
@@ -121,6 +123,7 @@ def train_student(
         "tail": tail,
         "seconds": seconds,
         "notes": objective.notes(),
+        "warnings": warnings,
         "test": None,
         "weights_sha256": weights_digest(model.state_dict()),
         "store": store_identity(store, signal.teacher.name),
@@ -148,15 +151,31 @@ def train_student(
     return result
 
 
-def check_needs(objective: Objective, store: Store, split: Split) -> None:
-    """Raises ValueError when the loss needs something that the store or the data does not have."""
+def check_needs(objective: Objective, store: Store, signal: TeacherSignal) -> list[str]:
+    """Warnings about what the loss would rather have; read before the first step.
+
+    Raises:
+        ValueError: The loss cannot do without something that the store does not have.
+    """
+    encoding = signal.encoding
+    if "dense" in objective.needs and encoding.kind == "topk":
+        raise ValueError(
+            f"loss {objective.name!r} needs every class's logit, but {store.path} keeps the top {encoding.top_k} of"
+            f" {encoding.num_classes}; cache with --encoding dense or topk+tail, or choose another loss"
+        )
     if "out_of_fold" in objective.needs and store.folds is None:
         raise ValueError(
             f"loss {objective.name!r} needs out-of-fold answers, but {store.path} was written without folds;"
             " train fold teachers (train-teacher --folds 5) and cache them"
         )
-    if "labels" in objective.needs and (split.labels < 0).all():
-        raise ValueError(f"loss {objective.name!r} needs labels, but {split.spec} has none; choose a loss without")
+    if "labels" in objective.needs and (store.labels < 0).all():
+        raise ValueError(f"loss {objective.name!r} needs labels, but {store.path} has none; choose a loss without")
+    warnings = []
+    if "out_of_fold" in objective.prefers and store.folds is None:
+        warnings.append(f"loss {objective.name!r} was made for out-of-fold answers; {store.path} has no folds")
+    if objective.uses_teacher and (warning := signal.tail_warning(objective.temperature)):
+        warnings.append(warning)
+    return warnings
 
 
 def store_identity(store: Store, teacher: str) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 Shapes: B batch, C classes, N examples, V views.
 """
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +13,14 @@ from torch import Tensor
 
 from pipeline.datasets import Split
 from pipeline.datasets.split import set_fingerprint
-from pipeline.encoding import Encoding, decode, finite
+from pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite, prepare
+from pipeline.spelling import unknown
+from pipeline.tail_predictor import TailPredictor
 from pipeline.views import Views, check_probes
 from stores import Store
+
+_DECODE_ROWS = 4096
+_WARNING_SAMPLE, _WARNING_SHARE = 2000, 0.01
 
 
 class TeacherSignal:
@@ -37,14 +44,20 @@ class TeacherSignal:
         self.teacher = store.teacher(name)
         self.encoding = Encoding.from_attributes(self.teacher.encoding)
         self.tail, self.device = tail, device or torch.device("cpu")
+        if tail not in TAIL_RULES:
+            raise ValueError(unknown("tail rule", tail, TAIL_RULES))
         self.labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
+        self.folds = None if store.folds is None else torch.from_numpy(np.asarray(store.folds, dtype=np.int64))
+        self._predictor = TailPredictor.from_constants(self.teacher.constants())
+        self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
         self._slab: Mapping[str, Tensor] = {}
         self._view = -1
 
     def load(self, view: int) -> None:
         """Reads one view's slab, checked against its checksums."""
         if view != self._view:
-            self._slab = {name: torch.from_numpy(array) for name, array in self.teacher.slab(view).items()}
+            slab = {name: torch.from_numpy(array) for name, array in self.teacher.slab(view).items()}
+            self._slab = prepare(slab, self.labels, self.encoding, predictor=self._predictor, folds_B=self.folds)
             self._view = view
 
     def rows(self, rows_B: Tensor) -> dict[str, Tensor]:
@@ -57,6 +70,8 @@ class TeacherSignal:
             self.rows(rows_B),
             self.labels[rows_B].to(self.device),
             self.encoding,
+            predictor=self._predictor_here,
+            folds_B=None if self.folds is None else self.folds[rows_B].to(self.device),
             tail=self.tail,
             student_BC=student_BC,
             temperature=temperature,
@@ -68,6 +83,25 @@ class TeacherSignal:
         if self.encoding.kind == "dense":
             return None
         return (self._slab["label_rank"][rows_B].long() <= self.encoding.top_k).to(self.device)
+
+    def tail_warning(self, temperature: float) -> str | None:
+        """A line when, at this temperature, most of some rows' mass lies in classes that the store only predicts."""
+        if self.encoding.kind != "topk":
+            return None
+        self.load(0)
+        rows_B = torch.arange(0, len(self.labels), max(1, len(self.labels) // _WARNING_SAMPLE))
+        flat_BC = torch.zeros((len(rows_B), self.encoding.num_classes), device=self.device)
+        prob_BC = torch.softmax(self.logits(rows_B, flat_BC, temperature) / temperature, dim=-1)
+        head_B = prob_BC.gather(1, self._slab["index"][rows_B].to(self.device).long()).sum(dim=-1)
+        share = float((head_B < 0.5).float().mean())
+        if share < _WARNING_SHARE:
+            return None
+        fidelity = (self.teacher.fidelity or {}).get(f"{temperature:g}")
+        measured = f"; measured KL T^2 is {fidelity:.2g}" if isinstance(fidelity, float) else ""
+        return (
+            f"at temperature {temperature:g}, {share:.0%} of the rows have most of their mass outside the stored top"
+            f" {self.encoding.top_k}{measured}; a lower temperature, topk+tail or dense would be closer to the teacher"
+        )
 
 
 def check_data(store: Store, split: Split) -> None:
@@ -95,3 +129,59 @@ def _difference(store: Store, split: Split) -> str:
     if len(split) == store.num_examples and np.array_equal(np.sort(store.keys), np.sort(split.keys)):
         return f"{wrote}; {found} holds the same examples in another order and with other labels"
     return f"{wrote}; {found}: pass the data that the store was written for with --data"
+
+
+def decode_to_file(
+    store: Store,
+    out: Path,
+    *,
+    teacher: str | None = None,
+    view: int = 0,
+    temperature: float = 1.0,
+    tail: str = "predicted",
+    rows: str = "",
+) -> tuple[int, int]:
+    """Writes dense log-probabilities at a temperature, float32 [n, C], to a .npy file, block by block.
+
+    Args:
+        store: A finished store.
+        out: The file; it appears when it is whole.
+        teacher: Which teacher (default: the only one).
+        view: Which view.
+        temperature: T > 0.
+        tail: Tail rule; ``bucket`` has no meaning without a student.
+        rows: ``a:b`` as in a slice, empty for all.
+
+    Returns:
+        The shape written.
+    """
+    if tail == "bucket":
+        raise ValueError("tail rule 'bucket' takes the student's shape and there is no student here; choose another")
+    if not temperature > 0:
+        raise ValueError(f"--temperature is {temperature}; expected more than 0")
+    if not 0 <= view < store.num_views:
+        raise ValueError(f"--view is {view}; expected 0 to {store.num_views - 1}")
+    chosen = torch.arange(store.num_examples)[_slice(rows)]
+    signal = TeacherSignal(store, name=teacher, tail=tail)
+    signal.load(view)
+    shape = (len(chosen), signal.encoding.num_classes)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial.npy")
+    target = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, len(chosen), _DECODE_ROWS):
+        rows_B = chosen[start : start + _DECODE_ROWS]
+        target[start : start + len(rows_B)] = decode_log_prob(signal.logits(rows_B), temperature).numpy()
+    target.flush()
+    partial.replace(out)
+    return shape
+
+
+def _slice(text: str) -> slice:
+    first, colon, last = text.partition(":")
+    try:
+        if not text:
+            return slice(None)
+        if not colon:
+            raise ValueError
+        return slice(int(first) if first else None, int(last) if last else None)
+    except ValueError:
+        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100") from None

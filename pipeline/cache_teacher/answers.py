@@ -1,0 +1,154 @@
+"""Who answers: networks that are run now, or an array of logits that somebody computed before.
+
+Shapes: B batch, C classes, N examples, V views.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.cache_teacher.teachers import TeacherSet, fold_attributes
+from pipeline.datasets import Split
+from pipeline.folds import FoldPlan, Folds
+from pipeline.views import Views
+
+Rows = npt.NDArray[np.integer]
+
+ARRAY_PREFIX = "array:"
+_HASH_BYTES = 1 << 24
+
+
+class Answers(Protocol):
+    """The logits of any rows of any view, and everything a store records about where they come from."""
+
+    split: Split
+    views: Views
+    folds: Folds | None
+    fold_attributes: Mapping[str, Any] | None
+    training_fingerprint: str | None
+
+    def identity(self) -> dict[str, Any]:
+        """Who answers: at least ``architecture`` and ``weights_sha256``."""
+        ...
+
+    def __call__(self, rows: Rows, view: int) -> Tensor:
+        """Raw logits float32 [len(rows), C]."""
+        ...
+
+
+class NetworkAnswers:
+    """Runs the teachers; each row is answered by the teacher of its own fold only.
+
+    Args:
+        split: The examples.
+        teachers: Who answers which row.
+        views: Which pixels they see.
+        batch_size: Rows a forward pass.
+        device: Where the teachers run (default: CPU).
+
+    Raises:
+        ValueError: The views do not fit the data.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        teachers: TeacherSet,
+        views: Views,
+        *,
+        batch_size: int = 256,
+        device: torch.device | None = None,
+    ) -> None:
+        views.check(split)
+        if batch_size < 1:
+            raise ValueError(f"--batch-size is {batch_size}; expected at least 1")
+        if views.transform == "none" and views.num_views > 1:
+            raise ValueError(
+                f"--views is {views.num_views}, but transform 'none' has one view only; pass --transform flip-crop"
+            )
+        self.split, self.teachers, self.views = split, teachers.teachers, views
+        self.folds, self.fold_attributes = teachers.folds, teachers.fold_attributes
+        self.training_fingerprint = teachers.training_fingerprint
+        self.batch_size, self.device = batch_size, device or torch.device("cpu")
+        self.identity = teachers.identity
+        for teacher in self.teachers:
+            teacher.model.to(self.device).eval()
+
+    def __call__(self, rows: Rows, view: int) -> Tensor:
+        logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)
+        for number, teacher in enumerate(self.teachers):
+            own = np.arange(len(rows)) if self.folds is None else np.flatnonzero(self.folds[rows] == number)
+            for start in range(0, len(own), self.batch_size):
+                positions = own[start : start + self.batch_size]
+                samples = torch.from_numpy(self.views.samples(self.split, rows[positions], view))
+                with torch.inference_mode():
+                    logits_BC = teacher.model(teacher.preprocessing(samples.to(self.device))).float()
+                if logits_BC.shape[1] != self.split.num_classes:
+                    raise ValueError(
+                        f"the teacher answers {logits_BC.shape[1]} classes,"
+                        f" {self.split.spec} has {self.split.num_classes}"
+                    )
+                logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
+        return logits_NC
+
+
+class ArrayAnswers:
+    """A teacher that has already spoken: a .npy file of logits [N, C], or [V, N, C], read through a memory map.
+
+    The file's rows must be in the order of the split; nothing in it can prove that, so it is worth a look at the
+    accuracy that ``cache-teacher`` prints.
+
+    Args:
+        path: The file; numbers of any real type.
+        split: The examples.
+        views: As many as the array has.
+        plan: How rows were assigned to folds, when the answers are out-of-fold ones.
+
+    Raises:
+        ValueError: Missing file, or an array of another shape or type.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        split: Split,
+        views: Views,
+        *,
+        plan: FoldPlan | None = None,
+    ) -> None:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a readable .npy file of logits ({error})") from error
+        expected = (views.num_views, len(split), split.num_classes)
+        if array.ndim == 2:
+            array = array[None]
+        if array.shape != expected or not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(
+                f"{path}: found {array.dtype} {list(array.shape)}, expected floats {list(expected)}:"
+                f" --views, examples of {split.spec}, classes"
+            )
+        self.path, self.array = path, array
+        self.split, self.views = split, views
+        self.folds: Folds | None = None
+        self.fold_attributes: Mapping[str, Any] | None = None
+        if plan is not None:
+            self.folds = plan.assign(split)
+            self.fold_attributes = fold_attributes(plan, split, self.folds, proof="declared")
+        self.training_fingerprint = None
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(_HASH_BYTES):
+                digest.update(chunk)
+        return {"architecture": ARRAY_PREFIX + self.path.name, "weights_sha256": [digest.hexdigest()]}
+
+    def __call__(self, rows: Rows, view: int) -> Tensor:
+        return torch.from_numpy(np.asarray(self.array[view][rows], dtype=np.float32))

@@ -1,0 +1,238 @@
+"""The command line as a user types it: real processes, exit codes, one-line errors, frozen option names."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+
+OPTIONS = {
+    "train-teacher": "out data model folds fold-strategy fold-seed transform epochs batch-size optimizer lr"
+    " weight-decay grad-clip seed mean std device threads",
+    "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed encoding top-k tail-bits bits"
+    " kl-budget temperatures predictor-rows views transform view-seed batch-size mean std device threads",
+    "train-student": "store out data eval-data student loss set teacher tail epochs batch-size optimizer lr"
+    " weight-decay grad-clip seed mean std device threads",
+    "inspect": "json",
+    "verify": "data",
+    "decode": "out teacher view temperature tail rows",
+    "losses": "",
+    "models": "",
+    "datasets": "",
+    "demo": "out seeds",
+}
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
+    command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def fails(*arguments: str, cwd: Path) -> str:
+    """Runs a command that must fail: exit code 2, nothing on stdout, one line on stderr."""
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == 2, done
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert done.stdout == ""
+    return lines[0]
+
+
+def test_option_names_are_frozen() -> None:
+    """Scripts of users depend on them: change this table only with an entry in CHANGELOG.md."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    found = {
+        name: {option.removeprefix("--") for p in command.params for option in p.opts if option.startswith("--")}
+        - {"help"}
+        for name, command in group.commands.items()
+    }
+    assert found == {name: set(options.split()) for name, options in OPTIONS.items()}
+
+
+def test_every_option_has_help() -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    for name, command in group.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.name == "help" or getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two commands of a newcomer: fold teachers and a store of their answers."""
+    folder = tmp_path_factory.mktemp("work")
+    trained = run("train-teacher", "--model", "mlp:32", "--folds", "3", "--epochs", "8", "--out", "t", cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.splitlines() == [f"wrote t/fold{fold}.safetensors" for fold in range(3)]
+    cached = run("cache-teacher", "--teacher", "mlp:32", "--weights", "t", "--out", "s.zarr", cwd=folder)
+    assert cached.returncode == 0, cached.stderr
+    assert "out-of-fold accuracy 0.9" in cached.stdout
+    return folder
+
+
+def test_the_whole_job(work: Path) -> None:
+    for seed in ("0", "1"):
+        done = run(
+            *("train-student", "--store", "s.zarr", "--student", "mlp:16", "--loss", "kd", "--set", "temperature=2"),
+            *("--epochs", "3", "--seed", seed, "--out", f"r{seed}"),
+            cwd=work,
+        )
+        assert done.returncode == 0, done.stderr
+    result = json.loads((work / "r1" / "result.json").read_text())
+    assert result["training"]["seed"] == 1
+    assert result["accuracy"] > 0.8
+    sound = run("verify", "s.zarr", "--data", "digits", cwd=work)
+    assert (sound.returncode, sound.stdout) == (0, "sound: 1437 rows x 1 views, teachers: teacher\n")
+
+
+def test_inspect_tells_people_and_machines(work: Path) -> None:
+    text = run("inspect", "s.zarr", cwd=work)
+    assert text.returncode == 0
+    assert "out-of-fold: accuracy 0.9" in text.stdout
+    described = json.loads(run("inspect", "s.zarr", "--json", cwd=work).stdout)
+    assert described["complete"] is True
+    assert (described["num_examples"], described["num_views"], described["num_classes"]) == (1437, 1, 10)
+    assert described["num_folds"] == 3
+    assert set(described["fidelity"]) >= {"1", "4"}
+    assert {"format_version", "encoding", "bytes_per_row", "teachers", "dataset"} <= described.keys()
+
+
+def test_decode_writes_what_stage_two_hears(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dense.npy"
+    done = run("decode", "s.zarr", "--rows", "100:228", "--temperature", "2", "--out", str(out), cwd=work)
+    assert done.returncode == 0, done.stderr
+    log_prob = np.load(out)
+    assert (log_prob.dtype, log_prob.shape) == (np.float32, (128, 10))
+    np.testing.assert_allclose(np.exp(log_prob.astype(np.float64)).sum(axis=1), 1, rtol=1e-6)
+
+
+def test_verify_finds_a_flipped_bit(work: Path, tmp_path: Path) -> None:
+    done = run("cache-teacher", "--teacher", "mlp:32", "--weights", "t", "--out", str(tmp_path / "s.zarr"), cwd=work)
+    assert done.returncode == 0, done.stderr
+    chunk = tmp_path / "s.zarr" / "teachers" / "teacher" / "log_prob_code" / "c" / "0" / "1" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    damaged = run("verify", str(tmp_path / "s.zarr"))
+    assert damaged.returncode == 2
+    assert "log_prob" in damaged.stderr
+
+
+def test_every_loss_model_and_dataset_is_listed() -> None:
+    assert "redistill" in run("losses").stdout
+    assert "Refined" in run("losses", "rld").stdout or "refined" in run("losses", "rld").stdout
+    assert "resnet56" in run("models").stdout
+    assert "torchvision:CIFAR10" in run("datasets").stdout
+
+
+STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train-teacher", "--data", "digit", "--out", "new"), "did you mean 'digits'"),
+        (("train-teacher", "--model", "resnet21", "--out", "new"), "did you mean 'resnet"),
+        (("train-teacher", "--folds", "1", "--out", "new"), "--folds is 1"),
+        (("train-teacher", "--epochs", "0", "--out", "new"), "--epochs is 0"),
+        (("train-teacher", "--data", "torchvision:CIFAR10?root=none", "--out", "new"), "not found in"),
+        (("train-teacher", "--device", "quantum", "--out", "new"), "--device quantum"),
+        (("cache-teacher", "--out", "new"), "--weights is missing"),
+        (("cache-teacher", "--teacher", "array:none.npy", "--out", "new"), "not a readable .npy"),
+        (("decode", "s.zarr", "--view", "1", "--out", "new.npy"), "--view is 1; expected 0 to 0"),
+        (("decode", "s.zarr", "--rows", "5", "--out", "new.npy"), "expected a:b"),
+        (("cache-teacher", "--weights", "none", "--out", "new"), "no weights at"),
+        (("cache-teacher", "--weights", "t", "--out", "new"), "pass --teacher mlp:32"),
+        (("cache-teacher", "--weights", "t", "--teacher", "mlp:32", "--out", "new", "--mean", "1"), "belong together"),
+        (("cache-teacher", "--weights", "t", "--teacher", "mlp:32", "--out", "new", "--views", "2"), "one view only"),
+        (
+            (
+                "cache-teacher",
+                "--weights",
+                "t",
+                "--teacher",
+                "mlp:32",
+                "--out",
+                "new",
+                "--encoding",
+                "topk",
+                "--top-k",
+                "11",
+            ),
+            "1 to 10",
+        ),
+        (
+            ("cache-teacher", "--weights", "t", "--teacher", "mlp:32", "--out", "new", "--data", "digits?split=test"),
+            "cross-fit",
+        ),
+        (
+            ("cache-teacher", "--weights", "t/fold0.safetensors", "--teacher", "mlp:32", "--out", "new"),
+            "left out fold 0",
+        ),
+        ((*STUDENT, "--loss", "kdd"), "kd"),
+        ((*STUDENT, "--set", "temperature"), "expected option=value"),
+        ((*STUDENT, "--set", "temprature=4"), "temperature"),
+        ((*STUDENT, "--data", "digits?split=test"), "store was written for digits train"),
+        ((*STUDENT, "--student", "resnt20"), "did you mean 'resnet20'"),
+        ((*STUDENT, "--teacher", "nobody"), "nobody"),
+        ((*STUDENT, "--tail", "long"), "long"),
+        (("train-student", "--store", "none.zarr", "--out", "new"), "none.zarr"),
+        (("inspect", "t"), "t"),
+        (("verify", "none.zarr"), "none.zarr"),
+        (("demo", "--seeds", "2"), "at least 3"),
+        (("losses", "rldd"), "rld"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_and_leaves_nothing(
+    work: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, through the entry point of the console script."""
+    before = sorted(path.name for path in work.iterdir())
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(sys, "argv", ["cli", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    out, error = capsys.readouterr()
+    assert exited.value.code == 2
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert sorted(path.name for path in work.iterdir()) == before
+
+
+def test_debug_shows_the_traceback(work: Path) -> None:
+    done = run("--debug", "train-teacher", "--data", "digit", "--out", "new", cwd=work)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_labels_that_differ_are_refused(work: Path, tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 4
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    y[3] = 1
+    np.savez(tmp_path / "b.npz", x=x, y=y, x_test=x, y_test=y)
+    for arguments in (
+        ("train-teacher", "--data", "npz:a.npz", "--model", "linear", "--epochs", "1", "--out", "t"),
+        ("cache-teacher", "--data", "npz:a.npz", "--teacher", "linear", "--weights", "t", "--out", "s.zarr"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    message = fails("train-student", "--store", "s.zarr", "--data", "npz:b.npz", "--out", "r", cwd=tmp_path)
+    assert "other labels on 1 examples" in message

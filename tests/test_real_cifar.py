@@ -1,0 +1,116 @@
+"""A real trained teacher on the real CIFAR-10 images, through the store and nothing else."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split, load_split
+from pipeline.encoding import Encoding
+from pipeline.fit import Training
+from pipeline.models import Preprocessing
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.run import train_student
+from pipeline.train_student.signal import TeacherSignal
+from pipeline.views import Views
+from stores import open_store
+from tests.realdata import DATA, needs_real_data
+
+pytestmark = needs_real_data
+
+SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+ENCODINGS = {
+    "dense": Encoding(kind="dense", num_classes=10, bits=8),
+    "topk": Encoding(kind="topk", num_classes=10, top_k=3),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """Convolutions on real images are worth two threads."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def reader() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("realdata_reader", (DATA or Path()) / "realdata.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def cifar_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published files, rebuilt byte for byte and checked against their md5 sums."""
+    root = tmp_path_factory.mktemp("cifar")
+    reader().write_cifar10_pickles(root)
+    return root
+
+
+def weights(depth: int) -> str:
+    return str((DATA or Path()) / "weights" / f"cifar10_resnet{depth}.safetensors")
+
+
+def stored_accuracy(split: Split, path: Path) -> float:
+    """Accuracy of the answers in a store, in percent, from the store alone."""
+    store = open_store(path)
+    signal = TeacherSignal(store)
+    signal.load(0)
+    rows = torch.arange(store.num_examples)
+    return 100 * float((signal.logits(rows).argmax(dim=1) == torch.from_numpy(split.labels)).double().mean())
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_published_accuracy_comes_out_of_the_store(cifar_root: Path, tmp_path: Path, encoding: str) -> None:
+    """ResNet-20: 91.73 % on the 10,000 test images."""
+    split = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
+    teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
+    cache_teacher(NetworkAnswers(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS[encoding])
+    assert stored_accuracy(split, tmp_path / "s.zarr") == pytest.approx(91.73, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "accuracy"), [(32, 92.63), (44, 93.10), (56, 93.39)])
+def test_the_deeper_teachers_too(cifar_root: Path, tmp_path: Path, depth: int, accuracy: float) -> None:
+    split = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
+    teachers = load_teachers(split, f"resnet{depth}", weights(depth), preprocessing=SCALING)
+    cache_teacher(NetworkAnswers(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
+    assert stored_accuracy(split, tmp_path / "s.zarr") == pytest.approx(accuracy, abs=0.1)
+
+
+def test_a_student_learns_from_the_real_teacher(cifar_root: Path, tmp_path: Path) -> None:
+    """2,000 images, two views, a small convolutional student: far above chance, so rows and answers belong together."""
+    train = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=train")
+    test = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
+    np.savez(
+        tmp_path / "few.npz",
+        x=train.samples[:2000],
+        y=train.labels[:2000],
+        x_test=test.samples[:1000],
+        y_test=test.labels[:1000],
+    )
+    split, held_out = load_split(f"npz:{tmp_path}/few.npz"), load_split(f"npz:{tmp_path}/few.npz?split=test")
+    teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
+    answers = NetworkAnswers(split, teachers, Views(transform="flip-crop", num_views=2))
+    summary = cache_teacher(answers, tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
+    assert summary["accuracy"] > 0.97  # it was trained on these images
+    result = train_student(
+        open_store(tmp_path / "s.zarr"),
+        split,
+        held_out,
+        "cnn",
+        parse_objective("kd", {}),
+        Training(epochs=6, lr=0.05),
+        tmp_path / "run",
+    )
+    assert result["accuracy"] > 0.25

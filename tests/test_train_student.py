@@ -1,0 +1,238 @@
+"""Stage two: repeatable to the bit, equal to the online teacher, and unwilling to train on the wrong rows."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding
+from pipeline.fit import BatchLoss, Training, fit
+from pipeline.models import build_model
+from pipeline.models.preprocessing import fit_preprocessing
+from pipeline.models.weights import load_state, read_metadata, weights_digest
+from pipeline.train_student.losses import StepContext, parse_objective
+from pipeline.train_student.run import HISTORY, RESULT, WEIGHTS, train_student
+from pipeline.train_student.signal import TeacherSignal, check_data
+from pipeline.views import Views
+from stores import Store, open_store
+
+VIEWS = Views(transform="flip-crop", num_views=3, seed=1)
+ENCODINGS = {
+    "dense32": Encoding(kind="dense", num_classes=10, bits=32),
+    "dense8": Encoding(kind="dense", num_classes=10, bits=8),
+    "topk": Encoding(kind="topk", num_classes=10, top_k=3),
+}
+
+
+@pytest.fixture(scope="module")
+def stores(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+    folder = tmp_path_factory.mktemp("stores")
+    teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
+    for name, encoding in ENCODINGS.items():
+        cache_teacher(NetworkAnswers(digits, teachers, VIEWS), folder / f"{name}.zarr", encoding=encoding)
+    return {name: open_store(folder / f"{name}.zarr") for name in ENCODINGS}
+
+
+def digest(folder: Path) -> str:
+    return weights_digest(load_state(folder / WEIGHTS))
+
+
+def test_a_run_writes_result_weights_and_history(
+    stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    training = Training(epochs=4, seed=2)
+    result = train_student(stores["dense32"], digits, digits_test, "mlp:16", parse_objective("kd", {}), training, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted([RESULT, WEIGHTS, HISTORY])
+    written = json.loads((out / RESULT).read_text())
+    assert written["accuracy"] == result["accuracy"] > 0.8
+    assert {"accuracy", "nll", "ece", "seconds", "settings", "versions", "store", "test"} <= written.keys()
+    assert written["store"]["dataset_fingerprint"] == digits.fingerprint
+    assert read_metadata(out / WEIGHTS)["architecture"] == "mlp:16"
+    with (out / HISTORY).open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("store", ENCODINGS)
+@pytest.mark.parametrize("loss", ["kd", "redistill", "rld"])
+def test_same_seed_same_weights_bit_for_bit(
+    stores: dict[str, Store], digits: Split, tmp_path: Path, store: str, loss: str
+) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        training = Training(epochs=2, seed=seed)
+        train_student(stores[store], digits, None, "mlp:16", parse_objective(loss, {}), training, tmp_path / name)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+
+
+class OnlineLoss(BatchLoss):
+    """The same objective, with the teacher run on the very pixels of the epoch's view instead of read from a store."""
+
+    def __init__(self, split: Split, teacher_folder: Path, epochs: int) -> None:
+        teacher = load_teachers(split, "mlp:32", str(teacher_folder)).teachers[0]
+        self.model, self.scaling = teacher.model, teacher.preprocessing
+        self.split, self.epochs, self.epoch = split, epochs, 0
+        self.objective, self.labels = parse_objective("kd", {}), torch.from_numpy(split.labels)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        answers = []
+        with torch.inference_mode():
+            for start in range(0, len(self.split), 256):  # stage one's batches
+                rows = np.arange(start, min(start + 256, len(self.split)))
+                samples = VIEWS.samples(self.split, rows, epoch % VIEWS.num_views)
+                answers.append(self.model(self.scaling(torch.from_numpy(samples))))
+        self.answers = torch.cat(answers).clone()
+
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        context = StepContext(epoch=self.epoch + 1, num_epochs=self.epochs)
+        return self.objective(logits_BC, self.answers[rows_B], self.labels[rows_B], context)
+
+
+def test_a_lossless_store_teaches_exactly_what_the_online_teacher_does(
+    stores: dict[str, Store], digits: Split, plain_teacher: Path, tmp_path: Path
+) -> None:
+    training = Training(epochs=3, seed=4)
+    train_student(stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), training, tmp_path / "run")
+    torch.manual_seed(training.seed)
+    online = build_model("mlp:16", digits)
+    loss = OnlineLoss(digits, plain_teacher, training.epochs)
+    fit(online, digits, loss, training, views=VIEWS, preprocessing=fit_preprocessing(digits))
+    assert weights_digest(online.state_dict()) == digest(tmp_path / "run")
+
+
+def test_an_epoch_hears_its_own_view(stores: dict[str, Store], digits: Split, plain_teacher: Path) -> None:
+    teacher = load_teachers(digits, "mlp:32", str(plain_teacher)).teachers[0]
+    signal = TeacherSignal(stores["dense32"])
+    rows = torch.tensor([3, 1, 700])
+    for view in (2, 0, 1):
+        signal.load(view)
+        samples = torch.from_numpy(VIEWS.samples(digits, rows.numpy(), view))
+        with torch.inference_mode():
+            expected = teacher.model(teacher.preprocessing(samples))
+        torch.testing.assert_close(signal.logits(rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_labels_and_head_is_known(stores: dict[str, Store]) -> None:
+    rows = torch.arange(stores["topk"].num_examples)
+    dense, topk = TeacherSignal(stores["dense32"]), TeacherSignal(stores["topk"])
+    dense.load(0)
+    topk.load(0)
+    best = dense.logits(rows).topk(3).indices
+    expected = (best == dense.labels[rows][:, None]).any(dim=1)
+    assert dense.label_in_head(rows) is None
+    known = topk.label_in_head(rows)
+    assert known is not None
+    assert (known == expected).all()
+
+
+@pytest.mark.parametrize("tail", ["predicted", "bucket", "uniform", "renormalise"])
+def test_every_tail_rule_trains(
+    stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path, tail: str
+) -> None:
+    objective = parse_objective("kd", {"temperature": "2"})
+    training = Training(epochs=2)
+    result = train_student(
+        stores["topk"], digits, digits_test, "mlp:16", objective, training, tmp_path / "r", tail=tail
+    )
+    assert result["accuracy"] > 0.3  # chance is 0.1; the teacher is weak on these views
+
+
+def reordered(split: Split) -> Split:
+    return replace(split, samples=split.samples[::-1].copy(), labels=split.labels[::-1].copy())
+
+
+def relabelled(split: Split) -> Split:
+    labels = split.labels.copy()
+    labels[:3] = (labels[:3] + 1) % 10
+    return replace(split, labels=labels)
+
+
+def other_pixels(split: Split) -> Split:
+    samples = split.samples.copy()
+    samples[5, 0, 0] += 1
+    return replace(split, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (reordered, "the same examples in another order"),
+        (relabelled, "other labels on 3 examples"),
+        (other_pixels, "pass the data that the store was written for"),
+    ],
+)
+def test_rows_that_are_not_the_stores_are_refused(
+    stores: dict[str, Store], digits: Split, tmp_path: Path, change: object, message: str
+) -> None:
+    assert callable(change)
+    with pytest.raises(ValueError, match=message) as caught:
+        train_student(
+            stores["dense32"],
+            change(digits),
+            None,
+            "mlp:16",
+            parse_objective("kd", {}),
+            Training(epochs=1),
+            tmp_path / "run",
+        )
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_split_is_refused(stores: dict[str, Store], digits_test: Split) -> None:
+    with pytest.raises(ValueError, match=r"written for digits train .* this data is digits\?split=test"):
+        check_data(stores["dense32"], digits_test)
+
+
+def test_a_loss_that_needs_every_class_refuses_a_top_k_store(
+    stores: dict[str, Store], digits: Split, tmp_path: Path
+) -> None:
+    objective = parse_objective("sel_corrected", {})
+    with pytest.raises(ValueError, match="needs every class's logit, but .* keeps the top 3 of 10"):
+        train_student(stores["topk"], digits, None, "mlp:16", objective, Training(epochs=1), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_say_what_the_loss_would_rather_have(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
+    objective = parse_objective("sel_corrected", {})
+    result = train_student(stores["dense8"], digits, None, "mlp:16", objective, Training(epochs=1), tmp_path / "a")
+    assert "made for out-of-fold answers" in result["warnings"][0]
+    hot = parse_objective("kd", {"temperature": "50"})
+    result = train_student(stores["topk"], digits, None, "mlp:16", hot, Training(epochs=1), tmp_path / "b")
+    assert "100% of the rows have most of their mass outside the stored top 3" in result["warnings"][0]
+    cold = parse_objective("kd", {"temperature": "0.1"})
+    result = train_student(stores["topk"], digits, None, "mlp:16", cold, Training(epochs=1), tmp_path / "c")
+    assert result["warnings"] == []
+
+
+def test_a_run_never_overwrites(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="exists already"):
+        train_student(
+            stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1), tmp_path / "run"
+        )
+
+
+def test_a_loss_that_explodes_says_so_and_leaves_nothing(
+    stores: dict[str, Store], digits: Split, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="lower --lr"):
+        train_student(
+            stores["dense32"],
+            digits,
+            None,
+            "mlp:16",
+            parse_objective("mse", {}),
+            Training(epochs=2, lr=1e12),
+            tmp_path / "run",
+        )
+    assert list(tmp_path.iterdir()) == []

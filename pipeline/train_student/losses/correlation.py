@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .numerics import Temperature, probs
 
 
-def _pearson_distance(student: Tensor, teacher: Tensor, dim: int, eps: float) -> Tensor:
-    student = student - student.mean(dim, keepdim=True)
-    teacher = teacher - teacher.mean(dim, keepdim=True)
-    norms: Tensor = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(teacher, dim=dim)
-    return 1.0 - (student * teacher).sum(dim) / (norms + eps)
+class _Correlation(torch.autograd.Function):
+    """Pearson correlation along one dimension; its gradient is a combination of the two centred tensors."""
+
+    @staticmethod
+    def forward(
+        student: Tensor, teacher: Tensor, dim: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        student = student - student.mean(dim, keepdim=True)
+        teacher = teacher - teacher.mean(dim, keepdim=True)
+        covariance = (student * teacher).sum(dim, keepdim=True)
+        student_norm = student.square().sum(dim, keepdim=True).sqrt()
+        teacher_norm = teacher.square().sum(dim, keepdim=True).sqrt()
+        inverse = 1.0 / (student_norm * teacher_norm + eps)
+        rho = covariance * inverse
+        # d rho / d student = inverse * teacher - along * student, both centred.
+        tiny = torch.finfo(student.dtype).tiny
+        along = rho * inverse * teacher_norm / student_norm.clamp(min=tiny)
+        return rho.squeeze(dim), student, teacher, inverse, torch.where(student_norm > 0, along, 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.dim = inputs[2]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        student, teacher, inverse, along = ctx.saved_tensors
+        grad = grads[0].unsqueeze(ctx.dim)
+        return torch.addcmul(teacher * (grad * inverse), student, -grad * along), None, None, None
+
+
+def _correlation(student: Tensor, teacher: Tensor, dim: int, eps: float) -> Tensor:
+    rho = _Correlation.apply(student, teacher, dim, eps)[0]  # type: ignore[no-untyped-call]
+    assert isinstance(rho, Tensor)
+    return rho
 
 
 def correlation_distance(
@@ -47,5 +80,6 @@ def correlation_distance(
         Huang, You, Wang, Qian, Xu. Knowledge Distillation from A Stronger Teacher. NeurIPS 2022, section 4.
     """
     p_BC, q_BC = probs(teacher_BC, temperature), probs(student_BC, temperature)
-    within_B = beta * _pearson_distance(q_BC, p_BC, 1, eps)
-    return (within_B + gamma * _pearson_distance(q_BC, p_BC, 0, eps).mean()) * temperature**2
+    within_B = beta * (1.0 - _correlation(q_BC, p_BC, 1, eps))
+    within_classes = gamma * (1.0 - _correlation(q_BC, p_BC, 0, eps).mean())
+    return (within_B + within_classes) * temperature**2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,16 +14,60 @@ from .numerics import (
     at,
     binary_kl,
     cross_entropy,
+    dot,
     kl,
     log_probs,
+    raised,
     scaled,
     without,
 )
 
 
+class _LogOdds(torch.autograd.Function):
+    """Log-odds with one exponential for both directions; plain operations take three and five copies."""
+
+    @staticmethod
+    def forward(logits_BC: Tensor, class_B: Tensor) -> tuple[Tensor, Tensor]:
+        others_BC = without(logits_BC, class_B)
+        top_B1 = others_BC.amax(1, keepdim=True)
+        others_BC.sub_(top_B1).exp_()
+        total_B1 = others_BC.sum(1, keepdim=True)
+        odds_B1 = logits_BC.gather(1, class_B[:, None]) - total_B1.log() - top_B1
+        return odds_B1[:, 0], others_BC
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[1], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        class_B, others_BC = ctx.saved_tensors
+        grad_B1 = grads[0][:, None]
+        share_BC = others_BC * (-grad_B1 / others_BC.sum(1, keepdim=True))
+        return share_BC.scatter_(1, class_B[:, None], grad_B1), None
+
+
 def log_odds(logits_BC: Tensor, class_B: Tensor) -> Tensor:
     """log(q / (1 - q)) of one class in each row, without the cancellation of 1 - q."""
-    return at(logits_BC, class_B) - without(logits_BC, class_B).logsumexp(1)
+    odds_B, _ = _LogOdds.apply(logits_BC, class_B)  # type: ignore[no-untyped-call]
+    assert isinstance(odds_B, Tensor)
+    return odds_B
+
+
+def top_log_odds(logits_BC: Tensor) -> Tensor:
+    """log(p / (1 - p)) of the largest class, up to about 87; without gradient, for the teacher."""
+    p_BC = F.softmax(logits_BC.detach(), dim=1)
+    top_B1 = logits_BC.argmax(1, keepdim=True)
+    top_p_B = p_BC.gather(1, top_B1)[:, 0]
+    others_B = p_BC.scatter_(1, top_B1, 0.0).sum(1)
+    return top_p_B.log() - others_B.clamp(min=torch.finfo(p_BC.dtype).tiny).log()
+
+
+def kl_of_logits(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """KL of two softmaxes, quick where many logits are EXCLUDED: exp is slow where it underflows."""
+    p_BC = F.softmax(teacher_BC, dim=1)
+    return dot(p_BC, F.log_softmax(teacher_BC, dim=1) - F.log_softmax(student_BC, dim=1))
 
 
 def decoupled_kl(
@@ -54,10 +100,7 @@ def decoupled_kl(
     """
     student_BC, teacher_BC = scaled(student_BC, temperature), scaled(teacher_BC, temperature)
     target_B = binary_kl(log_odds(teacher_BC, labels_B), log_odds(student_BC, labels_B))
-    others_B = kl(
-        F.log_softmax(without(teacher_BC, labels_B), dim=1),
-        F.log_softmax(without(student_BC, labels_B), dim=1),
-    )
+    others_B = kl_of_logits(without(teacher_BC, labels_B), without(student_BC, labels_B))
     return (alpha * target_B + beta * others_B) * temperature**2
 
 
@@ -97,18 +140,17 @@ def refined_logit_distillation(
     References:
         Sun et al. Knowledge Distillation with Refined Logits. ICCV 2025, section 3.
     """
+    teacher_BC = raised(teacher_BC)
     student_T_BC, teacher_T_BC = scaled(student_BC, temperature), scaled(teacher_BC, temperature)
-    left_out_BC = (teacher_BC >= teacher_BC.gather(1, labels_B[:, None])).to(student_T_BC.dtype)
-    correlation_B = kl(
-        F.log_softmax(teacher_T_BC + EXCLUDED * left_out_BC, dim=1),
-        F.log_softmax(student_T_BC + EXCLUDED * left_out_BC, dim=1),
-    )
+    margin_BC = teacher_BC.gather(1, labels_B[:, None]) - teacher_BC  # <= 0 exactly on M
+    left_out_BC = margin_BC.sign_().sub_(1.0).mul_(-EXCLUDED)
+    correlation_B = kl_of_logits(teacher_T_BC + left_out_BC, student_T_BC + left_out_BC)
     if label_in_head_B is not None:
         correlation_B = torch.where(label_in_head_B, correlation_B, torch.zeros_like(correlation_B))
     first: Temperature = temperature if same_t else alpha_temperature
     if not same_t:
         student_T_BC, teacher_T_BC = scaled(student_BC, first), scaled(teacher_BC, first)
-    confidence_B = binary_kl(log_odds(teacher_T_BC, teacher_T_BC.argmax(1)), log_odds(student_T_BC, labels_B))
+    confidence_B = binary_kl(top_log_odds(teacher_T_BC), log_odds(student_T_BC, labels_B))
     return alpha * confidence_B * first**2 + beta * correlation_B * temperature**2
 
 

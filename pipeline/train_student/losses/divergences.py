@@ -49,17 +49,19 @@ def alpha_beta_rows(log_p_BC: Tensor, log_q_BC: Tensor, alpha: float, beta: floa
     if abs(total) < NEAR_LIMIT:
         rise_BC = alpha * (log_q_BC - log_p_BC)
         return (rise_BC + bounded_exp(-rise_BC) - 1.0).sum(1) / alpha**2
-    mixed_BC = alpha * log_p_BC + beta * log_q_BC
     if abs(total - 1.0) < 1e-9:
+        mixed_BC = torch.lerp(log_q_BC, log_p_BC, alpha)
+        powers_BC = _exp(mixed_BC, alpha, beta, _clip_limit(log_p_BC, beta, ratio_clip))
         # sum p = sum q = 1: subtracting p from each term keeps the sum exact near p = q.
-        limit = _clip_limit(log_p_BC, beta, ratio_clip)
-        return (bounded_exp(mixed_BC, limit) - log_p_BC.exp()).sum(1) / (-alpha * beta)
-    terms_BC = (
-        bounded_exp(mixed_BC)
-        - (alpha / total) * bounded_exp(total * log_p_BC)
-        - (beta / total) * bounded_exp(total * log_q_BC)
-    )
-    return terms_BC.sum(1) / (-alpha * beta)
+        return (powers_BC - log_p_BC.exp()).sum(1) / (-alpha * beta)
+    mixed_B = _exp(alpha * log_p_BC + beta * log_q_BC, alpha, beta).sum(1)
+    own_p_B, own_q_B = (_exp(total * log_BC, total, total).sum(1) for log_BC in (log_p_BC, log_q_BC))
+    return (mixed_B - (alpha / total) * own_p_B - (beta / total) * own_q_B) / (-alpha * beta)
+
+
+def _exp(log_BC: Tensor, alpha: float, beta: float, limit: float | Tensor = MAX_EXPONENT) -> Tensor:
+    """exp of alpha log p + beta log q: it can only overflow when an exponent is negative."""
+    return log_BC.exp() if min(alpha, beta) >= 0.0 else bounded_exp(log_BC, limit)
 
 
 def _log_ratio_limit(log_u_BC: Tensor, log_v_BC: Tensor) -> Tensor:

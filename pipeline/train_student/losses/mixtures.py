@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from .numerics import Temperature, kl, log_probs, probs
+from .numerics import Temperature, dot, kl, log_probs, probs
 
 
-def mixed_log_probs(log_p_BC: Tensor, log_q_BC: Tensor, weight: float) -> Tensor:
-    """log((1 - weight) p + weight q), finite where either is."""
-    if weight <= 0.0 or weight >= 1.0:
-        return log_p_BC if weight <= 0.0 else log_q_BC
-    return torch.logaddexp(log_p_BC + math.log1p(-weight), log_q_BC + math.log(weight))
+def log_mixture(p_BC: Tensor, q_BC: Tensor, weight: float) -> Tensor:
+    """log((1 - weight) p + weight q), finite where both underflow (their own factor is 0 there)."""
+    return torch.lerp(p_BC, q_BC, weight).clamp(min=torch.finfo(p_BC.dtype).tiny).log()
 
 
 def generalized_jensen_shannon(
@@ -50,8 +46,9 @@ def generalized_jensen_shannon(
         return kl(log_p_BC, log_q_BC) * temperature**2
     if beta >= 1.0:
         return kl(log_q_BC, log_p_BC) * temperature**2
-    log_m_BC = mixed_log_probs(log_p_BC, log_q_BC, 1.0 - beta)
-    rows_B = beta * kl(log_p_BC, log_m_BC) + (1.0 - beta) * kl(log_q_BC, log_m_BC)
+    p_BC, q_BC = log_p_BC.exp(), log_q_BC.exp()
+    log_m_BC = log_mixture(p_BC, q_BC, 1.0 - beta)
+    rows_B = beta * dot(p_BC, log_p_BC - log_m_BC) + (1.0 - beta) * dot(q_BC, log_q_BC - log_m_BC)
     return rows_B * temperature**2
 
 
@@ -82,7 +79,8 @@ def skewed_kl_divergence(
         section 3.
     """
     log_p_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
-    return kl(log_p_BC, mixed_log_probs(log_p_BC, log_q_BC, 1.0 - skew)) * temperature**2
+    p_BC = log_p_BC.exp()
+    return dot(p_BC, log_p_BC - log_mixture(p_BC, log_q_BC.exp(), 1.0 - skew)) * temperature**2
 
 
 def skewed_reverse_kl_divergence(
@@ -112,7 +110,8 @@ def skewed_reverse_kl_divergence(
         section 3.
     """
     log_p_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
-    return kl(log_q_BC, mixed_log_probs(log_p_BC, log_q_BC, skew)) * temperature**2
+    q_BC = log_q_BC.exp()
+    return dot(q_BC, log_q_BC - log_mixture(log_p_BC.exp(), q_BC, skew)) * temperature**2
 
 
 def symmetric_kl_divergence(
@@ -136,7 +135,7 @@ def symmetric_kl_divergence(
         Backbones. 2021, section 3 (there called JS divergence).
     """
     log_p_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
-    rows_B = ((log_p_BC.exp() - log_q_BC.exp()) * (log_p_BC - log_q_BC)).sum(1)
+    rows_B = dot(log_p_BC.exp() - log_q_BC.exp(), log_p_BC - log_q_BC)
     return 0.5 * rows_B * temperature**2
 
 

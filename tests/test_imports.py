@@ -25,7 +25,7 @@ FORBIDDEN = {
     "cli": (),
 }
 _LOSSES = ("pipeline.train_student.losses", "pipeline.train_student.row_weights")
-ALLOWED = {name: _LOSSES for name in _LOSSES}
+ALLOWED = dict.fromkeys(_LOSSES, _LOSSES)
 
 
 def module_name(path: Path) -> str:

@@ -141,7 +141,7 @@ class ArrayAnswers:
         if plan is not None:
             self.folds = plan.assign(split)
             self.fold_attributes = fold_attributes(plan, split, self.folds, proof="declared")
-        self.training_fingerprint = None
+        self.training_fingerprint: str | None = None
 
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()

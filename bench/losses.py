@@ -3,7 +3,8 @@
 `python -m bench.losses [--device cuda] [--compile] [NAME ...]` prints one JSON object per line:
 {name, value, goal, ok}, value = median time of the loss / median time of the baseline, measured in turns within
 one run. The baseline is log_softmax of both tensors, F.kl_div and its backward, at T = 1 with no scaling. On the
-CPU the process first starts itself again with glibc told to keep freed memory, or page faults would be most of it.
+CPU it is the process's own time, and the process first starts itself again with glibc told to keep freed memory:
+other programs and page faults would be most of what one sees.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def seconds(loss: Callable[..., Tensor], student_BC: Tensor, teacher_BC: Tensor,
     student_BC.grad = None
     if student_BC.is_cuda:
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    clock = time.perf_counter if student_BC.is_cuda else time.process_time
+    begin = clock()
     loss(student_BC, teacher_BC, labels_B).mean().backward()  # type: ignore[no-untyped-call]
     if student_BC.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def ratio(loss: Callable[..., Tensor], rows: tuple[Tensor, Tensor, Tensor], rounds: int) -> tuple[float, float]:

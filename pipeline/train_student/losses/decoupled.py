@@ -142,9 +142,11 @@ def refined_logit_distillation(
     """
     teacher_BC = raised(teacher_BC)
     student_T_BC, teacher_T_BC = scaled(student_BC, temperature), scaled(teacher_BC, temperature)
-    margin_BC = teacher_BC.gather(1, labels_B[:, None]) - teacher_BC  # <= 0 exactly on M
-    left_out_BC = margin_BC.sign_().sub_(1.0).mul_(-EXCLUDED)
-    correlation_B = kl_of_logits(teacher_T_BC + left_out_BC, student_T_BC + left_out_BC)
+    left_out_BC = teacher_BC.clone().ge_(teacher_BC.gather(1, labels_B[:, None]))  # 1 on M, else 0
+    correlation_B = kl_of_logits(
+        torch.add(teacher_T_BC, left_out_BC, alpha=EXCLUDED),
+        torch.add(student_T_BC, left_out_BC, alpha=EXCLUDED),
+    )
     if label_in_head_B is not None:
         correlation_B = torch.where(label_in_head_B, correlation_B, torch.zeros_like(correlation_B))
     first: Temperature = temperature if same_t else alpha_temperature

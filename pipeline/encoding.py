@@ -63,21 +63,27 @@ def encode(
     labels_B = labels_B.to(logits_BC.device).long()
     labelled_B = labels_B >= 0
     label_logit_B = logits_BC.gather(1, labels_B.clamp(min=0)[:, None]).squeeze(1)
-    rank_B = torch.where(labelled_B, (logits_BC >= label_logit_B[:, None]).sum(1), 0)
     if encoding.kind == "dense":
-        logsumexp_B = torch.logsumexp(logits_BC, 1)
-        arrays = _encode_dense(
-            logits_BC, torch.where(labelled_B, label_logit_B, -math.inf), logsumexp_B, encoding
-        )
+        rank_B = torch.where(labelled_B, (logits_BC >= label_logit_B[:, None]).sum(1), 0)
+        logsumexp_B = _check_finite(torch.logsumexp(logits_BC, 1))
+        arrays = _encode_dense(logits_BC, label_logit_B.where(labelled_B, -math.inf), logsumexp_B, encoding)
     else:
-        arrays, logsumexp_B = _encode_head(logits_BC, rank_B, encoding)
-    if not torch.isfinite(logsumexp_B).all():
-        row = int((~torch.isfinite(logsumexp_B)).nonzero()[0])
-        raise ValueError(
-            f"expected finite logits (-inf marks a masked class), found NaN, +inf or only -inf in row {row}"
-        )
+        best_BK, index_BK = torch.topk(logits_BC, encoding.top_k, dim=1)
+        log_tail_B, log_head_B = _log_sums(logits_BC, best_BK, index_BK)
+        logsumexp_B = _check_finite(torch.logaddexp(log_head_B, log_tail_B))
+        rank_B = torch.where(labelled_B, _rank(logits_BC, label_logit_B, best_BK), 0)
+        arrays = {"index": index_BK, "log_tail_mass": log_tail_B - logsumexp_B}
+        arrays |= _encode_head(best_BK, logsumexp_B, rank_B, encoding)
     label_log_prob_B = torch.where(labelled_B, label_logit_B - logsumexp_B, math.nan)
+    if (
+        encoding.kind != "dense"
+    ):  # a label in the head is there already: here it takes only 6 bits of precision
+        in_head_B = (arrays["index"] == labels_B[:, None]).any(1)
+        label_log_prob_B = torch.where(in_head_B, round_mantissa(label_log_prob_B, 5), label_log_prob_B)
     arrays |= {"label_log_prob": to_float16(label_log_prob_B), "label_rank": rank_B}
+    if "log_tail_mass" in arrays:
+        log_tail_mass_B = to_float16(round_mantissa(arrays["log_tail_mass"], 8))
+        arrays["log_tail_mass"] = log_tail_mass_B.clamp(max=-(2.0**-24))
     if "logsumexp" in encoding.row_arrays():
         arrays["logsumexp"] = round_mantissa(logsumexp_B, 10)
     if encoding.kind == "topk+tail":
@@ -96,6 +102,15 @@ def _check(logits_BC: Tensor, labels_B: Tensor, encoding: Encoding) -> None:
         raise ValueError(f"expected labels from -1 to {encoding.num_classes - 1}, found {low} to {high}")
 
 
+def _check_finite(logsumexp_B: Tensor) -> Tensor:
+    if not torch.isfinite(logsumexp_B).all():
+        row = int((~torch.isfinite(logsumexp_B)).nonzero()[0])
+        raise ValueError(
+            f"expected finite logits (-inf marks a masked class), found NaN, +inf or only -inf in row {row}"
+        )
+    return logsumexp_B
+
+
 def _encode_dense(
     logits_BC: Tensor, label_logit_B: Tensor, logsumexp_B: Tensor, encoding: Encoding
 ) -> dict[str, Tensor]:
@@ -107,18 +122,22 @@ def _encode_dense(
     return {"log_prob_code": code_BC, "log_prob_scale": scale_B, "log_prob_floor": floor_B}
 
 
-def _encode_head(logits_BC: Tensor, rank_B: Tensor, encoding: Encoding) -> tuple[dict[str, Tensor], Tensor]:
-    best_BK, index_BK = torch.topk(logits_BC, encoding.top_k, dim=1)
-    log_tail_B, log_head_B = _log_sums(logits_BC, best_BK, index_BK)
-    logsumexp_B = torch.logaddexp(log_head_B, log_tail_B)
-    arrays = {"index": index_BK, "log_tail_mass": to_float16(log_tail_B - logsumexp_B).clamp(max=-(2.0**-24))}
-    if encoding.bits == 16:
-        label_B = best_BK.gather(1, (rank_B - 1).clamp(0, encoding.top_k - 1)[:, None]).squeeze(1)
-        label_B = torch.where(rank_B > 0, label_B, -math.inf)
-        arrays["log_prob"] = float16_keeping_order(best_BK, logsumexp_B, label_B)
-    else:
-        arrays["log_prob_code"] = gap_encode(best_BK, logsumexp_B, rank_B)
-    return arrays, logsumexp_B
+def _rank(logits_BC: Tensor, label_logit_B: Tensor, best_BK: Tensor) -> Tensor:
+    """Number of classes at or above the label's logit, int64 [B]."""
+    rank_B = (best_BK >= label_logit_B[:, None]).sum(1)
+    low_R = (label_logit_B <= best_BK[:, -1]).nonzero().squeeze(1)
+    rank_B[low_R] = (logits_BC[low_R] >= label_logit_B[low_R, None]).sum(1)
+    return rank_B
+
+
+def _encode_head(
+    best_BK: Tensor, logsumexp_B: Tensor, rank_B: Tensor, encoding: Encoding
+) -> dict[str, Tensor]:
+    if encoding.bits == 8:
+        return {"log_prob_code": gap_encode(best_BK, logsumexp_B, rank_B)}
+    label_B = best_BK.gather(1, (rank_B - 1).clamp(0, encoding.top_k - 1)[:, None]).squeeze(1)
+    label_B = label_B.where(rank_B > 0, -math.inf)
+    return {"log_prob": float16_keeping_order(best_BK, logsumexp_B, label_B)}
 
 
 def _log_sums(logits_BC: Tensor, best_BK: Tensor, index_BK: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,8 +215,7 @@ class _Judge:
         rows = max(16, min(len(logits_RC), 2_000_000 // logits_RC.shape[1]))
         self.logits = logits_RC[:rows]
         self.best_RK, self.index_RK = torch.topk(self.logits, top_k, dim=1)
-        self.known = torch.zeros(self.logits.shape, dtype=torch.bool).scatter_(1, self.index_RK, True)
-        self.log_mass = self.logits.masked_fill(self.known, -math.inf).logsumexp(1)
+        self.log_mass = self.logits.scatter(1, self.index_RK, -math.inf).logsumexp(1)
         self.uniform = self._kl(torch.zeros_like(self.logits))
 
     def relative_kl(self, predictor: TailPredictor) -> float:
@@ -226,7 +225,7 @@ class _Judge:
 
     def _kl(self, shape_RC: Tensor) -> list[float]:
         cap_R = self.best_RK[:, -1]
-        shift_R = shift_to_mass(shape_RC, self.known, self.log_mass, cap_R)
+        shift_R = shift_to_mass(shape_RC.clone(), self.index_RK, self.log_mass, cap_R)
         decoded = torch.minimum(shape_RC + shift_R[:, None], cap_R[:, None])
         decoded.scatter_(1, self.index_RK, self.best_RK)
         return [mean_kl(self.logits, decoded, temperature) for temperature in TEMPERATURES]

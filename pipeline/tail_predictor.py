@@ -40,10 +40,10 @@ class Gauge:
 
     def features(self, head_BK: Tensor) -> Tensor:
         """Features of raw head logits, best first, float32 [B, K]; finite for any head."""
-        feature_BK = head_BK.clamp(min=_LOWEST)
         if self.kth or self.offset:
-            feature_BK = feature_BK - self.kth * feature_BK[:, -1:] + self.offset
-        return feature_BK.clamp(-self.limit, self.limit)
+            head_BK = head_BK.clamp(min=_LOWEST)
+            head_BK = head_BK - self.kth * head_BK[:, -1:] + self.offset
+        return head_BK.clamp(-self.limit, self.limit)
 
 
 class TailPredictor:
@@ -72,11 +72,11 @@ class TailPredictor:
         self.gauge = gauge
         self.basis = basis
         self.num_folds, self.num_classes, inner = self.matrix_FCD.shape
-        # One table for embedding_bag: F * C rows; without factors also F biases and a row of ones.
-        table = self.matrix_FCD.float().reshape(-1, inner)
+        # The table that embedding_bag reads: F * C rows; without factors in float16 and followed by F biases.
         if self.factor_FDC is None:
-            table = torch.cat([table, self.bias_FC.float(), torch.ones(1, inner, device=table.device)])
-        self._table = table.contiguous()
+            self._table = torch.cat([self.matrix_FCD.reshape(-1, inner), self.bias_FC])
+        else:
+            self._table = self.matrix_FCD.float().reshape(-1, inner)
 
     def to(self, device: torch.device | str) -> "TailPredictor":
         """The same predictor on another device."""
@@ -142,14 +142,17 @@ class TailPredictor:
         self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None
     ) -> Tensor:
         num_rows, top_k = index_BK.shape
-        row_BK = index_BK.new_empty((num_rows, top_k + 2))
-        row_BK[:, :top_k] = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
-        row_BK[:, top_k] = self.num_folds * self.num_classes + (0 if fold_B is None else fold_B)
-        row_BK[:, top_k + 1] = len(self._table) - 1
-        weight_BK = feature_BK.new_ones((num_rows, top_k + 2))
-        weight_BK[:, :top_k] = feature_BK
-        weight_BK[:, top_k + 1] = 0 if shift_B is None else shift_B
-        return embedding_bag(row_BK, self._table, per_sample_weights=weight_BK, mode="sum")
+        row = index_BK.new_empty((num_rows, top_k + 1))
+        weight = torch.empty((num_rows, top_k + 1), dtype=torch.float16, device=index_BK.device)
+        row[:, :top_k] = index_BK
+        row[:, top_k] = self.num_folds * self.num_classes
+        if fold_B is not None:
+            row[:, :top_k] += (fold_B * self.num_classes)[:, None]
+            row[:, top_k] += fold_B
+        weight[:, :top_k] = feature_BK
+        weight[:, top_k] = 1
+        shape_BC = embedding_bag(row, self._table, per_sample_weights=weight, mode="sum")
+        return shape_BC.float() if shift_B is None else shape_BC + shift_B[:, None]
 
     def _low_rank(
         self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None
@@ -216,30 +219,39 @@ def log_minus(log_a_B: Tensor, log_b_B: Tensor) -> Tensor:
     return torch.where(torch.isneginf(log_a_B), log_a_B, log_a_B + torch.log(-torch.expm1(-gap_B)))
 
 
-def shift_to_mass(shape_BC: Tensor, known_BC: Tensor, log_mass_B: Tensor, cap_B: Tensor) -> Tensor:
+def shift_to_mass(shape_BC: Tensor, known: Tensor, log_mass_B: Tensor, cap_B: Tensor) -> Tensor:
     """The shift of each row that gives its classes the mass exp(log_mass), no class above the cap.
 
     Args:
-        shape_BC: float32 logits up to a constant per row.
-        known_BC: True for classes that take no part (head, label).
+        shape_BC: float32 logits up to a constant per row; overwritten.
+        known: int64 ids of classes that take no part, [B, any number], repeats allowed.
         log_mass_B: Log of the mass to reach, in the scale of the result; -inf where there is none.
         cap_B: Ceiling of `min(shape + shift, cap)`.
 
     Returns:
         float32 [B]; -inf where the mass is zero.
     """
-    free_BC = shape_BC.masked_fill(known_BC, -math.inf)
-    total_B = free_BC.logsumexp(1)
-    shift_B = torch.where(torch.isneginf(total_B), 0.0, log_mass_B - total_B)
-    for _ in range(8):
-        over_BC = free_BC + shift_B[:, None] > cap_B[:, None]
-        rows_B = over_BC.any(1)
-        if not rows_B.any():
-            break
-        over_RC, free_RC, cap_R = over_BC[rows_B], free_BC[rows_B], cap_B[rows_B]
-        left_R = log_minus(log_mass_B[rows_B], cap_R + over_RC.sum(1).log())
-        under_R = free_RC.masked_fill(over_RC, -math.inf).logsumexp(1)
-        raised_R = (left_R - under_R).nan_to_num(nan=0.0, posinf=math.inf)
-        best_R = torch.where(torch.isneginf(under_R), shift_B[rows_B], raised_R)
-        shift_B[rows_B] = torch.maximum(shift_B[rows_B], best_R)
+    free_BC = shape_BC.scatter_(1, known, -math.inf)
+    top_B = free_BC.amax(1)
+    scaled_BC = (free_BC - top_B[:, None].clamp(min=_LOWEST)).exp_()
+    total_B = scaled_BC.sum(1)
+    shift_B = torch.where(total_B > 0, log_mass_B - top_B - total_B.log(), 0.0)
+    over_R = (top_B + shift_B > cap_B).nonzero().squeeze(1)
+    if len(over_R):
+        shift_B[over_R] = _shift_under_cap(
+            free_BC[over_R], log_mass_B[over_R], cap_B[over_R], shift_B[over_R]
+        )
     return shift_B
+
+
+def _shift_under_cap(free_RC: Tensor, log_mass_R: Tensor, cap_R: Tensor, shift_R: Tensor) -> Tensor:
+    """Raises the shift of rows with classes at the cap until the others have the mass that is left."""
+    for _ in range(8):
+        over_RC = free_RC > (cap_R - shift_R)[:, None]
+        left_R = log_minus(log_mass_R, cap_R + over_RC.sum(1).log())
+        under_R = free_RC.masked_fill(over_RC, -math.inf).logsumexp(1)
+        raised_R = torch.where(torch.isneginf(under_R), shift_R, left_R - under_R)
+        if not (raised_R > shift_R + 1e-5).any():
+            break
+        shift_R = torch.maximum(shift_R, raised_R)
+    return shift_R

@@ -96,7 +96,7 @@ def test_tail_mass_is_exact_and_a_prepared_slab_decodes_the_same(
     tail_BC = decoded_BC.scatter(1, arrays["index"].long(), -math.inf)
     mass_B = tail_BC.logsumexp(1) - decoded_BC.logsumexp(1)
     torch.testing.assert_close(mass_B, arrays["log_tail_mass"].float(), rtol=0.01, atol=0.01)
-    ready = prepare(arrays, labels_B, encoding, predictor=fitted, chunk_rows=77)
+    ready = prepare(arrays, labels_B, encoding, predictor=fitted)
     again_BC = decode(ready, labels_B, encoding, predictor=fitted)
     torch.testing.assert_close(again_BC, decoded_BC, rtol=0, atol=1e-4)
 
@@ -170,7 +170,7 @@ def test_each_fold_teacher_has_its_own_map(encoding: Encoding) -> None:
     right = decode(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B)
     wrong = decode(arrays, labels_B, encoding, predictor=stacked, folds_B=1 - folds_B)
     assert mean_kl(test_BC, right, 4.0) < 0.3 * mean_kl(test_BC, wrong, 4.0)
-    ready = prepare(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B, chunk_rows=64)
+    ready = prepare(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B)
     torch.testing.assert_close(
         decode(ready, labels_B, encoding, predictor=stacked, folds_B=folds_B), right, rtol=0, atol=1e-4
     )
@@ -215,11 +215,10 @@ def test_topk_tail_without_a_fit_is_refused() -> None:
 
 def test_shift_reaches_the_mass_under_the_cap() -> None:
     shape_BC = torch.tensor([[5.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
-    known_BC = torch.zeros_like(shape_BC, dtype=torch.bool)
-    known_BC[2] = True
+    known = torch.tensor([[3, 3, 3, 3], [0, 0, 0, 0], [0, 1, 2, 3]])
     mass_B, cap_B = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.2, 0.9, 0.5]).log()
-    shift_B = shift_to_mass(shape_BC, known_BC, mass_B, cap_B)
-    reached_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).exp()
+    shift_B = shift_to_mass(shape_BC.clone(), known, mass_B, cap_B)
+    reached_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).exp().scatter(1, known, 0.0)
     torch.testing.assert_close(reached_BC[:2].sum(1), torch.tensor([0.5, 0.5]))
     assert float(reached_BC[0, 0]) == pytest.approx(0.2)
 

@@ -7,9 +7,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from stores.blocks import REMEDY, check_file
-from stores.documents import Document, array_document, little_endian, read_document, read_sealed
-from stores.layout import Layout, block_layout, cell_layout, file_name
+from stores.blocks import REMEDY, read_file
+from stores.documents import Document, array_document, little_endian, raw_sha256, read_document, read_sealed
+from stores.layout import Layout, block_layout, cell_layout
 from stores.schema import (
     CELL_ARRAYS,
     MAX_CLASSES,
@@ -18,6 +18,8 @@ from stores.schema import (
     StoreError,
     row_dims,
 )
+
+Fault = tuple[str, int | None, int | None, str]  # array, view, block, message
 
 
 def checksum_value(rows: np.ndarray) -> int:
@@ -41,8 +43,7 @@ def encoded(values: np.ndarray) -> bytes:
 def read_cells(root: Path, folder: str, layout: Layout) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
     """All cells of `committed` or `checksum`, 0 where there is no file.
 
-    Only files that exist are visited: what a document declares costs nothing. (zarr reads these files too;
-    one by one it can name the cell that is damaged.)
+    Only files that exist are visited: what a document declares costs nothing.
 
     Returns:
         Values, and the damaged cells with what is wrong.
@@ -53,16 +54,41 @@ def read_cells(root: Path, folder: str, layout: Layout) -> tuple[np.ndarray, lis
         for block in _numbers(root, root / folder / "c" / str(view), layout.shape[1]):
             position = (view, block, *(0 for _ in layout.shape[2:]))
             try:
-                check_file(root, folder, position, layout)
-                data = (root / folder / file_name(position)).read_bytes()
-            except (StoreError, OSError) as error:
+                read_file(root, folder, position, layout, values[view, block : block + 1])
+            except StoreError as error:
+                values[view, block] = 0
                 problems.append((view, block, str(error)))
-                continue
-            values[view, block] = np.frombuffer(data[:-4], dtype="<u4").reshape(layout.shape[2:])
-            if encoded(values[view, block]) != data:
-                path = root / folder / file_name(position)
-                problems.append((view, block, f"{path} is damaged: its crc32c does not match; {REMEDY}"))
     return values, problems
+
+
+def read_commits(
+    where: Path, root: Path, layouts: Mapping[str, Layout], cells_sha256: object
+) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
+    """The commits of a teacher.
+
+    Args:
+        where: Folder of the teacher.
+        root: Folder of the store.
+        layouts: Layouts of `committed` and `checksum`.
+        cells_sha256: What a complete teacher says of its commits, else None.
+
+    Returns:
+        `committed` [V, blocks], `checksum` [V, blocks, arrays], and what is wrong with them.
+    """
+    folder = where.relative_to(root).as_posix()
+    committed, damaged = read_cells(root, f"{folder}/committed", layouts["committed"])
+    faults: list[Fault] = [("committed", *at) for at in damaged]
+    checksum, damaged = read_cells(root, f"{folder}/checksum", layouts["checksum"])
+    faults += [("checksum", *at) for at in damaged if committed[at[:2]]]
+    known = {(view, block) for _, view, block, _ in faults}
+    for view, block in np.argwhere(committed).tolist():
+        if (view, block) not in known and commit_value(checksum[view, block]) != committed[view, block]:
+            fault = f"checksums of view {view} block {block} are not those committed"
+            faults.append(("checksum", view, block, f"{where}: {fault}; {REMEDY}"))
+    if cells_sha256 is not None and not faults and committed.all() and raw_sha256(committed) != cells_sha256:
+        fault = "commits are not those of the finished teacher"
+        faults.append(("committed", None, None, f"{where}: {fault}; fetch the store again"))
+    return committed, checksum, faults
 
 
 def _numbers(root: Path, folder: Path, stop: int) -> list[int]:

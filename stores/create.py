@@ -160,7 +160,7 @@ def build_folder(path: Path, documents: Mapping[str, Document], values: Mapping[
         for folder, document in documents.items():
             write_document(building / folder, document)
         for folder, array in values.items():
-            open_array(building.resolve(), folder, write=True)[...] = array
+            open_array(building.resolve(), folder)[...] = array
         try:
             building.rename(path)
         except OSError:

@@ -133,20 +133,28 @@ def write_document(folder: Path, document: Mapping[str, Any]) -> None:
 
 def regular_file(root: Path, path: Path) -> os.stat_result | None:
     """Status of `path`; None when it is missing; StoreError when it is no plain file inside `root`."""
+    text, end = str(path), len(str(root))
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or path.parent.resolve() != path.parent:
-            target = path.resolve(strict=True)
-            status = target.stat()
-            if not target.is_relative_to(root) or not stat.S_ISREG(status.st_mode):
-                raise StoreError(
-                    f"{path} must be a plain file inside the store, found {_kind(status.st_mode)} {target}; "
-                    "do not use this store unless you trust its source"
-                )
+        while (end := text.find(os.sep, end + 1)) > 0:
+            if stat.S_ISLNK(os.lstat(text[:end]).st_mode):
+                return _outside(root, path)
+        status = os.lstat(text)
+        return status if stat.S_ISREG(status.st_mode) else _outside(root, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, RuntimeError) as error:
         raise StoreError(f"cannot read {path}: {error}; check the path and its permissions") from error
+
+
+def _outside(root: Path, path: Path) -> os.stat_result:
+    """Status of a file behind a link that stays in `root`; StoreError when it leaves or is something else."""
+    target = path.resolve(strict=True)
+    status = target.stat()
+    if not target.is_relative_to(root) or not stat.S_ISREG(status.st_mode):
+        raise StoreError(
+            f"{path} must be a plain file inside the store, found {_kind(status.st_mode)} {target}; "
+            "do not use this store unless you trust its source"
+        )
     return status
 
 
@@ -191,6 +199,6 @@ class DurableStore(LocalStore):
         write_file(path, value.as_buffer_like())
 
 
-def open_storage(root: Path, *, write: bool) -> ZarrStore:
-    """zarr's storage over the folder of a store."""
-    return DurableStore(root) if write else LocalStore(root, read_only=True)
+def open_storage(root: Path) -> ZarrStore:
+    """zarr's storage over the folder of a store, for writing."""
+    return DurableStore(root)

@@ -1,23 +1,17 @@
 """One teacher of a store: its rows, checked block by block."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stores.blocks import REMEDY, check_file, check_memory, open_array, read_into, read_static
-from stores.cells import (
-    array_plan,
-    checksum_value,
-    commit_value,
-    declared_arrays,
-    load_teacher,
-    read_cells,
-)
-from stores.documents import check_array, codec_layout, raw_sha256
+from stores.blocks import REMEDY, check_memory, in_threads, read_file, read_static
+from stores.cells import Fault, array_plan, checksum_value, declared_arrays, load_teacher, read_commits
+from stores.documents import check_array, codec_layout
 from stores.layout import Layout, file_name
+from stores.records import opaque_fields, record_dtype
 from stores.schema import (
     CELL_ARRAYS,
     RowArray,
@@ -26,10 +20,6 @@ from stores.schema import (
     check_row_arrays,
     constant_spec,
 )
-
-Fault = tuple[str, int | None, int | None, str]  # array, view, block, message
-
-READ_BYTES = 4 * 2**20  # one call of zarr reads at least this, so that its threads have work
 
 
 class Teacher:
@@ -50,13 +40,12 @@ class Teacher:
         self._where = root / "teachers" / name
         self.num_examples: int = attributes["dataset"]["num_examples"]
         self.num_views: int = attributes["views"]["num_views"]
-        self._opened: dict[str, Any] = {}
         self._documents = load_teacher(root, name)
         own = self._documents[""]["attributes"]
         self.identity: dict[str, Any] = own["identity"]
         self.encoding: dict[str, Any] = own["encoding"]
         self.folds: dict[str, Any] | None = own.get("folds")
-        self._cells_sha256 = own.get("cells_sha256")
+        self._cells_sha256 = own.get("cells_sha256", "none")
         self.fidelity: dict[str, Any] = own["fidelity"]
         self.summary: dict[str, Any] = own["summary"]
         self.complete: bool = own["complete"]
@@ -111,18 +100,42 @@ class Teacher:
         Raises:
             StoreError: a block is not committed, or does not hold what was committed.
         """
-        names = self._names(names)
-        for block in range(self.num_blocks):
-            self._check_files(view, block, names)
-        size = self.num_examples * sum(self.row_arrays[name].row_bytes for name in names)
-        check_memory(size, f"{self._where} view {view}")
-        return {name: self._read(name, view, 0, self.num_blocks) for name in names}
+        names = self._slab_names(view, names)
+        slab = {name: self._empty(name, self.num_examples) for name in names}
+        self._fill(view, range(self.num_blocks), slab)
+        return slab
+
+    def packed_slab(self, view: int, names: Sequence[str] | None = None) -> np.ndarray:
+        """All rows of one view as records: gathering a batch costs one `np.take`, not one per array.
+
+        Args:
+            view: The view.
+            names: The arrays wanted; all when left out.
+
+        Returns:
+            Structured array [N] whose fields are the arrays; the same promise as `slab`.
+        """
+        names = self._slab_names(view, names)
+        records = np.empty(self.num_examples, record_dtype({name: self.row_arrays[name] for name in names}))
+        fields = records.view(opaque_fields(records.dtype))
+
+        def fill(name: str, block: int) -> None:
+            rows = self.rows(block)
+            values = self._empty(name, rows.stop - rows.start)
+            self._read(name, view, block, values)
+            fields[name][rows] = values.reshape(len(values), -1).view(fields.dtype[name])[:, 0]
+
+        jobs = [partial(fill, name, block) for name in names for block in range(self.num_blocks)]
+        in_threads(jobs, records.nbytes, 2 * self.block_rows * self._widest(names))
+        return records
 
     def block(self, view: int, block: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The rows of one block of one view, by array name; the same promise as `slab`."""
-        names = self._names(names)
-        self._check_files(view, block, names)
-        return {name: self._read(name, view, block, block + 1) for name in names}
+        names, rows = self._names(names), self.rows(block)
+        self._check_committed(view, [block])
+        values = {name: self._empty(name, rows.stop - rows.start) for name in names}
+        self._fill(view, [block], values)
+        return values
 
     def shuffled_blocks(
         self, view: int, seed: int, memory_budget: int, names: Sequence[str] | None = None
@@ -142,7 +155,7 @@ class Teacher:
             Row ids [R] and arrays [R, *row_shape] by name.
         """
         names = self._names(names)
-        widest = max(self.row_arrays[name].row_bytes for name in names)
+        widest = self._widest(names)
         row_bytes = 16 + sum(self.row_arrays[name].row_bytes for name in names)
         decoding = 2 * widest * self.block_rows
         per_block = (2 * row_bytes + widest) * self.block_rows  # given out, being built, and one array's pool
@@ -183,15 +196,18 @@ class Teacher:
         order = rng.permutation(len(ids))
         arrays = {}
         for name in names:
-            pool = np.empty((len(ids), *self.row_arrays[name].row_shape), dtype=self.row_arrays[name].dtype)
-            start = 0
-            for block, rows in zip(blocks, slices, strict=True):
-                self._check_files(view, block, [name])
-                stop = start + rows.stop - rows.start
-                self._read(name, view, block, block + 1, out=pool[start:stop])
-                start = stop
+            pool = self._empty(name, len(ids))
+            self._fill(view, blocks, {name: pool})
             arrays[name] = np.take(pool, order, axis=0)
         return ids[order], arrays
+
+    def _slab_names(self, view: int, names: Sequence[str] | None) -> tuple[str, ...]:
+        """The names, once every block of the view is known to be there and to fit into memory."""
+        names = self._names(names)
+        self._check_committed(view, range(self.num_blocks))
+        size = self.num_examples * sum(self.row_arrays[name].row_bytes for name in names)
+        check_memory(size, f"{self._where} view {view}")
+        return names
 
     def _names(self, names: Sequence[str] | None) -> tuple[str, ...]:
         if names is None:
@@ -212,21 +228,8 @@ class Teacher:
     @cached_property
     def _cells(self) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
         """`committed` [V, blocks], `checksum` [V, blocks, arrays] and what is wrong with them."""
-        prefix = f"teachers/{self.name}"
-        committed, damaged = read_cells(self._root, f"{prefix}/committed", self._layouts["committed"])
-        problems: list[Fault] = [("committed", *where) for where in damaged]
-        checksum, damaged = read_cells(self._root, f"{prefix}/checksum", self._layouts["checksum"])
-        problems += [("checksum", *where) for where in damaged if committed[where[:2]]]
-        known = {(view, block) for _, view, block, _ in problems}
-        for view, block in np.argwhere(committed).tolist():
-            if (view, block) not in known and commit_value(checksum[view, block]) != committed[view, block]:
-                fault = f"checksums of view {view} block {block} are not those committed"
-                problems.append(("checksum", view, block, f"{self._where}: {fault}; {REMEDY}"))
-        finished = self.complete and not problems and committed.all()
-        if finished and raw_sha256(committed) != self._cells_sha256:
-            fault = "commits are not those of the finished teacher"
-            problems.append(("committed", None, None, f"{self._where}: {fault}; fetch the store again"))
-        return committed, checksum, problems
+        sha256 = self._cells_sha256 if self.complete else None
+        return read_commits(self._where, self._root, self._layouts, sha256)
 
     def _sound_cells(self) -> tuple[np.ndarray, np.ndarray]:
         committed, checksum, problems = self._cells
@@ -234,47 +237,40 @@ class Teacher:
             raise StoreError(problems[0][3])
         return committed, checksum
 
-    def _open(self, name: str) -> Any:
-        if name not in self._opened:
-            self._opened[name] = open_array(self._root, f"teachers/{self.name}/{name}")
-        return self._opened[name]
-
-    def _check_files(self, view: int, block: int, names: Sequence[str]) -> None:
-        """Raise StoreError unless the cell is committed and its files are there and well framed."""
+    def _check_committed(self, view: int, blocks: Iterable[int]) -> None:
+        """Raise StoreError unless these cells are committed."""
         if not 0 <= view < self.num_views:
             raise StoreError(f"{self._where}: view must be 0 to {self.num_views - 1}, found {view}")
-        self.rows(block)
-        if self._sound_cells()[0][view, block] == 0:
-            path = self._where / "committed" / file_name((view, block))
-            raise StoreError(
-                f"{path} is missing: the cell is not committed; run the command that writes it again"
-            )
-        for name in names:
-            position = (view, block, *(0 for _ in self.row_arrays[name].row_shape))
-            check_file(self._root, f"teachers/{self.name}/{name}", position, self._layouts[name])
+        for block in blocks:
+            if self._sound_cells()[0][view, block] == 0:
+                path = self._where / "committed" / file_name((view, block))
+                raise StoreError(
+                    f"{path} is missing: the cell is not committed; run the command that writes it again"
+                )
 
-    def _read(self, name: str, view: int, first: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows of blocks first to stop - 1 of one array, decoded in place, compared with their checksums."""
+    def _empty(self, name: str, num_rows: int) -> np.ndarray:
         array = self.row_arrays[name]
-        offset = self.rows(first).start
-        if out is None:
-            out = np.empty((self.rows(stop - 1).stop - offset, *array.row_shape), dtype=array.dtype)
-        block_bytes = self.block_rows * array.row_bytes
-        step = max(1, max(READ_BYTES, (stop - first) * block_bytes // 8) // block_bytes)
-        source = self._open(name)
-        column = self.arrays.index(name)
-        for start in range(first, stop, step):
-            end = min(start + step, stop)
-            rows = slice(self.rows(start).start, self.rows(end - 1).stop)
-            part = out[rows.start - offset : rows.stop - offset]
-            rest = tuple(slice(None) for _ in array.row_shape)
-            read_into(source, (slice(view, view + 1), rows, *rest), part[np.newaxis], self._where / name)
-            for block in range(start, end):
-                own = self.rows(block)
-                found = checksum_value(out[own.start - offset : own.stop - offset])
-                if found != self._cells[1][view, block, column]:
-                    raise StoreError(
-                        f"{self._where / name}: view {view} block {block} does not hold the rows that were "
-                        f"committed; {REMEDY}"
-                    )
-        return out
+        return np.empty((num_rows, *array.row_shape), dtype=np.dtype(array.dtype).newbyteorder("<"))
+
+    def _widest(self, names: Sequence[str]) -> int:
+        return max((self.row_arrays[name].row_bytes for name in names), default=1)
+
+    def _fill(self, view: int, blocks: Iterable[int], out: Mapping[str, np.ndarray]) -> None:
+        """Decode blocks one after the other into `out`, which has the rows of just these blocks."""
+        jobs: list[Callable[[], None]] = []
+        start = 0
+        for block in blocks:
+            stop = start + self.rows(block).stop - self.rows(block).start
+            jobs += [partial(self._read, name, view, block, array[start:stop]) for name, array in out.items()]
+            start = stop
+        pieces = [self._layouts[name].chunk_bytes for name in out]
+        in_threads(jobs, sum(array.nbytes for array in out.values()), max(pieces, default=1))
+
+    def _read(self, name: str, view: int, block: int, out: np.ndarray) -> None:
+        """Decode one block of one array into `out` and compare it with its checksum."""
+        position = (view, block, *(0 for _ in self.row_arrays[name].row_shape))
+        read_file(self._root, f"teachers/{self.name}/{name}", position, self._layouts[name], out)
+        if checksum_value(out) != self._sound_cells()[1][view, block, self.arrays.index(name)]:
+            raise StoreError(
+                f"{self._where / name}: view {view} block {block} does not hold the rows committed; {REMEDY}"
+            )

@@ -75,9 +75,7 @@ class TeacherWriter:
         self._teacher = Teacher(self._root, name, self._store.attributes, allow_incomplete=True)
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
-        self._targets = {
-            key: open_array(self._root, f"teachers/{name}/{key}", write=True) for key in self._arrays
-        }
+        self._targets = {key: open_array(self._root, f"teachers/{name}/{key}") for key in self._arrays}
 
     def pending(self, part: int = 0, num_parts: int = 1) -> list[Cell]:
         """Cells without a commit, in order; of `num_parts` processes, the share of number `part`."""

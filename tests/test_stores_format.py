@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from stores import FORMAT, VERSION, RowArray, StoreError, open_store, verify_store
 from stores.schema import (
@@ -63,6 +64,8 @@ def test_golden_stores_are_read_for_ever(kind: str) -> None:
         for name, values in answers(kind, view).items():
             assert slab[name].dtype == values.dtype
             np.testing.assert_array_equal(slab[name], values)
+            plain = zarr.open_array(str(path / "teachers" / "golden" / name), mode="r")
+            np.testing.assert_array_equal(np.asarray(plain[view])[: store.num_examples], values)
 
 
 @pytest.mark.parametrize("kind", KINDS)

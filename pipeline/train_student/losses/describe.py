@@ -66,7 +66,8 @@ def describe_losses() -> str:
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
     ]
-    lines += ["", f"--set row_weight=NAME ({pairs(SHARED_OPTIONS)})"]
+    lines += ["", "needs: dense = every class stored; label_in_head = other rows abstain; (in brackets) = better with"]
+    lines += [f"--set row_weight=NAME ({pairs(SHARED_OPTIONS)})"]
     lines += [f"  {name:<12} {rule.use} ({pairs(rule.options)})" for name, rule in ROW_WEIGHTS.items()]
     lines += ["--set temperature_rule=NAME"]
     lines += [f"  {name:<12} {rule.use} ({pairs(rule.options)})" for name, rule in TEMPERATURE_RULES.items()]

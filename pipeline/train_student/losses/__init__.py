@@ -1,6 +1,6 @@
 """The loss library: pure functions of dense logits, `loss(student_BC, teacher_BC, labels_B, *, ...) -> [B]`.
 
-divergences.py     one kernel: KL, reverse KL, power divergence (REDistill), chi^2, Hellinger, alpha, ABKD
+kernel.py          alpha-beta divergence    divergences.py  KL, reverse KL, power divergence (REDistill), chi^2, ...
 mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAID
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, soft CE
@@ -9,6 +9,8 @@ semiparametric.py  SEL and its corrections      standardise.py   logit standardi
 table.py           LOSSES: name -> function, paper, needs, recipe
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
 describe.py        the same table as text
+
+Section numbers in the references were not checked again; what else could not be verified stands in the table.
 """
 
 from .describe import describe_loss, describe_losses

@@ -4,6 +4,7 @@ Shapes: N examples, C classes. Unlabelled rows (label -1) must be left out by th
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,3 +78,46 @@ def measure(logits_NC: Tensor, labels_N: Tensor) -> Metrics:
         brier=float((prob_NC - one_hot_NC).square().sum(dim=-1).mean()),
         ece=expected_calibration_error(reliability(confidence_N.numpy(), correct_N.numpy())),
     )
+
+
+def measure_classes(logits_NC: Tensor, labels_N: Tensor) -> dict[int, dict[str, float]]:
+    """Of each class that occurs among the labels: rows, accuracy (recall), and NLL in nats."""
+    right_N = logits_NC.argmax(dim=-1) == labels_N
+    nll_N = F.cross_entropy(logits_NC.double(), labels_N, reduction="none")
+    return {
+        label: {
+            "num_rows": int(own_N.sum()),
+            "accuracy": float(right_N[own_N].double().mean()),
+            "nll": float(nll_N[own_N].mean()),
+        }
+        for label in sorted(set(labels_N.tolist()))
+        for own_N in [labels_N == label]
+    }
+
+
+def measure_fidelity(student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
+    """How far a student follows its teacher at T = 1: share of equal best classes, and KL(teacher || student) in nats.
+
+    Both accuracies, over the labelled rows, stand beside them; None without such rows.
+    """
+    log_p_NC, log_q_NC = (F.log_softmax(logits.double(), dim=-1) for logits in (teacher_NC, student_NC))
+    labelled_N = labels_N >= 0
+
+    def accuracy(logits_NC: Tensor) -> float | None:
+        right_N = (logits_NC.argmax(dim=-1) == labels_N)[labelled_N]
+        return float(right_N.double().mean()) if len(right_N) else None
+
+    return {
+        "num_rows": len(labels_N),
+        "agreement": float((student_NC.argmax(dim=-1) == teacher_NC.argmax(dim=-1)).double().mean()),
+        "kl": float((log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(dim=-1).mean()),
+        "student_accuracy": accuracy(student_NC),
+        "teacher_accuracy": accuracy(teacher_NC),
+    }
+
+
+def reliability_of(logits_NC: Tensor, labels_N: Tensor) -> list[dict[str, float]]:
+    """The bins of a reliability diagram, fit for JSON."""
+    confidence_N, predicted_N = F.softmax(logits_NC.double(), dim=-1).max(dim=-1)
+    bins = reliability(confidence_N.numpy(), (predicted_N == labels_N).numpy())
+    return [{"count": b.count, "confidence": b.mean_confidence, "accuracy": b.accuracy} for b in bins]

@@ -19,8 +19,9 @@ from pipeline.fit import BatchLoss, Training, fit
 from pipeline.models import build_model
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_state, read_metadata, weights_digest
+from pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
 from pipeline.train_student.losses import StepContext, parse_objective
-from pipeline.train_student.run import HISTORY, RESULT, WEIGHTS, train_student
+from pipeline.train_student.run import train_student
 from pipeline.train_student.signal import TeacherSignal, check_data
 from pipeline.views import Views
 from stores import Store, open_store
@@ -52,7 +53,7 @@ def test_a_run_writes_result_weights_and_history(
     out = tmp_path / "run"
     training = Training(epochs=4, seed=2)
     result = train_student(stores["dense32"], digits, digits_test, "mlp:16", parse_objective("kd", {}), training, out)
-    assert sorted(path.name for path in out.iterdir()) == sorted([RESULT, WEIGHTS, HISTORY])
+    assert sorted(path.name for path in out.iterdir()) == sorted([SETTINGS, RESULT, WEIGHTS, HISTORY])
     written = json.loads((out / RESULT).read_text())
     assert written["accuracy"] == result["accuracy"] > 0.8
     assert {"accuracy", "nll", "ece", "seconds", "settings", "versions", "store", "test"} <= written.keys()
@@ -215,11 +216,18 @@ def test_warnings_say_what_the_loss_would_rather_have(stores: dict[str, Store], 
 
 
 def test_a_run_never_overwrites(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match="exists already"):
-        train_student(
-            stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1), tmp_path / "run"
-        )
+    arguments = (stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already and is not a run"):
+        train_student(*arguments, tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    train_student(*arguments, tmp_path / "empty")
+    before = {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()}
+    with pytest.raises(ValueError, match="exists already and is a finished run"):
+        train_student(*arguments, tmp_path / "empty")
+    assert {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()} == before
 
 
 def test_a_loss_that_explodes_says_so_and_leaves_nothing(

@@ -3,50 +3,73 @@
 Shapes: B batch, C classes, N examples.
 """
 
-import csv
-import json
-import os
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.datasets import Split
-from pipeline.fit import BatchLoss, EpochRecord, Training, fit, predict
+from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Training, fit
+from pipeline.fit.weights import weight_bytes
 from pipeline.metrics import measure
 from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import save_weights, weights_digest
+from pipeline.models.weights import load_into, load_state, save_weights, weights_digest
+from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
+from pipeline.train_student.evaluate import (
+    VALIDATION_SEED,
+    cut_validation,
+    evaluate_against_teacher,
+    evaluate_test,
+    measure_rows,
+    rows_digest,
+)
+from pipeline.train_student.folder import HISTORY, RESULT, WEIGHTS, RunFolder, refuse_finished
 from pipeline.train_student.losses import Objective, StepContext
-from pipeline.train_student.signal import TeacherSignal, check_data
+from pipeline.train_student.search import search_options
+from pipeline.train_student.signal import Signal, check_data
 from pipeline.versions import library_versions
 from pipeline.views import Views
 from stores import Store
 
-RESULT, HISTORY, WEIGHTS = "result.json", "history.csv", "student.safetensors"
+__all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]
 
 
 class DistillationLoss(BatchLoss):
-    """An objective over a teacher's signal; epoch e hears view e modulo V."""
+    """An objective over a teacher's signal; epoch e hears view e modulo V.
 
-    def __init__(
-        self, objective: Objective, signal: TeacherSignal, split: Split, *, num_views: int, epochs: int
-    ) -> None:
+    Rows that no teacher serves in the epoch's view have loss zero.
+    """
+
+    def __init__(self, objective: Objective, signal: Signal, split: Split, *, num_views: int, epochs: int) -> None:
         self.objective, self.signal = objective, signal
         self.labels = torch.from_numpy(split.labels)
         self.num_views, self.epochs, self.epoch = num_views, epochs, 0
+        self.served: Tensor | None = None  # None: all
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         if self.objective.uses_teacher:
             self.signal.load(epoch % self.num_views)
+            served = torch.from_numpy(self.signal.served())
+            self.served = None if served.all() else served
+            if epoch + 1 < self.epochs:
+                self.signal.prefetch((epoch + 1) % self.num_views)
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        if self.served is not None and not self.served[rows_B].all():
+            own_B = self.served[rows_B]
+            loss_B = 0 * logits_BC.float().sum(dim=1)
+            if own_B.any():
+                here = own_B.to(logits_BC.device)
+                loss_B = loss_B.masked_scatter(here, self._of_served(logits_BC[here], rows_B[own_B]))
+            return loss_B
+        return self._of_served(logits_BC, rows_B)
+
+    def _of_served(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
         labels_B = self.labels[rows_B].to(logits_BC.device)
         context = StepContext(epoch=self.epoch + 1, num_epochs=self.epochs)
         if not self.objective.uses_teacher:
@@ -72,12 +95,15 @@ def train_student(
     out: Path,
     *,
     teacher: str | None = None,
+    combine: str = "mean-prob",
     tail: str = "predicted",
+    init: Path | None = None,
+    val_share: float = 0.0,
     preprocessing: Preprocessing | None = None,
     device: torch.device | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains one student from a store and writes ``result.json``, ``student.safetensors`` and ``history.csv``.
+    """Trains one student from a store; a run that was stopped goes on from its last whole epoch.
 
     Args:
         store: A finished store; it is checked against ``split`` before the first step.
@@ -86,83 +112,176 @@ def train_student(
         student: A name of the model table.
         objective: What is minimised.
         training: Epochs, optimiser and seed.
-        out: A new folder; it appears when the run is complete, whole or not at all.
-        teacher: Which teacher of the store (default: the only one).
+        out: The run's folder: new, empty, or of the same run when it was stopped.
+        teacher: Which teacher of the store (default: the only one), or several: "a,b" or "a:2,b:1".
+        combine: How several teachers become one: mean-prob or mean-logit.
         tail: Tail rule of encodings that do not store every class.
-        preprocessing: The student's input scaling; the default is its own, or mean and deviation of the split.
+        init: Weights that the student starts from.
+        val_share: Share of the training rows that is held out for validation, stratified.
+        preprocessing: The student's input scaling; the default is its own, or mean and deviation of its rows.
         device: Where to train.
-        on_epoch: Called after every epoch.
+        on_epoch: Called after every epoch, those of a resumed run first.
 
     Returns:
         What ``result.json`` holds.
 
     Raises:
-        ValueError: The store does not belong to the data, or lacks what the loss needs.
+        ValueError: The store does not belong to the data, or lacks what the loss needs; ``out`` holds another run.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already; choose another --out or remove it")
-    signal = TeacherSignal(store, name=teacher, tail=tail, device=device)
+    refuse_finished(out)
+    signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device)
     warnings = check_needs(objective, store, signal)
     check_data(store, split)
     if test is not None and test.num_classes != split.num_classes:
         raise ValueError(f"{test.spec} has {test.num_classes} classes, {split.spec} has {split.num_classes}")
+    rows, validation = cut_validation(split, val_share)
+    for what, wants in (("--select best", training.select == "best"), ("an option that is auto", objective.search)):
+        if wants and not len(validation):
+            raise ValueError(f"{what} needs validation rows; pass --val-share 0.1")
     views = Views.from_attributes(store.views)
-    scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split)
+    scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows if val_share else None)
     scaling.check(split)
-    torch.manual_seed(training.seed)
-    model = build_model(student, split)
-    loss = DistillationLoss(objective, signal, split, num_views=views.num_views, epochs=training.epochs)
-    started = time.perf_counter()
-    history = fit(model, split, loss, training, views=views, preprocessing=scaling, device=device, on_epoch=on_epoch)
-    seconds = time.perf_counter() - started
-    result: dict[str, Any] = {
-        "loss": objective.name,
+    _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
+    settings = {
         "student": student,
-        "settings": objective.settings,
-        "training": training.attributes(),
+        "objective": objective.settings,
         "tail": tail,
-        "seconds": seconds,
-        "notes": objective.notes(),
-        "warnings": warnings,
-        "test": None,
-        "weights_sha256": weights_digest(model.state_dict()),
-        "store": store_identity(store, signal.teacher.name),
-        "versions": library_versions(),
-    }
-    if test is not None:
-        metrics = measure(predict(model, test, preprocessing=scaling, device=device), torch.from_numpy(test.labels))
-        result["test"] = {"data": test.spec, **metrics.to_dict()}
-        result |= {"accuracy": metrics.accuracy, "nll": metrics.nll, "ece": metrics.ece}
-    metadata = {
-        "architecture": student,
-        "num_classes": split.num_classes,
-        "input_shape": list(split.input_shape),
-        "dataset": f"{split.name} {split.split}",
-        "data_fingerprint": split.fingerprint,
-        "preprocessing": scaling.attributes(),
-        "loss": objective.name,
+        "combine": combine if isinstance(signal, Ensemble) else None,
+        "init_sha256": None if init is None else weights_digest(load_state(init)),
         "training": training.attributes(),
-        "versions": library_versions(),
+        "validation": {
+            "share": val_share,
+            "seed": VALIDATION_SEED,
+            "num_rows": len(validation),
+            "keys_sha256": rows_digest(split, validation),
+        },
+        "preprocessing": scaling.attributes(),
+        "store": store_identity(store, signal),
+        "test": None if test is None else test.fingerprint,
     }
-    with NewFolder(out) as folder:
-        save_weights(folder / WEIGHTS, model, metadata)
-        _write_history(folder / HISTORY, history)
-        (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        measured = measure(*measure_rows(model, split, validation, preprocessing=scaling, device=device))
+        return {"val_accuracy": measured.accuracy, "val_nll": measured.nll}
+
+    def train(
+        objective: Objective,
+        training: Training,
+        checkpoint: Checkpoint | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+    ) -> tuple[nn.Module, list[EpochRecord]]:
+        model = _fresh_student(student, split, init, training.seed)
+        history = fit(
+            model,
+            split,
+            DistillationLoss(objective, signal, split, num_views=views.num_views, epochs=training.epochs),
+            training,
+            views=views,
+            preprocessing=scaling,
+            rows=rows,
+            device=device,
+            evaluate=evaluate if len(validation) else None,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
+        return model, history
+
+    with RunFolder(out, settings) as folder:
+        objective, searched = search_options(
+            objective,
+            training,
+            lambda candidate, short: evaluate(train(candidate, short)[0]),
+            folder.read_search(),
+            folder.write_search,
+        )
+        history: list[EpochRecord] = []
+
+        def record(epoch: EpochRecord) -> None:
+            history.append(epoch)
+            folder.write_history(history)
+            if on_epoch is not None:
+                on_epoch(epoch)
+
+        model, _ = train(objective, training, Checkpoint(folder.checkpoint), record)
+        result: dict[str, Any] = {
+            "loss": objective.name,
+            "student": student,
+            "settings": objective.settings,
+            "training": training.attributes(),
+            "tail": tail,
+            "seconds": sum(epoch.seconds for epoch in history),
+            "notes": objective.notes(),
+            "warnings": warnings,
+            "search": searched,
+            "validation": _validation(settings["validation"], history, training) if len(validation) else None,
+            "against_teacher": evaluate_against_teacher(
+                model,
+                split,
+                signal,
+                validation,
+                folds=store.folds,
+                views=views,
+                preprocessing=scaling,
+                device=device,
+            ),
+            "test": None,
+            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "weight_bytes": weight_bytes(model, training.weight_bits),
+            "weights_sha256": weights_digest(model.state_dict()),
+            "store": {"path": str(store.path), **store_identity(store, signal)},
+            "device": str(device or "cpu"),
+            "num_threads": torch.get_num_threads(),
+            "versions": library_versions(),
+        }
+        if test is not None:
+            result["test"] = evaluate_test(model, test, preprocessing=scaling, device=device)
+            result |= {name: result["test"][name] for name in ("accuracy", "nll", "ece")}
+        metadata = {
+            "architecture": student,
+            "num_classes": split.num_classes,
+            "input_shape": list(split.input_shape),
+            "dataset": f"{split.name} {split.split}",
+            "data_fingerprint": split.fingerprint,
+            "preprocessing": scaling.attributes(),
+            "loss": objective.name,
+            "training": training.attributes(),
+            "versions": library_versions(),
+        }
+        save_weights(out / WEIGHTS, model, metadata)
+        folder.finish(result)
     return result
 
 
-def check_needs(objective: Objective, store: Store, signal: TeacherSignal) -> list[str]:
+def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = build_model(student, split)
+    if init is not None:
+        load_into(model, load_state(init), architecture=student, source=str(init))
+    return model
+
+
+def _validation(settings: Any, history: list[EpochRecord], training: Training) -> dict[str, Any]:
+    """The validation rows and what the kept epoch measured on them."""
+    if training.select == "best":
+        kept = max(history, key=lambda record: (record.val_accuracy or 0.0, -record.epoch))
+    else:
+        kept = history[-1]
+    return {**settings, "epoch": kept.epoch, "accuracy": kept.val_accuracy, "nll": kept.val_nll}
+
+
+def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]:
     """Warnings about what the loss would rather have; read before the first step.
 
     Raises:
         ValueError: The loss cannot do without something that the store does not have.
     """
-    encoding = signal.encoding
-    if "dense" in objective.needs and encoding.kind == "topk":
-        raise ValueError(
-            f"loss {objective.name!r} needs every class's logit, but {store.path} keeps the top {encoding.top_k} of"
-            f" {encoding.num_classes}; cache with --encoding dense or topk+tail, or choose another loss"
-        )
+    for part in teachers_of(signal):
+        if "dense" in objective.needs and part.encoding.kind == "topk":
+            raise ValueError(
+                f"loss {objective.name!r} needs every class's logit, but {store.path} keeps the top"
+                f" {part.encoding.top_k} of {part.encoding.num_classes}; cache with --encoding dense or topk+tail, or"
+                " choose another loss"
+            )
     if "out_of_fold" in objective.needs and store.folds is None:
         raise ValueError(
             f"loss {objective.name!r} needs out-of-fold answers, but {store.path} was written without folds;"
@@ -173,44 +292,29 @@ def check_needs(objective: Objective, store: Store, signal: TeacherSignal) -> li
     warnings = []
     if "out_of_fold" in objective.prefers and store.folds is None:
         warnings.append(f"loss {objective.name!r} was made for out-of-fold answers; {store.path} has no folds")
-    if objective.uses_teacher and (warning := signal.tail_warning(objective.temperature)):
-        warnings.append(warning)
-    return warnings
+    return warnings + (signal.warnings(objective.temperature) if objective.uses_teacher else [])
 
 
-def store_identity(store: Store, teacher: str) -> dict[str, Any]:
+def store_identity(store: Store, signal: Signal) -> dict[str, Any]:
     """Which answers a student heard: enough to find the same store again."""
-    answers = store.teacher(teacher)
-    return {
+    parts = teachers_of(signal)
+    first = parts[0].teacher
+    identity: dict[str, Any] = {
         "dataset_fingerprint": store.dataset["fingerprint"],
-        "teacher": teacher,
-        "identity": dict(answers.identity),
-        "encoding": dict(answers.encoding),
+        "teacher": first.name,
+        "identity": dict(first.identity),
+        "encoding": dict(first.encoding),
         "views": {name: store.views[name] for name in ("num_views", "transform", "seed")},
-        "num_folds": None if answers.folds is None else answers.folds["num_folds"],
+        "num_folds": None if first.folds is None else first.folds["num_folds"],
     }
-
-
-class NewFolder:
-    """A folder that appears under its name when the block ends without an error, and not at all otherwise."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-
-    def __enter__(self) -> Path:
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.partial.rename(self.path)
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
-
-
-def _write_history(path: Path, history: list[EpochRecord]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(EpochRecord)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in history)
+    if isinstance(signal, Ensemble):
+        identity["teachers"] = {
+            part.teacher.name: {
+                "weight": weight,
+                "identity": dict(part.teacher.identity),
+                "encoding": dict(part.teacher.encoding),
+            }
+            for part, weight in zip(parts, signal.weights_M.tolist(), strict=True)
+        }
+        identity["teacher"] = ",".join(part.teacher.name for part in parts)
+    return identity

@@ -5,9 +5,12 @@ Shapes: B batch, C classes, N examples, V views.
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +24,37 @@ from stores import Store
 
 _DECODE_ROWS = 4096
 _WARNING_SAMPLE, _WARNING_SHARE = 2000, 0.01
+_BESIDE_LOGITS = ("label_rank", "mask")
+
+
+class Signal(Protocol):
+    """What stage two asks of one teacher, or of several that speak as one."""
+
+    tail: str
+
+    def load(self, view: int) -> None:
+        """Makes a view the one that is read, waiting for its slab if need be."""
+        ...
+
+    def prefetch(self, view: int) -> None:
+        """Starts reading a view's slab in a thread of its own."""
+        ...
+
+    def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Dense, finite teacher logits, float32 [B, C]; student and temperature matter to the ``bucket`` rule only."""
+        ...
+
+    def label_in_head(self, rows_B: Tensor) -> Tensor | None:
+        """Rows whose order above the label is exact, bool [B]; None when all are."""
+        ...
+
+    def served(self) -> npt.NDArray[np.bool_]:
+        """Rows that have an answer in the loaded view, bool [N]."""
+        ...
+
+    def warnings(self, temperature: float) -> list[str]:
+        """What a user should know before training at this temperature."""
+        ...
 
 
 class TeacherSignal:
@@ -52,20 +86,31 @@ class TeacherSignal:
         self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
         self._slab: Mapping[str, Tensor] = {}
         self._view = -1
+        self._coming: dict[int, Future[dict[str, Tensor]]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="slab")
 
     def load(self, view: int) -> None:
-        """Reads one view's slab, checked against its checksums."""
         if view != self._view:
-            slab = {name: torch.from_numpy(array) for name, array in self.teacher.slab(view).items()}
-            self._slab = prepare(slab, self.labels, self.encoding, predictor=self._predictor, folds_B=self.folds)
+            coming = self._coming.pop(view, None)
+            self._slab, self._view = {}, -1  # two slabs at most are in memory
+            self._slab = coming.result() if coming is not None else self._read(view)
             self._view = view
+
+    def prefetch(self, view: int) -> None:
+        if view != self._view and view not in self._coming:
+            self._coming[view] = self._thread.submit(self._read, view)
+
+    def _read(self, view: int) -> dict[str, Tensor]:
+        """One view's slab, checked against its checksums, with all that does not depend on the batch computed."""
+        slab = {name: torch.from_numpy(array) for name, array in self.teacher.slab(view).items()}
+        ready = prepare(slab, self.labels, self.encoding, predictor=self._predictor, folds_B=self.folds, tail=self.tail)
+        return {**ready, **{name: slab[name] for name in _BESIDE_LOGITS if name in slab}}
 
     def rows(self, rows_B: Tensor) -> dict[str, Tensor]:
         """The stored arrays of the given rows, on the device."""
-        return {name: array[rows_B].to(self.device) for name, array in self._slab.items()}
+        return {name: array[rows_B].to(self.device) for name, array in self._slab.items() if name not in _BESIDE_LOGITS}
 
     def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Dense, finite teacher logits, float32 [B, C]; student and temperature matter to the ``bucket`` rule only."""
         logits_BC = decode(
             self.rows(rows_B),
             self.labels[rows_B].to(self.device),
@@ -79,15 +124,18 @@ class TeacherSignal:
         return finite(logits_BC)
 
     def label_in_head(self, rows_B: Tensor) -> Tensor | None:
-        """Rows whose label is among the stored classes, bool [B]; None when every class is stored."""
         if self.encoding.kind == "dense":
             return None
         return (self._slab["label_rank"][rows_B].long() <= self.encoding.top_k).to(self.device)
 
-    def tail_warning(self, temperature: float) -> str | None:
+    def served(self) -> npt.NDArray[np.bool_]:
+        mask = self._slab.get("mask")
+        return np.ones(len(self.labels), np.bool_) if mask is None else mask.numpy().astype(np.bool_)
+
+    def warnings(self, temperature: float) -> list[str]:
         """A line when, at this temperature, most of some rows' mass lies in classes that the store only predicts."""
         if self.encoding.kind != "topk":
-            return None
+            return []
         self.load(0)
         rows_B = torch.arange(0, len(self.labels), max(1, len(self.labels) // _WARNING_SAMPLE))
         flat_BC = torch.zeros((len(rows_B), self.encoding.num_classes), device=self.device)
@@ -95,13 +143,13 @@ class TeacherSignal:
         head_B = prob_BC.gather(1, self._slab["index"][rows_B].to(self.device).long()).sum(dim=-1)
         share = float((head_B < 0.5).float().mean())
         if share < _WARNING_SHARE:
-            return None
+            return []
         fidelity = (self.teacher.fidelity or {}).get(f"{temperature:g}")
         measured = f"; measured KL T^2 is {fidelity:.2g}" if isinstance(fidelity, float) else ""
-        return (
+        return [
             f"at temperature {temperature:g}, {share:.0%} of the rows have most of their mass outside the stored top"
             f" {self.encoding.top_k}{measured}; a lower temperature, topk+tail or dense would be closer to the teacher"
-        )
+        ]
 
 
 def check_data(store: Store, split: Split) -> None:

@@ -1,0 +1,138 @@
+"""A run's state at the end of an epoch, in one safetensors file: nothing is pickled, nothing is half-written.
+
+The file holds tensors by name (model, running average, best epoch, optimiser, random generators) and, as its
+metadata, JSON: the history so far, the scaler of float16, and the settings that the run was started with.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from pipeline.fit.training import EpochRecord, Training
+from pipeline.fit.weights import WeightAverage
+
+State = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything that changes while ``fit`` runs."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: GradScaler
+    order: torch.Generator
+    average: WeightAverage | None
+    history: list[EpochRecord]
+    best: State | None = None
+
+    @property
+    def best_accuracy(self) -> float:
+        return max((record.val_accuracy or 0.0 for record in self.history), default=-1.0)
+
+
+class Checkpoint:
+    """Saves a run after each epoch and restores it.
+
+    Args:
+        path: The file; it exists from the end of the first epoch on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, run: Run, training: Training) -> None:
+        """Writes beside and renames: a kill at any moment leaves the last whole checkpoint."""
+        tensors = {
+            **_prefixed("model", run.model.state_dict()),
+            **_prefixed("average", run.average.state if run.average else {}),
+            **_prefixed("best", run.best or {}),
+            "random.order": run.order.get_state(),
+            "random.torch": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        plain: dict[str, Any] = {}  # optimiser entries that are no tensors
+        for index, state in run.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value
+                else:
+                    plain[f"{index}.{name}"] = value
+        content = {
+            "training": training.attributes(),
+            "history": [asdict(record) for record in run.history],
+            "optimizer": plain,
+            "scaler": run.scaler.state_dict(),
+        }
+        # a tensor that shares memory with another, or is not contiguous, cannot be written as it is
+        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        blob = save(whole, metadata={"checkpoint": json.dumps(content)})
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        with partial.open("wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def restore(self, run: Run, training: Training) -> bool:
+        """Puts the run where it was; False when there is no checkpoint.
+
+        Raises:
+            ValueError: A file that is damaged, or belongs to a run with other settings or another model.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                content = json.loads((file.metadata() or {})["checkpoint"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{self.path}: not a readable checkpoint ({error}); remove it to start over") from error
+        if content["training"] != training.attributes():
+            raise ValueError(f"{self.path}: checkpoint of a run with other settings; choose another --out")
+        try:
+            run.model.load_state_dict(_within("model", tensors))
+            run.optimizer.load_state_dict(
+                {**run.optimizer.state_dict(), "state": _optimizer_state(tensors, content["optimizer"])}
+            )
+        except (RuntimeError, ValueError) as error:
+            fault = str(error).splitlines()[0]
+            raise ValueError(f"{self.path}: checkpoint of another model ({fault}); choose another --out") from error
+        if run.average:
+            for name, value in _within("average", tensors).items():
+                run.average.state[name].copy_(value)
+        run.best = _within("best", tensors) or None
+        run.scaler.load_state_dict(content["scaler"])
+        run.history[:] = [EpochRecord(**record) for record in content["history"]]
+        run.order.set_state(tensors["random.order"])
+        torch.set_rng_state(tensors["random.torch"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        return True
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
+def _within(prefix: str, tensors: State) -> State:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _optimizer_state(tensors: State, plain: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**plain, **_within("optimizer", tensors)}.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    return state

@@ -1,0 +1,218 @@
+"""The one training loop, for teachers and students alike: data and loss are arguments.
+
+Shapes: B batch, C classes, N examples.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from pipeline.datasets import Split
+from pipeline.fit.checkpoint import Checkpoint, Run
+from pipeline.fit.training import OPTIMIZERS, PRECISIONS, EpochRecord, Training
+from pipeline.fit.weights import WeightAverage, round_in_place, rounded_parameters
+from pipeline.models import Preprocessing
+from pipeline.views import Views
+
+EVALUATION_BATCH = 500
+
+Rows = npt.NDArray[np.integer]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class BatchLoss:
+    """What ``fit`` minimises: told when an epoch starts, then asked for the loss of each example of a batch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Epochs count from 0."""
+
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        """Loss [B] of logits [B, C] for the examples with the given row numbers, int64 [B] on the CPU."""
+        raise NotImplementedError
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    loss: BatchLoss,
+    training: Training,
+    *,
+    views: Views,
+    preprocessing: Preprocessing,
+    rows: Rows | None = None,
+    device: torch.device | None = None,
+    evaluate: Evaluate | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> list[EpochRecord]:
+    """Trains ``model`` in place; epoch e reads view e modulo V.
+
+    The order of examples depends on ``training.seed`` alone, so the same seed on the same machine gives
+    the same weights bit for bit, also when the run was killed and went on from its checkpoint.
+
+    Args:
+        model: Maps preprocessed inputs to logits [B, C].
+        split: Training examples.
+        loss: Loss of each example.
+        training: Every setting.
+        views: Which pixels epoch e shows.
+        preprocessing: The model's own input scaling.
+        rows: Train on these rows only (default: all).
+        device: Where to train (default: CPU).
+        evaluate: ``val_accuracy`` and ``val_nll`` of the model as it would be kept, after every epoch.
+        checkpoint: Where the run is saved after every epoch, and from where it goes on.
+        on_epoch: Called after every epoch, restored ones first.
+
+    Returns:
+        One record an epoch.
+
+    Raises:
+        ValueError: The loss is no longer finite, or the checkpoint belongs to another run.
+    """
+    device = device or torch.device("cpu")
+    memory = torch.channels_last if training.channels_last and split.is_image else torch.preserve_format
+    precision = PRECISIONS[training.precision]
+    model.to(device, memory_format=memory)  # type: ignore[call-overload]
+    forward = _forward(model, training)
+    chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    labels = torch.from_numpy(split.labels)
+    steps_per_epoch = len(_batches(chosen, training.batch_size))
+    run = Run(
+        model=model,
+        optimizer=OPTIMIZERS[training.optimizer](model.parameters(), training),
+        scaler=GradScaler(device.type, enabled=precision is torch.float16),
+        order=torch.Generator().manual_seed(training.seed),
+        average=WeightAverage(model, training.ema_decay) if training.ema_decay else None,
+        history=[],
+    )
+    if checkpoint is not None:
+        checkpoint.restore(run, training)
+    for record in run.history if on_epoch is not None else ():
+        on_epoch(record)  # type: ignore[misc]
+    for epoch in range(len(run.history), training.epochs):
+        started = time.perf_counter()
+        loss.begin_epoch(epoch)
+        model.train()
+        sum_loss, num_correct, num_labelled = torch.zeros(3, device=device).unbind()
+        shuffled = chosen[torch.randperm(len(chosen), generator=run.order)]
+        for step, step_rows in enumerate(_batches(shuffled, training.batch_size), epoch * steps_per_epoch):
+            for group in run.optimizer.param_groups:
+                group["lr"] = training.learning_rate(step, steps_per_epoch)
+            run.optimizer.zero_grad(set_to_none=True)
+            for rows_B in step_rows.tensor_split(min(training.accumulate, max(len(step_rows) // 2, 1))):
+                samples = torch.from_numpy(views.samples(split, rows_B.numpy(), epoch % views.num_views))
+                inputs = preprocessing(samples.to(device)).contiguous(memory_format=memory)
+                with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+                    logits_BC = forward(inputs)
+                loss_B = loss(logits_BC, rows_B)
+                run.scaler.scale(loss_B.sum() / len(step_rows)).backward()  # type: ignore[no-untyped-call]
+                sum_loss += loss_B.detach().sum()
+                labels_B = labels[rows_B].to(device)
+                num_correct += (logits_BC.detach().argmax(dim=-1) == labels_B).sum()
+                num_labelled += (labels_B >= 0).sum()
+            if training.grad_clip:
+                run.scaler.unscale_(run.optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            if run.average is not None:
+                run.average.update(model)
+        mean_loss = float(sum_loss) / len(chosen)
+        if not math.isfinite(mean_loss):
+            raise ValueError(f"the loss is {mean_loss} in epoch {epoch + 1}; lower --lr or the loss's weights")
+        validation = _evaluate(run, training, evaluate)
+        record = EpochRecord(
+            epoch=epoch + 1,
+            loss=mean_loss,
+            train_accuracy=float(num_correct) / max(float(num_labelled), 1.0),
+            lr=training.learning_rate(epoch * steps_per_epoch, steps_per_epoch),
+            seconds=time.perf_counter() - started,
+            **validation,
+        )
+        run.history.append(record)
+        if checkpoint is not None:
+            checkpoint.save(run, training)
+        if on_epoch is not None:
+            on_epoch(record)
+    model.load_state_dict(_kept(run, training))
+    return run.history
+
+
+def _forward(model: nn.Module, training: Training) -> Callable[[Tensor], Tensor]:
+    """The model as it is run in training: compiled, or with rounded weights."""
+    if training.weight_bits:
+        bits = training.weight_bits
+        return lambda inputs: torch.func.functional_call(model, rounded_parameters(model, bits), (inputs,))
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if training.compile else model
+    return compiled
+
+
+def _kept(run: Run, training: Training) -> dict[str, Tensor]:
+    """The state that training ends with: of the best epoch, or the running average, or the last; rounded if asked."""
+    if run.best is not None:
+        return run.best
+    state = run.average.state if run.average is not None else run.model.state_dict()
+    state = {name: value.detach().clone() for name, value in state.items()}
+    if training.weight_bits:
+        last = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+        run.model.load_state_dict(state)
+        round_in_place(run.model, training.weight_bits)
+        state = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+        run.model.load_state_dict(last)
+    return state
+
+
+def _evaluate(run: Run, training: Training, evaluate: Evaluate | None) -> dict[str, float]:
+    """Validation measures of what would be kept now; remembers it when it is the best so far."""
+    if evaluate is None:
+        return {}
+    last = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+    best, run.best = run.best, None
+    now = _kept(run, training)
+    run.model.load_state_dict(now)
+    measured = dict(evaluate(run.model))
+    run.model.load_state_dict(last)
+    if training.select == "best":
+        run.best = now if measured["val_accuracy"] > run.best_accuracy else best
+    return measured
+
+
+def _batches(rows: Tensor, batch_size: int) -> list[Tensor]:
+    """Batches of rows; a single last row joins the batch before it (batch norm needs two)."""
+    batches = list(torch.split(rows, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def predict(
+    model: nn.Module,
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    device: torch.device | None = None,
+    rows: Rows | None = None,
+    views: Views | None = None,
+) -> Tensor:
+    """Logits of the given rows (default: all), float32 [N, C] on the CPU, in evaluation mode.
+
+    The examples are shown as they are, or as the first of ``views`` shows them.
+    """
+    device = device or torch.device("cpu")
+    model.to(device).eval()
+    chosen = np.arange(len(split)) if rows is None else rows
+
+    def answers() -> Iterator[Tensor]:
+        for start in range(0, len(chosen), EVALUATION_BATCH):
+            part = chosen[start : start + EVALUATION_BATCH]
+            samples = split.samples[part] if views is None else views.samples(split, part, 0)
+            yield model(preprocessing(torch.from_numpy(samples).to(device))).float().cpu()
+
+    with torch.inference_mode():
+        return torch.cat(list(answers()))

@@ -1,0 +1,137 @@
+"""Every setting of a training run, and what follows from them: optimiser, learning rate, precision."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from pipeline.spelling import unknown
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], "Training"], Optimizer]] = {
+    "sgd": lambda parameters, training: SGD(
+        parameters,
+        lr=training.lr,
+        momentum=training.momentum,
+        nesterov=training.momentum > 0,
+        weight_decay=training.weight_decay,
+    ),
+    "adamw": lambda parameters, training: AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay),
+}
+
+STEP_MILESTONES = (0.625, 0.75, 0.875)  # 150, 180 and 210 of 240 epochs
+ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 0.04
+
+# share of the run that is done, 0 to below 1 -> share of the peak learning rate
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "step": lambda done: 0.1 ** sum(done >= milestone for milestone in STEP_MILESTONES),
+    "one-cycle": lambda done: (
+        ONE_CYCLE_START + (1 - ONE_CYCLE_START) * done / ONE_CYCLE_RISE
+        if done < ONE_CYCLE_RISE
+        else 0.5 * (1 + math.cos(math.pi * (done - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE)))
+    ),
+    "constant": lambda done: 1.0,
+}
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+WEIGHT_BITS = (0, 2, 4, 8)
+SELECT = ("last", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained.
+
+    Attributes:
+        epochs: Passes over the data.
+        batch_size: Examples an optimiser step.
+        optimizer: A name of ``OPTIMIZERS``.
+        lr: Peak learning rate.
+        momentum: Of SGD (Nesterov); 0 for none.
+        weight_decay: Weight decay.
+        grad_clip: Largest norm of the gradient (0: unbounded): divergences with unbounded ratios, such as power
+            divergence with lambda > 0, need it in the first steps.
+        schedule: A name of ``SCHEDULES``, applied step by step.
+        warmup_epochs: The learning rate rises linearly from 0 over this many epochs; the schedule follows.
+        ema_decay: Decay of a running average of the weights, which becomes the result (0: none).
+        accumulate: Forward passes that share one optimiser step; batch_size stays what a step sees.
+        precision: float32, or autocast to bfloat16 or float16; weights and loss stay float32.
+        channels_last: Memory format of images.
+        compile: Run the model through ``torch.compile``.
+        weight_bits: Train weights rounded to 2, 4 or 8 bits (0: not rounded).
+        select: "last" epoch's weights, or those of the "best" epoch by accuracy on the validation rows.
+        seed: Of initialisation and of the order of examples.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    grad_clip: float = 5.0
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    weight_bits: int = 0
+    select: str = "last"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+            ("selection", self.select, SELECT),
+        ):
+            if name not in known:
+                raise ValueError(unknown(kind, name, known))
+        for name in ("epochs", "batch_size", "lr", "accumulate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0")
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 to below 1")
+        for name in ("weight_decay", "grad_clip", "warmup_epochs"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 0")
+        if self.compile and self.weight_bits:
+            raise ValueError("--compile and --student-bits do not go together; pass one of them")
+        if self.weight_bits not in WEIGHT_BITS:
+            raise ValueError(f"--student-bits is {self.weight_bits}; expected 2, 4 or 8 (0: not rounded)")
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, counted from 0 over the whole run."""
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        steps = max(self.epochs * steps_per_epoch - warmup, 1)
+        return self.lr * SCHEDULES[self.schedule]((step - warmup) / steps)
+
+    def attributes(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of history.csv; the validation columns are empty when there are no validation rows."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    lr: float
+    seconds: float
+    val_accuracy: float | None = None
+    val_nll: float | None = None

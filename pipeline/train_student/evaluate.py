@@ -1,0 +1,119 @@
+"""What is measured of a student: on validation rows cut from the training data, against its teacher, on test data.
+
+Shapes: N examples, C classes.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.datasets import Split
+from pipeline.fit import predict
+from pipeline.metrics import measure, measure_classes, measure_fidelity, reliability_of
+from pipeline.models import Preprocessing
+from pipeline.train_student.signal import Signal
+from pipeline.views import Views
+
+Rows = npt.NDArray[np.int64]
+VALIDATION_SEED = 0
+_SAMPLE = 2000
+_DECODE_ROWS = 4096
+
+
+def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
+    """Training and validation rows: the share of each class's rows, drawn once and for all.
+
+    The draw does not depend on the run's seed, so that runs differ by their seeds alone. Unlabelled rows stay in
+    training.
+
+    Raises:
+        ValueError: A share outside 0 to below 1, or one that leaves no validation rows.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"--val-share is {share}; expected 0 (none) to below 1, such as 0.1")
+    rng = np.random.default_rng(VALIDATION_SEED)
+    chosen = np.zeros(len(split), np.bool_)
+    for label in range(split.num_classes if share else 0):
+        rows = rng.permutation(np.flatnonzero(split.labels == label))
+        chosen[rows[: round(share * len(rows))]] = True
+    if share and not chosen.any():
+        raise ValueError(f"--val-share {share} of {split.spec} leaves no labelled validation rows; take a larger share")
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def rows_digest(split: Split, rows: Rows) -> str:
+    """SHA-256 of the content keys of the rows: which examples were held out."""
+    return hashlib.sha256(np.ascontiguousarray(split.keys[rows], dtype="<u8").data).hexdigest()
+
+
+def measure_rows(
+    model: nn.Module, split: Split, rows: Rows | None, *, preprocessing: Preprocessing, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the labelled rows, as they are (no view)."""
+    chosen = np.arange(len(split)) if rows is None else rows
+    chosen = chosen[split.labels[chosen] >= 0]
+    if not len(chosen):
+        raise ValueError(f"{split.spec}: no labelled rows to evaluate on")
+    logits_NC = predict(model, split, preprocessing=preprocessing, device=device, rows=chosen)
+    return logits_NC, torch.from_numpy(split.labels[chosen])
+
+
+def evaluate_test(
+    model: nn.Module, test: Split, *, preprocessing: Preprocessing, device: torch.device | None
+) -> dict[str, Any]:
+    """All measures on the test data, with the table of classes and the bins of a reliability diagram."""
+    logits_NC, labels_N = measure_rows(model, test, None, preprocessing=preprocessing, device=device)
+    names = test.class_names or tuple(str(label) for label in range(test.num_classes))
+    return {
+        "data": test.spec,
+        **measure(logits_NC, labels_N).to_dict(),
+        "per_class": [{"class": names[label], **row} for label, row in measure_classes(logits_NC, labels_N).items()],
+        "reliability": reliability_of(logits_NC, labels_N),
+    }
+
+
+def evaluate_against_teacher(
+    model: nn.Module,
+    split: Split,
+    signal: Signal,
+    validation: Rows,
+    *,
+    folds: npt.NDArray[np.integer] | None,
+    views: Views,
+    preprocessing: Preprocessing,
+    device: torch.device | None,
+) -> dict[str, Any]:
+    """Agreement with the teacher and KL to it at T = 1 on the first view, and both accuracies; by fold if cross-fitted.
+
+    On the validation rows, which the student has not seen, or else on some training rows.
+    """
+    signal.load(0)
+    rows = validation if len(validation) else np.arange(0, len(split), max(1, len(split) // _SAMPLE))
+    rows = rows[signal.served()[rows]]
+    if not len(rows):
+        return {}
+    student_NC = predict(model, split, preprocessing=preprocessing, device=device, rows=rows, views=views)
+    flat_NC = torch.zeros_like(student_NC)
+    teacher_NC = torch.cat(
+        [
+            signal.logits(part, flat_NC[: len(part)].to(device or "cpu")).cpu()
+            for part in torch.split(torch.from_numpy(rows), _DECODE_ROWS)
+        ]
+    )
+    labels_N = torch.from_numpy(split.labels[rows])
+    found = {
+        "rows": "validation" if len(validation) else "training",
+        **measure_fidelity(student_NC, teacher_NC, labels_N),
+    }
+    if folds is not None:
+        found["per_fold"] = []
+        for fold in range(int(folds.max()) + 1):
+            own_N = torch.from_numpy(folds[rows] == fold)
+            if own_N.any():
+                measured = measure_fidelity(student_NC[own_N], teacher_NC[own_N], labels_N[own_N])
+                found["per_fold"].append({"fold": fold, **measured})
+    return found

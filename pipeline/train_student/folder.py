@@ -1,0 +1,159 @@
+"""A run's folder: what stands in it while the run is incomplete, and who may write to it.
+
+run.json                 settings; from the start, so that the same command goes on and another is refused
+history.csv              one line an epoch, rewritten whole
+search.json              what is measured already of "auto" options
+checkpoint.safetensors   state at the end of the last epoch; removed when the run is complete
+student.safetensors      at the end
+result.json              last: where it is, the run is complete
+"""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.fit import EpochRecord
+
+SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
+CHECKPOINT, SEARCH, ERROR = "checkpoint.safetensors", "search.json", "error.json"
+
+
+class RunFolder:
+    """The folder while a run writes to it. A failed run that left nothing to go on from leaves no folder.
+
+    Args:
+        path: The folder; new, empty, or of an incomplete run with the same settings.
+        settings: Everything that decides the result, fit for JSON.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.checkpoint = path / CHECKPOINT
+        self._existed = path.exists()
+        self._lock: int | None = None
+
+    def __enter__(self) -> "RunFolder":
+        refuse_finished(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _exclusive(self.path)
+        try:
+            found = self._read(SETTINGS)
+            if found is None and {file.name for file in self.path.iterdir()} - {ERROR}:
+                raise ValueError(f"{self.path} exists already and is not a run; choose another --out or remove it")
+            if found is not None and found != self.settings:
+                raise ValueError(
+                    f"{self.path} is a run with other settings ({_difference(found, self.settings)});"
+                    " give the same ones to go on, or choose another --out"
+                )
+            self.write(SETTINGS, self.settings)
+            (self.path / ERROR).unlink(missing_ok=True)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._release()
+        if kind is not None and not self.checkpoint.exists() and not (self.path / SEARCH).exists():
+            for name in (SETTINGS, HISTORY, WEIGHTS):
+                (self.path / name).unlink(missing_ok=True)
+            if not self._existed and not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read_search(self) -> list[dict[str, Any]]:
+        return self._read(SEARCH) or []
+
+    def write_search(self, tried: Sequence[Mapping[str, Any]]) -> None:
+        self.write(SEARCH, list(tried))
+
+    def write_history(self, history: Sequence[EpochRecord]) -> None:
+        partial = self.path / f".{HISTORY}.partial"
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(EpochRecord)])
+            writer.writeheader()
+            writer.writerows(asdict(record) for record in history)
+        partial.replace(self.path / HISTORY)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Makes the run complete; the weights and the history are there already."""
+        self.write(RESULT, result)
+        self.checkpoint.unlink(missing_ok=True)
+        (self.path / SEARCH).unlink(missing_ok=True)
+
+    def write(self, name: str, content: Any) -> None:
+        write_json(self.path / name, content)
+
+    def _read(self, name: str) -> Any:
+        return read_json(self.path / name) if (self.path / name).exists() else None
+
+
+def refuse_finished(path: Path) -> None:
+    """Raises ValueError when the folder holds a complete run."""
+    if (path / RESULT).exists():
+        raise ValueError(f"{path} exists already and is a finished run; choose another --out or remove it")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} exists already and is a file; choose another --out")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all, and durable."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ValueError names the file."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable JSON ({error}); remove it") from error
+
+
+def _difference(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The first settings that differ, as ``training.lr 0.1, here 0.05``."""
+    a, b = flat(found), flat(given)
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    shown = [f"{name} {a.get(name)}, here {b.get(name)}" for name in names[:3]]
+    return "; ".join(shown) + (f"; {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names."""
+    if isinstance(settings, Mapping):
+        items = [(str(name), value) for name, value in settings.items()]
+    elif isinstance(settings, list) and any(isinstance(value, Mapping) for value in settings):
+        items = [(str(value.get("loss", number)), value) for number, value in enumerate(settings)]
+    else:
+        return {prefix: settings}
+    return {
+        name: leaf for key, value in items for name, leaf in flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _exclusive(path: Path) -> int | None:
+    """A lock on the folder that only one process can have; the system releases it, whatever happens to the process."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise ValueError(f"{path}: another process trains in it; wait for it or choose another --out") from None
+    return folder

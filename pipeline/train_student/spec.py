@@ -1,0 +1,86 @@
+"""One run as text and numbers: what `cli train-student` was told, fit for JSON and for another process."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.datasets import Split, load_split, with_split
+from pipeline.fit import EpochRecord, Training
+from pipeline.models import Preprocessing
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.run import train_student
+from stores import Store, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Every option of a run; ``eval_data`` empty means the data's own test split, teacher empty the only one."""
+
+    store: str
+    data: str
+    student: str
+    loss: str
+    training: Training
+    settings: Mapping[str, str]
+    eval_data: str = ""
+    teacher: str = ""
+    combine: str = "mean-prob"
+    tail: str = "predicted"
+    init: str = ""
+    val_share: float = 0.0
+    preprocessing: Preprocessing | None = None
+    device: str = "cpu"
+
+    def attributes(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> "RunSpec":
+        scaling = attributes["preprocessing"]
+        return cls(
+            **{
+                **attributes,
+                "training": Training(**attributes["training"]),
+                "preprocessing": None if scaling is None else Preprocessing.from_attributes(scaling),
+            }
+        )
+
+    def open(self) -> "Inputs":
+        """Reads the data and opens the store."""
+        return Inputs(
+            store=open_store(Path(self.store)),
+            split=load_split(self.data),
+            test=load_split(self.eval_data or with_split(self.data, "test")),
+        )
+
+    def run(self, out: Path, inputs: "Inputs", on_epoch: Callable[[EpochRecord], None] | None = None) -> dict[str, Any]:
+        """Trains the student; see ``train_student``."""
+        return train_student(
+            inputs.store,
+            inputs.split,
+            inputs.test,
+            self.student,
+            parse_objective(self.loss, self.settings),
+            self.training,
+            out,
+            teacher=self.teacher or None,
+            combine=self.combine,
+            tail=self.tail,
+            init=Path(self.init) if self.init else None,
+            val_share=self.val_share,
+            preprocessing=self.preprocessing,
+            device=torch.device(self.device),
+            on_epoch=on_epoch,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What runs read, and can share."""
+
+    store: Store
+    split: Split
+    test: Split

@@ -10,6 +10,7 @@ References:
 """
 
 import hashlib
+import heapq
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,9 +20,11 @@ import numpy.typing as npt
 
 from pipeline.datasets import Split
 from pipeline.spelling import unknown
+from pipeline.views import draw, view_seeds
 
 Folds = npt.NDArray[np.uint16]
 MAX_FOLDS = 2**16
+_HASH_BATCH = 4096
 
 
 def _kfold(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
@@ -46,9 +49,68 @@ def _stratified(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integ
     return folds
 
 
+def _group(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
+    """Examples of one group share a fold; the largest groups are placed first, each into the emptiest fold."""
+    groups = group_ids(split)
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(sizes) < num_folds:
+        raise ValueError(f"group folds need at least {num_folds} groups, {split.spec} has {len(sizes)}; use fewer")
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    filled = [(0, fold) for fold in range(num_folds)]
+    fold_of_group = np.empty(len(sizes), dtype=np.int64)
+    for group in order:
+        rows, fold = heapq.heappop(filled)
+        fold_of_group[group] = fold
+        heapq.heappush(filled, (rows + int(sizes[group]), fold))
+    return np.asarray(fold_of_group[group_of])
+
+
+def _hash(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
+    """A hash of the example's content key: an example keeps its fold when others come or go."""
+    folds = draw(view_seeds(seed, split.keys, 0), 0, num_folds)
+    empty = np.setdiff1d(np.arange(num_folds), folds)
+    if len(empty):
+        raise ValueError(
+            f"hash folds left fold {empty[0]} of {num_folds} without an example; use fewer --folds or another strategy"
+        )
+    return folds
+
+
+def group_ids(split: Split) -> npt.NDArray[np.uint64]:
+    """The group of every example, uint64 [N]: the split's own groups, or else near-duplicates.
+
+    Images are near-duplicates when their 8 x 8 difference hashes are the same (brightness, noise and recompression
+    hardly change it); rows of a table when they are equal.
+
+    References:
+        Zauner. Implementation and Benchmarking of Perceptual Image Hash Functions. 2010, section 3.2 (the family).
+    """
+    if split.groups is not None:
+        return split.groups
+    if not split.is_image:
+        return split.keys
+    hashes = [
+        _difference_hash(split.samples[start : start + _HASH_BATCH]) for start in range(0, len(split), _HASH_BATCH)
+    ]
+    return np.concatenate(hashes)
+
+
+def _difference_hash(images: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """64 bits an image: is each of 8 x 8 patches brighter than its right neighbour."""
+    import torch
+
+    grey = torch.from_numpy(images).float().mean(dim=-1)[:, None]
+    small = torch.nn.functional.adaptive_avg_pool2d(grey, (8, 9))[:, 0]
+    bits = (small[:, :, :-1] > small[:, :, 1:]).flatten(1).numpy()
+    return np.packbits(bits, axis=1).view("<u8")[:, 0].astype(np.uint64)
+
+
 STRATEGIES: dict[str, Callable[[Split, int, int], npt.NDArray[np.integer]]] = {
     "kfold": _kfold,
     "stratified": _stratified,
+    "group": _group,
+    "hash": _hash,
 }
 
 
@@ -73,6 +135,10 @@ class FoldPlan:
                 f"--folds is {self.num_folds}; expected 2 to {min(len(split), MAX_FOLDS)} for {len(split)} examples"
             )
         return STRATEGIES[self.strategy](split, self.num_folds, self.seed).astype(np.uint16)
+
+    def groups(self, split: Split) -> npt.NDArray[np.uint64] | None:
+        """The groups that a store records: what kept examples together, or what the data says."""
+        return group_ids(split) if self.strategy == "group" else split.groups
 
     def attributes(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.cache_teacher.compute import PRECISIONS, Compute, in_order
 from pipeline.cache_teacher.teachers import TeacherSet, fold_attributes
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan, Folds
@@ -31,6 +32,7 @@ class Answers(Protocol):
     views: Views
     folds: Folds | None
     fold_attributes: Mapping[str, Any] | None
+    groups: npt.NDArray[np.uint64] | None
     training_fingerprint: str | None
 
     def identity(self) -> dict[str, Any]:
@@ -38,7 +40,7 @@ class Answers(Protocol):
         ...
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
-        """Raw logits float32 [len(rows), C]."""
+        """Raw logits float32 [len(rows), C]; the same for the same rows, whoever asks."""
         ...
 
 
@@ -51,6 +53,8 @@ class NetworkAnswers:
         views: Which pixels they see.
         batch_size: Rows a forward pass.
         device: Where the teachers run (default: CPU).
+        compute: Precision and other ways to run them faster.
+        workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
 
     Raises:
         ValueError: The views do not fit the data.
@@ -64,6 +68,8 @@ class NetworkAnswers:
         *,
         batch_size: int = 256,
         device: torch.device | None = None,
+        compute: Compute | None = None,
+        workers: int = 2,
     ) -> None:
         views.check(split)
         if batch_size < 1:
@@ -72,30 +78,46 @@ class NetworkAnswers:
             raise ValueError(
                 f"--views is {views.num_views}, but transform 'none' has one view only; pass --transform flip-crop"
             )
-        self.split, self.teachers, self.views = split, teachers.teachers, views
+        self.split, self.views = split, views
         self.folds, self.fold_attributes = teachers.folds, teachers.fold_attributes
+        self.groups = split.groups if teachers.plan is None else teachers.plan.groups(split)
         self.training_fingerprint = teachers.training_fingerprint
-        self.batch_size, self.device = batch_size, device or torch.device("cpu")
-        self.identity = teachers.identity
-        for teacher in self.teachers:
-            teacher.model.to(self.device).eval()
+        self.batch_size, self.device, self.workers = batch_size, device or torch.device("cpu"), workers
+        self.compute = compute or Compute()
+        self.teachers = teachers.teachers
+        self._identity = teachers.identity
+        self._models = [self.compute.prepare(teacher.model, self.device) for teacher in self.teachers]
+
+    def identity(self) -> dict[str, Any]:
+        return {**self._identity(), "precision": PRECISIONS[self.compute.precision].name}
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)
-        for number, teacher in enumerate(self.teachers):
-            own = np.arange(len(rows)) if self.folds is None else np.flatnonzero(self.folds[rows] == number)
-            for start in range(0, len(own), self.batch_size):
-                positions = own[start : start + self.batch_size]
-                samples = torch.from_numpy(self.views.samples(self.split, rows[positions], view))
-                with torch.inference_mode():
-                    logits_BC = teacher.model(teacher.preprocessing(samples.to(self.device))).float()
-                if logits_BC.shape[1] != self.split.num_classes:
-                    raise ValueError(
-                        f"the teacher answers {logits_BC.shape[1]} classes,"
-                        f" {self.split.spec} has {self.split.num_classes}"
-                    )
-                logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
+        batches = self._batches(rows)
+        samples = in_order(lambda job: self._samples(rows[job[1]], view), batches, self.workers)
+        for (number, positions), samples_B in zip(batches, samples, strict=True):
+            with torch.inference_mode(), self.compute.autocast(self.device):
+                inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
+                logits_BC = self._models[number](self.compute.layout(inputs_B)).float()
+            if logits_BC.shape != (len(positions), self.split.num_classes):
+                raise ValueError(
+                    f"the teacher answers {list(logits_BC.shape)} for {len(positions)} examples; expected"
+                    f" [{len(positions)}, {self.split.num_classes}], the classes of {self.split.spec}"
+                )
+            logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
         return logits_NC
+
+    def _batches(self, rows: Rows) -> list[tuple[int, npt.NDArray[np.int64]]]:
+        """Which teacher answers which positions of ``rows``: a function of the rows alone."""
+        batches = []
+        for number in range(len(self.teachers)):
+            own = np.arange(len(rows)) if self.folds is None else np.flatnonzero(self.folds[rows] == number)
+            batches += [(number, own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
+        return batches
+
+    def _samples(self, rows: Rows, view: int) -> Tensor:
+        samples_B = torch.from_numpy(self.views.samples(self.split, rows, view))
+        return samples_B.pin_memory() if self.device.type == "cuda" else samples_B
 
 
 class ArrayAnswers:
@@ -141,6 +163,7 @@ class ArrayAnswers:
         if plan is not None:
             self.folds = plan.assign(split)
             self.fold_attributes = fold_attributes(plan, split, self.folds, proof="declared")
+        self.groups = split.groups if plan is None else plan.groups(split)
         self.training_fingerprint: str | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -148,7 +171,11 @@ class ArrayAnswers:
         with self.path.open("rb") as file:
             while chunk := file.read(_HASH_BYTES):
                 digest.update(chunk)
-        return {"architecture": ARRAY_PREFIX + self.path.name, "weights_sha256": [digest.hexdigest()]}
+        return {
+            "architecture": ARRAY_PREFIX + self.path.name,
+            "weights_sha256": [digest.hexdigest()],
+            "precision": str(self.array.dtype),
+        }
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return torch.from_numpy(np.asarray(self.array[view][rows], dtype=np.float32))

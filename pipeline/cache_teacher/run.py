@@ -3,7 +3,9 @@
 Shapes: B batch, C classes, N examples.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,25 +16,36 @@ import torch
 from torch import Tensor
 
 from pipeline.cache_teacher.answers import Answers
-from pipeline.cache_teacher.fidelity import TEMPERATURES, PredictorFit, choose_encoding, measure_fidelity
+from pipeline.cache_teacher.fidelity import TEMPERATURES
+from pipeline.cache_teacher.parts import Part
+from pipeline.cache_teacher.sample import Sample, folds_of
 from pipeline.cache_teacher.summary import summarise
 from pipeline.encoding import Encoding, encode
 from pipeline.tail_predictor import TailPredictor
 from pipeline.versions import library_versions
 from pipeline.views import probe
-from stores import Cell, TeacherWriter, create_store, open_store
+from stores import Cell, StoreError, Teacher, TeacherWriter, create_store, open_store
 
-FIDELITY_ROWS = 1000  # at most; few rows of a small dataset, since answering them costs a second time
 PREDICTOR_ROWS = 20_000
-_CHUNK_ROWS = 4096
+SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a pass is: rows answered so far and in all, over every view."""
+    """How far a pass is: rows answered so far and in all, over every view and every part.
+
+    Attributes:
+        done: Rows that the store holds.
+        total: Rows that it will hold.
+        rows: Rows of the block that was just answered.
+        accuracy: Over the labelled rows that this process has answered; None before the first.
+    """
 
     done: int
     total: int
+    rows: int
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +64,14 @@ def cache_teacher(
     name: str = "teacher",
     predictor_rows: int = PREDICTOR_ROWS,
     temperatures: Sequence[float] = TEMPERATURES,
+    part: Part | None = None,
+    block_rows: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the answers for every view of the split; goes on where a killed run stopped.
+    """Writes this part's share of the answers; goes on where a killed run stopped.
+
+    Any number of processes may do so at once, each with a part of its own. Whoever finds every cell committed
+    finishes the store; when two do at the same moment they write the same.
 
     Args:
         answers: Who answers, about which examples and views.
@@ -62,20 +80,85 @@ def cache_teacher(
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
         temperatures: Where the encoding's fidelity is measured.
+        part: This process's share (default: everything).
+        block_rows: Rows written and committed together; chosen when left out.
         on_progress: Called after each block.
 
     Returns:
-        The summary written to the store: accuracy, NLL, calibration, per fold when cross-fitted.
+        The summary written to the store: accuracy, NLL, calibration, per fold when cross-fitted. Empty when other
+        parts still have cells to write.
 
     Raises:
         ValueError: ``out`` is a store of something else.
     """
+    part = part or Part()
+    sample = Sample(answers, predictor_rows)
+    writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows)
+    _write(writer, answers, encoding, predictor, part, on_progress)
+    if writer.pending():
+        return {}
+    written = open_store(out, allow_incomplete=True)
+    teacher = written.teacher(name)
+    if teacher.complete and all(f"{temperature:g}" in teacher.fidelity for temperature in temperatures):
+        return dict(teacher.summary)
+    summary = summarise(written, name, answers.training_fingerprint)
+    writer.finish(fidelity=sample.measure(encoding, predictor, temperatures), summary=summary)
+    return summary
+
+
+def _open(
+    answers: Answers,
+    out: Path,
+    sample: Sample,
+    encoding: Encoding | Budget,
+    name: str,
+    temperatures: Sequence[float],
+    part: Part,
+    block_rows: int | None,
+) -> tuple[TeacherWriter, Encoding, TailPredictor | None]:
+    """The writer, and what rows are encoded with: found in the store, or else decided here on a sample."""
+    if _begun(out):
+        _describe(answers, out)  # another dataset or other views: said before anything is computed
+    there = _find_teacher(out, name)
+    if there is None and part.together and part.number:
+        there = _wait_for_teacher(out, name)
+    if there is None:
+        if isinstance(encoding, Budget):
+            encoding = sample.choose(encoding.kl, encoding.temperatures)
+        predictor = sample.fit_predictor(encoding)
+        sample.measure(encoding, predictor, temperatures)  # a teacher that does not fit is found before a file is made
+        there = _find_teacher(out, name)  # another part may have been faster
+    if there is not None:
+        encoding = _same_encoding(there, encoding, out)
+        predictor = TailPredictor.from_constants(there.constants())
+    assert isinstance(encoding, Encoding)
+    _describe(answers, out)
+
+    def writer(predictor: TailPredictor | None) -> TeacherWriter:
+        return TeacherWriter(
+            out,
+            name,
+            identity=answers.identity(),
+            encoding=encoding.attributes(),
+            arrays=encoding.row_arrays(),
+            folds=answers.fold_attributes,
+            constants=predictor.constants() if predictor is not None else None,
+            block_rows=block_rows,
+        )
+
+    try:
+        return writer(predictor), encoding, predictor
+    except StoreError:
+        late = _find_teacher(out, name)  # its constants may be those of a part on another kind of machine
+        if there is not None or late is None:
+            raise
+        predictor = TailPredictor.from_constants(late.constants())
+        return writer(predictor), encoding, predictor
+
+
+def _describe(answers: Answers, out: Path) -> None:
+    """Creates the store, or checks that the one that is there has these examples and views."""
     split, views = answers.split, answers.views
-    sample = _Sample(answers, predictor_rows)
-    if isinstance(encoding, Budget):
-        encoding = sample.choose(encoding)
-    predictor = _stored_predictor(out, name) or sample.fit_predictor(encoding)
-    fidelity = sample.measure(encoding, predictor, temperatures)
     create_store(
         out,
         dataset=split.describe(),
@@ -83,99 +166,87 @@ def cache_teacher(
         keys=split.keys,
         labels=split.labels,
         folds=answers.folds,
+        groups=answers.groups,
         probes=probe(split, views),
     )
-    writer = TeacherWriter(
-        out,
-        name,
-        identity={**answers.identity(), "precision": "float32"},
-        encoding=encoding.attributes(),
-        arrays=encoding.row_arrays(),
-        folds=answers.fold_attributes,
-        constants=predictor.constants() if predictor is not None else None,
-    )
-    pending = writer.pending()
-    total = len(split) * views.num_views
-    done = total - sum(len(_rows(writer, cell)) for cell in pending)
-    for cell in pending:
-        rows = _rows(writer, cell)
-        writer.write(cell, _encode(answers, rows, cell.view, encoding, predictor))
-        done += len(rows)
-        if on_progress is not None:
-            on_progress(Progress(done=done, total=total))
-    summary = summarise(open_store(out, allow_incomplete=True), name, answers.training_fingerprint)
-    writer.finish(fidelity=fidelity, summary=summary)
-    return summary
 
 
-class _Sample:
-    """Random rows of the first view: some measure the encoding, the others fit it, none does both."""
-
-    def __init__(self, answers: Answers, predictor_rows: int) -> None:
-        self.answers = answers
-        order = np.random.default_rng(answers.views.seed).permutation(len(answers.split))
-        num_measured = min(FIDELITY_ROWS, max(256, len(order) // 50), max(1, len(order) // 4))
-        self.measured = np.sort(order[:num_measured])
-        self.fitted = np.sort(order[num_measured : num_measured + predictor_rows])
-        self.measured_logits_NC = answers(self.measured, 0)
-
-    def _labels(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.answers.split.labels[rows])
-
-    def choose(self, budget: Budget) -> Encoding:
-        rows = np.concatenate([self.measured, self.fitted[:FIDELITY_ROWS]])
-        held_out_N = torch.arange(len(rows)) < len(self.measured)
-        logits_NC = torch.cat([self.measured_logits_NC, self.answers(rows[len(self.measured) :], 0)])
-        return choose_encoding(
-            logits_NC, self._labels(rows), budget.kl, budget.temperatures, held_out_N=held_out_N.to(logits_NC.device)
-        )
-
-    def fit_predictor(self, encoding: Encoding) -> TailPredictor | None:
-        if encoding.kind == "dense" or not len(self.fitted):
-            return None
-        folds = self.answers.folds
-        fit = PredictorFit(encoding, num_folds=1 if folds is None else int(folds.max()) + 1)
-        for start in range(0, len(self.fitted), _CHUNK_ROWS):
-            rows = self.fitted[start : start + _CHUNK_ROWS]
-            fit.update(self.answers(rows, 0), _folds(self.answers, rows))
-        return fit.fit()
-
-    def measure(
-        self, encoding: Encoding, predictor: TailPredictor | None, temperatures: Sequence[float]
-    ) -> dict[str, Any]:
-        return measure_fidelity(
-            self.measured_logits_NC,
-            self._labels(self.measured),
-            encoding,
-            predictor,
-            temperatures=temperatures,
-            folds_N=_folds(self.answers, self.measured),
-        )
+def _begun(out: Path) -> bool:
+    return out.exists() and not (out.is_dir() and not any(out.iterdir()))
 
 
-def _stored_predictor(out: Path, name: str) -> TailPredictor | None:
-    """The predictor of a store that is being resumed: rows that are written already were coded about it."""
-    if not out.exists():
+def _find_teacher(out: Path, name: str) -> Teacher | None:
+    if not _begun(out):
         return None
     store = open_store(out, allow_incomplete=True)
-    return TailPredictor.from_constants(store.teacher(name).constants()) if name in store.teachers else None
+    return store.teacher(name) if name in store.teachers else None
 
 
-def _rows(writer: TeacherWriter, cell: Cell) -> npt.NDArray[np.int64]:
-    rows = writer.rows(cell.block)
-    return np.arange(rows.start, rows.stop)
+def _wait_for_teacher(out: Path, name: str) -> Teacher | None:
+    """Rank 0 measures, fits and creates; the other ranks need not do it again."""
+    until = time.monotonic() + SETUP_SECONDS
+    while time.monotonic() < until:
+        teacher = _find_teacher(out, name)
+        if teacher is not None:
+            return teacher
+        time.sleep(_POLL_SECONDS)
+    return None
 
 
-def _folds(answers: Answers, rows: npt.NDArray[np.int64]) -> Tensor | None:
-    return None if answers.folds is None else torch.from_numpy(answers.folds[rows].astype(np.int64))
+def _same_encoding(there: Teacher, wanted: Encoding | Budget, out: Path) -> Encoding:
+    """The stored encoding; a budget chose it when the store was begun."""
+    found = Encoding.from_attributes(there.encoding)
+    if isinstance(wanted, Encoding) and wanted != found:
+        raise StoreError(
+            f"{out}: teacher {there.name!r} is another one: encoding is {found.attributes()} in the store and"
+            f" {wanted.attributes()} here; use another --name or the same settings"
+        )
+    return found
 
 
-def _encode(
+def _write(
+    writer: TeacherWriter,
     answers: Answers,
-    rows: npt.NDArray[np.int64],
-    view: int,
     encoding: Encoding,
     predictor: TailPredictor | None,
-) -> dict[str, npt.NDArray[Any]]:
-    labels_N = torch.from_numpy(answers.split.labels[rows])
-    return encode(answers(rows, view), labels_N, encoding, predictor=predictor, folds_B=_folds(answers, rows))
+    part: Part,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    """Answers cell after cell; a second thread encodes and writes one cell while the teacher answers the next."""
+    total = len(answers.split) * answers.views.num_views
+    done = total - sum(len(rows_of(writer, cell)) for cell in writer.pending())
+    num_correct, num_labelled = 0, 0
+
+    def keep(cell: Cell, rows: npt.NDArray[np.int64], logits_BC: Tensor) -> tuple[int, int]:
+        labels_B = torch.from_numpy(answers.split.labels[rows])
+        folds_B = folds_of(answers, rows)
+        writer.write(cell, encode(logits_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B))
+        correct_B = logits_BC.argmax(dim=1).cpu() == labels_B
+        return int(correct_B.sum()), int((labels_B >= 0).sum())
+
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
+        behind: list[tuple[Future[tuple[int, int]], int]] = []
+
+        def settle() -> None:
+            nonlocal done, num_correct, num_labelled
+            future, num_rows = behind.pop()
+            correct, labelled = future.result()
+            num_correct, num_labelled, done = num_correct + correct, num_labelled + labelled, done + num_rows
+            if on_progress is not None:
+                accuracy = num_correct / num_labelled if num_labelled else None
+                on_progress(Progress(done=done, total=total, rows=num_rows, accuracy=accuracy))
+
+        for cell in writer.pending(part.number, part.num_parts):
+            rows = rows_of(writer, cell)
+            logits_BC = answers(rows, cell.view)
+            if behind:
+                settle()
+            behind.append((background.submit(keep, cell, rows, logits_BC), len(rows)))
+        if behind:
+            settle()
+
+
+def rows_of(writer: TeacherWriter, cell: Cell) -> npt.NDArray[np.int64]:
+    """Row numbers of a cell."""
+    rows = writer.rows(cell.block)
+    return np.arange(rows.start, rows.stop)

@@ -58,6 +58,7 @@ class Split:
         labels: int64 [N]; -1 marks an unlabelled example.
         num_classes: Number of classes C.
         class_names: Names in label order, or empty.
+        groups: uint64 [N], examples that belong together (one patient, one problem), or None.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Split:
     labels: npt.NDArray[np.int64]
     num_classes: int
     class_names: tuple[str, ...] = field(default=())
+    groups: npt.NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         if len(self.samples) != len(self.labels):

@@ -1,0 +1,159 @@
+"""Stage one in several processes: killed, resumed, cut into other parts, and always the same bytes."""
+
+import contextlib
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.parts import Part, find_part
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split, load_split
+from pipeline.encoding import Encoding
+from pipeline.views import Views
+from stores import open_store, verify_store
+
+BLOCK_ROWS, NUM_VIEWS = 100, 2
+TOP_K = Encoding(kind="topk", num_classes=10, top_k=3)
+PROCESSES = multiprocessing.get_context("forkserver")  # real processes that share the cost of their imports
+PROCESSES.set_forkserver_preload([__name__])
+
+
+class Worker:
+    """A process that writes its part, and says how many rows the store holds after each block."""
+
+    def __init__(self, out: Path, weights: Path, part: str = "", **environment: str) -> None:
+        self.said, theirs = PROCESSES.Pipe(duplex=False)
+        self.process = PROCESSES.Process(target=_work, args=(out, weights, part, environment, theirs))
+        self.process.start()
+        theirs.close()
+
+    def wait(self) -> list[object]:
+        """Everything it says until it ends well."""
+        heard = []
+        with contextlib.suppress(EOFError):
+            while self.said.poll(120):
+                heard.append(self.said.recv())
+        self.process.join(10)
+        assert self.process.exitcode == 0
+        return heard
+
+    def kill(self, num_blocks: int) -> None:
+        """SIGKILL after so many blocks."""
+        for _ in range(num_blocks):
+            assert self.said.poll(120)
+            self.said.recv()
+        self.process.kill()
+        self.process.join(10)
+        assert self.process.exitcode == -signal.SIGKILL
+
+
+def _work(out: Path, weights: Path, part: str, environment: dict[str, str], say: Connection) -> None:
+    torch.set_num_threads(1)
+    answers = fold_answers(load_split("digits"), weights)
+    summary = cache_teacher(
+        answers,
+        out,
+        encoding=TOP_K,
+        block_rows=BLOCK_ROWS,
+        part=find_part(part, environment),
+        on_progress=lambda progress: say.send(progress.done),
+    )
+    say.send("finished" if summary else "left")
+
+
+def fold_answers(split: Split, weights: Path) -> NetworkAnswers:
+    teachers = load_teachers(split, "mlp:32", str(weights))
+    return NetworkAnswers(split, teachers, Views(transform="flip-crop", num_views=NUM_VIEWS), batch_size=32)
+
+
+def rows_on_disk(path: Path) -> dict[str, bytes]:
+    """Every file of the store but the documents, which hold the time of creation and what derives from it."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Split, fold_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "s.zarr"
+    cache_teacher(fold_answers(digits, fold_teachers), out, encoding=TOP_K, block_rows=BLOCK_ROWS)
+    return out
+
+
+def check_same(path: Path, undisturbed: Path) -> None:
+    assert verify_store(path) == []
+    assert rows_on_disk(path) == rows_on_disk(undisturbed)
+    mine, other = open_store(path).teacher(), open_store(undisturbed).teacher()
+    assert mine.summary == other.summary
+    assert mine.fidelity == other.fidelity
+
+
+def test_two_processes_write_what_one_writes(undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:
+    """Both start at once: the store, the teacher's constants and the last word are raced for."""
+    out = tmp_path / "s.zarr"
+    workers = [Worker(out, fold_teachers, f"{number}/2") for number in range(2)]
+    said = [worker.wait() for worker in workers]
+    assert "finished" in {lines[-1] for lines in said}
+    assert sum(len(lines) - 1 for lines in said) == NUM_VIEWS * -(-1437 // BLOCK_ROWS)
+    check_same(out, undisturbed)
+
+
+def test_ranks_of_torchrun_are_parts(undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    ranks = [Worker(out, fold_teachers, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
+    assert "finished" in {rank.wait()[-1] for rank in ranks}
+    check_same(out, undisturbed)
+
+
+def test_killed_and_resumed_with_other_parts(undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a part; then one of three parts, killed too; then everything that is left."""
+    out = tmp_path / "s.zarr"
+    for part, num_blocks in (("0/2", 4), ("2/3", 2)):
+        Worker(out, fold_teachers, part).kill(num_blocks)
+    half = open_store(out, allow_incomplete=True)
+    committed = half.teacher().committed() != 0
+    assert not half.teacher().complete
+    assert 6 <= committed.sum() < committed.size
+    assert Worker(out, fold_teachers, "1/2").wait()[-1] == "left"
+    assert Worker(out, fold_teachers).wait()[-1] == "finished"
+    check_same(out, undisturbed)
+
+
+def test_a_finished_store_is_left_alone(undisturbed: Path, digits: Split, fold_teachers: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in undisturbed.rglob("*") if path.is_file()}
+    answers = fold_answers(digits, fold_teachers)
+    for number in range(2):
+        part = Part(number=number, num_parts=2)
+        summary = cache_teacher(answers, undisturbed, encoding=TOP_K, part=part)
+        assert summary["kind"] == "out-of-fold"
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in undisturbed.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_parts_are_spelled_or_come_from_torchrun() -> None:
+    assert find_part("", {}) == Part()
+    assert find_part("1/4", {"RANK": "0", "WORLD_SIZE": "2"}) == Part(number=1, num_parts=4)
+    ranked = find_part("", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    assert ranked == Part(number=3, num_parts=4, together=True, local=1)
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/2", "0/0"])
+def test_impossible_parts(text: str) -> None:
+    with pytest.raises(ValueError, match="expected i/n"):
+        find_part(text, {})
+
+
+def test_answers_do_not_depend_on_readers(digits: Split, fold_teachers: Path) -> None:
+    teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
+    views = Views(transform="flip-crop", num_views=1)
+    found = [
+        NetworkAnswers(digits, teachers, views, batch_size=50, workers=workers)(np.arange(len(digits)), 0).numpy()
+        for workers in (0, 1, 3)
+    ]
+    assert all(np.array_equal(found[0], other) for other in found[1:])

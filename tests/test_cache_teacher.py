@@ -149,6 +149,12 @@ def test_views_that_do_not_fit(plain_teacher: Path, digits: Split) -> None:
         NetworkAnswers(digits, teachers, Views(num_views=2))
 
 
+def test_mixed_views_would_show_a_fold_teacher_what_it_has_seen(fold_teachers: Path, digits: Split) -> None:
+    teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
+    with pytest.raises(ValueError, match="may have seen the other one"):
+        NetworkAnswers(digits, teachers, Views(transform="flip-crop+mixup", num_views=2))
+
+
 CACHED = {
     "topk": Encoding(kind="topk", num_classes=10, top_k=3),
     "topk+tail": Encoding(kind="topk+tail", num_classes=10, top_k=3, tail_bits=2),

@@ -78,6 +78,11 @@ class NetworkAnswers:
             raise ValueError(
                 f"--views is {views.num_views}, but transform 'none' has one view only; pass --transform flip-crop"
             )
+        if views.mixes and teachers.folds is not None:
+            raise ValueError(
+                f"transform {views.transform!r} mixes two examples, and a fold teacher may have seen the other one;"
+                " leave out mixup and cutmix, or cache one teacher without folds"
+            )
         self.split, self.views = split, views
         self.folds, self.fold_attributes = teachers.folds, teachers.fold_attributes
         self.groups = split.groups if teachers.plan is None else teachers.plan.groups(split)

@@ -21,11 +21,11 @@ def summarise(store: Store, name: str, training_fingerprint: str | None) -> dict
 
     Returns:
         ``kind`` says what the numbers are worth: "out-of-fold", "seen" (the teacher was trained on these very rows) or
-        "unknown training data".
+        "training rows unknown".
     """
     answered = _Answered(store, name)
     folds = store.folds
-    kind = "unknown training data"
+    kind = "training rows unknown"
     if folds is not None:
         kind = "out-of-fold"
     elif training_fingerprint is not None:

@@ -69,6 +69,8 @@ def train_teachers(
     num_views = 1 if transform == "none" else training.epochs
     views = Views(transform=transform, num_views=num_views, seed=training.seed)
     views.check(split)
+    if views.mixes:
+        raise ValueError(f"transform {transform!r} mixes labels too, which train-teacher cannot; leave out the mixing")
     build_model(architecture, split)  # an unknown name is answered before anything is made
     existing = sorted(out.glob("*.safetensors"))
     if existing:

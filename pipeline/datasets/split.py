@@ -101,6 +101,11 @@ class Split:
         return content_keys(self.samples)
 
     @cached_property
+    def rows_by_key(self) -> npt.NDArray[np.int64]:
+        """Row numbers in the order of their keys: the same examples whatever the order of the dataset."""
+        return np.argsort(self.keys, kind="stable")
+
+    @cached_property
     def fingerprint(self) -> str:
         return order_fingerprint(self.keys, self.labels)
 

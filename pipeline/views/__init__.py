@@ -1,13 +1,13 @@
 """Replayable views: view v of an example is a function of (store seed, content key of the example, v) alone.
 
 No worker count, batch size, order, rank or device takes part, so stage two sees the very pixels that the teacher
-answered. A transform maps uint8 images and one 64-bit seed per image to uint8 images of the same batch.
+answered.
 
 Shapes: B batch, H x W x C pixels, V views, P probes.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,69 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import Split
-from pipeline.spelling import unknown
+from pipeline.views.mixing import partners
+from pipeline.views.seeds import Seeds, draw, mix64, view_seeds
+from pipeline.views.transforms import TRANSFORMS, Transform, allow_transform, parse_transform, user_code_sha256
 
-Seeds = npt.NDArray[np.uint64]
+__all__ = [
+    "TRANSFORMS",
+    "Seeds",
+    "Transform",
+    "Views",
+    "allow_transform",
+    "check_probes",
+    "draw",
+    "mix64",
+    "probe",
+    "view_seeds",
+]
+
 Samples = npt.NDArray[Any]
 
 NUM_PROBES = 16
-_CROP_PADDING = 8  # pixels of image for each pixel of padding
-
-
-def mix64(values: Seeds) -> Seeds:
-    """SplitMix64's output function, a bijection of 64-bit integers whose every output bit depends on every input bit.
-
-    References:
-        Steele, Lea, Flood. Fast Splittable Pseudorandom Number Generators. OOPSLA 2014, figure 16.
-    """
-    z = values + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(z ^ (z >> np.uint64(31)))
-
-
-def view_seeds(seed: int, keys: Seeds, view: int) -> Seeds:
-    """The seed of each example's view, uint64 [B]."""
-    start = mix64(np.array([seed], dtype=np.int64).view(np.uint64))
-    return mix64(mix64(keys ^ start) + np.uint64(view))
-
-
-def draw(seeds: Seeds, stream: int, upper: int) -> npt.NDArray[np.int64]:
-    """One integer in [0, upper) per seed; different streams are independent. Bias below upper / 2^32."""
-    high = mix64(seeds + mix64(np.array([stream], dtype=np.uint64))) >> np.uint64(32)
-    return ((high * np.uint64(upper)) >> np.uint64(32)).astype(np.int64)
-
-
-def _unchanged(samples: Samples, seeds: Seeds) -> Samples:
-    return samples
-
-
-def _flip_crop(images: Samples, seeds: Seeds) -> Samples:
-    """Zero-pad by an eighth (4 px at 32 px), crop back at a random place, mirror every second image."""
-    num_images, height, width, _ = images.shape
-    pad = max(height, width) // _CROP_PADDING
-    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    top, left = draw(seeds, 0, 2 * pad + 1), draw(seeds, 1, 2 * pad + 1)
-    mirrored = draw(seeds, 2, 2).astype(bool)
-    columns = np.arange(width)[None, :]
-    columns = left[:, None] + np.where(mirrored[:, None], columns[:, ::-1], columns)
-    rows = top[:, None] + np.arange(height)[None, :]
-    return np.asarray(padded[np.arange(num_images)[:, None, None], rows[:, :, None], columns[:, None, :]])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transform:
-    apply: Callable[[Samples, Seeds], Samples]
-    images_only: bool
-    about: str
-
-
-TRANSFORMS: dict[str, Transform] = {
-    "none": Transform(apply=_unchanged, images_only=False, about="the sample itself"),
-    "flip-crop": Transform(
-        apply=_flip_crop, images_only=True, about="random crop after padding by an eighth, random mirror"
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +42,7 @@ class Views:
     """The V views of a dataset.
 
     Attributes:
-        transform: A name of ``TRANSFORMS``.
+        transform: Names of ``TRANSFORMS`` joined by +, with ?option=value; or what ``allow_transform`` returned.
         num_views: V, at least 1.
         seed: Store seed.
     """
@@ -95,30 +52,61 @@ class Views:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.transform not in TRANSFORMS:
-            raise ValueError(unknown("transform", self.transform, TRANSFORMS))
+        parse_transform(self.transform)
         if self.num_views < 1:
             raise ValueError(f"--views is {self.num_views}; expected at least 1")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a view shows two examples."""
+        return parse_transform(self.transform)[-1][0].mixes
+
     def check(self, split: Split) -> None:
-        if TRANSFORMS[self.transform].images_only and not split.is_image:
+        """Raises ValueError when the views cannot be made of the split's samples."""
+        if not split.is_image and any(step.images_only for step, _ in parse_transform(self.transform)):
             raise ValueError(f"transform {self.transform!r} needs images, but {split.spec} is a table; use none")
 
     def samples(self, split: Split, rows: npt.NDArray[np.integer] | slice, view: int) -> Samples:
         """The given rows as view ``view`` shows them, uint8 [B, H, W, C] or float32 [B, D]."""
+        steps = parse_transform(self.transform)
         seeds = view_seeds(self.seed, split.keys[rows], view)
-        return TRANSFORMS[self.transform].apply(split.samples[rows], seeds)
+        mixing = steps.pop()[0] if steps[-1][0].mixes else None
+        shown = _apply(steps, split.samples[rows], seeds)
+        if mixing is None:
+            return shown
+        others = partners(seeds, split.rows_by_key)
+        shown_others = _apply(steps, split.samples[others], view_seeds(self.seed, split.keys[others], view))
+        return np.asarray(mixing.apply(shown, shown_others, seeds))
 
     def attributes(self) -> dict[str, Any]:
-        return {"num_views": self.num_views, "transform": self.transform, "seed": self.seed}
+        """JSON-able description; ``from_attributes`` is its inverse."""
+        sha256 = user_code_sha256(self.transform)
+        extra = {} if sha256 is None else {"code_sha256": sha256}
+        return {"num_views": self.num_views, "transform": self.transform, "seed": self.seed, **extra}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> "Views":
+        """The views that a store describes.
+
+        Raises:
+            ValueError: They need user code that was not named in this process; a store never makes code run.
+        """
         return cls(
             transform=str(attributes["transform"]),
             num_views=int(attributes["num_views"]),
             seed=int(attributes["seed"]),
         )
+
+
+def _apply(steps: list[tuple[Transform, dict[str, Any]]], samples: Samples, seeds: Seeds) -> Samples:
+    for transform, options in steps:
+        num_samples = len(samples)
+        samples = np.asarray(transform.apply(samples, seeds, **options))
+        if len(samples) != num_samples:
+            raise ValueError(
+                f"a transform made {len(samples)} of {num_samples} samples; expected as many as it was given"
+            )
+    return samples
 
 
 def probe(split: Split, views: Views) -> dict[str, npt.NDArray[Any]]:
@@ -128,6 +116,8 @@ def probe(split: Split, views: Views) -> dict[str, npt.NDArray[Any]]:
         ``row`` uint32 [P], evenly spread over the dataset, and ``digest`` uint64 [V, P].
     """
     rows = np.unique(np.linspace(0, len(split) - 1, NUM_PROBES).astype(np.int64))
+    if user_code_sha256(views.transform) is not None:
+        _check_user_code(split, views, rows)
     digests = np.array(
         [[_digest(sample) for sample in views.samples(split, rows, view)] for view in range(views.num_views)],
         dtype=np.uint64,
@@ -149,6 +139,16 @@ def check_probes(split: Split, views: Views, probes: Mapping[str, npt.NDArray[An
                     f"view {view} of example {rows[position]} replays to other pixels than the teacher saw"
                     f" (transform {views.transform!r}); use the library versions that the store names"
                 )
+
+
+def _check_user_code(split: Split, views: Views, rows: npt.NDArray[np.int64]) -> None:
+    together = views.samples(split, rows, 0)
+    alone = np.concatenate([views.samples(split, rows[i : i + 1], 0) for i in range(len(rows))])
+    if together.shape != alone.shape or together.dtype != alone.dtype or not np.array_equal(together, alone):
+        raise ValueError(
+            f"transform {views.transform!r} makes other pixels of an example alone than in a batch; expected a function"
+            " of the example and its seed alone"
+        )
 
 
 def _digest(sample: Samples) -> int:

@@ -1,0 +1,93 @@
+"""Where a view looks: flip-crop for small images, random resized crop for photographs.
+
+Shapes: B batch, H x W x C pixels, uint8.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.torchvision_ops import prepare_torchvision
+from pipeline.views.seeds import Seeds, draw, draw_unit
+
+Images = npt.NDArray[np.uint8]
+
+_CROP_PADDING = 8  # pixels of image for each pixel of padding
+_RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+_RRC_STREAM = 100
+
+
+def flip_crop(images: Images, seeds: Seeds) -> Images:
+    """Zero-pad by an eighth (4 px at 32 px), crop back at a random place, mirror every second image."""
+    num_images, height, width, _ = images.shape
+    pad = max(height, width) // _CROP_PADDING
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    top, left = draw(seeds, 0, 2 * pad + 1), draw(seeds, 1, 2 * pad + 1)
+    mirrored = draw(seeds, 2, 2).astype(bool)
+    columns = np.arange(width)[None, :]
+    columns = left[:, None] + np.where(mirrored[:, None], columns[:, ::-1], columns)
+    rows = top[:, None] + np.arange(height)[None, :]
+    return np.asarray(padded[np.arange(num_images)[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+
+def random_resized_crop(images: Images, seeds: Seeds, *, size: int = 0, scale: float = 0.08) -> Images:
+    """A random rectangle of the image, resized to a square, every second one mirrored.
+
+    Args:
+        images: [B, H, W, C].
+        seeds: uint64 [B].
+        size: Side of the result in pixels; 0 keeps H x W.
+        scale: Smallest area of the rectangle, as a share of the image; its aspect ratio is 3:4 to 4:3.
+
+    References:
+        Szegedy et al. Going Deeper with Convolutions. CVPR 2015, section 6.
+    """
+    prepare_torchvision()
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    if size < 0 or not 0 < scale <= 1:
+        raise ValueError(f"transform rrc has size={size}, scale={scale}; expected size of 0 or more, 0 < scale <= 1")
+    height, width = images.shape[1:3]
+    target = [size or height, size or width]
+    boxes = _boxes(height, width, seeds, scale)
+    mirrored = draw(seeds, _RRC_STREAM - 1, 2)
+    out = np.empty((len(images), *target, images.shape[3]), dtype=np.uint8)
+    for i, (image, box, mirror) in enumerate(zip(images, boxes.tolist(), mirrored, strict=True)):
+        crop = F.resized_crop(to_tensor(image), *box, target, InterpolationMode.BILINEAR, antialias=True)
+        out[i] = to_array(F.horizontal_flip(crop) if mirror else crop)
+    return out
+
+
+def _boxes(height: int, width: int, seeds: Seeds, scale: float) -> npt.NDArray[np.int64]:
+    """Top, left, height and width of each crop: the first of ten that fits, else the largest in the middle."""
+    side = min(width, round(height * _RATIO[1])), min(height, round(width / _RATIO[0]))
+    boxes = np.empty((len(seeds), 4), dtype=np.int64)
+    boxes[:] = ((height - side[1]) // 2, (width - side[0]) // 2, side[1], side[0])
+    missing = np.ones(len(seeds), dtype=np.bool_)
+    for attempt in range(_ATTEMPTS):
+        stream = _RRC_STREAM + 4 * attempt
+        area = height * width * (scale + (1 - scale) * draw_unit(seeds, stream))
+        log_ratio = math.log(_RATIO[0]) + math.log(_RATIO[1] / _RATIO[0]) * draw_unit(seeds, stream + 1)
+        ratio = np.exp(log_ratio)
+        w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = missing & (w > 0) & (h > 0) & (w <= width) & (h <= height)
+        top = np.floor(draw_unit(seeds, stream + 2) * (height - h + 1)).astype(np.int64)
+        left = np.floor(draw_unit(seeds, stream + 3) * (width - w + 1)).astype(np.int64)
+        boxes[fits] = np.stack([top, left, h, w], axis=1)[fits]
+        missing &= ~fits
+    return boxes
+
+
+def to_tensor(image: Images) -> Tensor:
+    """[H, W, C] -> [C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def to_array(image: Tensor) -> Images:
+    """[C, H, W] -> [H, W, C]."""
+    return image.permute(1, 2, 0).numpy()

@@ -5,16 +5,19 @@ Heavy imports stay inside the commands, so that ``--help`` answers at once.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    import click
     import torch
 
     from pipeline.folds import FoldPlan
     from pipeline.models import Preprocessing
+    from pipeline.train_student.spec import RunSpec
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -179,83 +182,166 @@ def cache_teacher(
             temperatures=measured_at,
             on_progress=report,
         )
-    accuracy = f", {summary['kind']} accuracy {summary['accuracy']:.4f}" if "accuracy" in summary else ""
+    accuracy = f", accuracy {summary['accuracy']:.4f} ({summary['kind']})" if "accuracy" in summary else ""
     typer.echo(f"wrote {out}: {len(split)} rows x {views} views{accuracy}")
 
 
 @app.command()
 def train_student(
+    context: typer.Context,
     store: Annotated[Path, typer.Option(help="A store that cache-teacher wrote")],
-    out: Annotated[Path, typer.Option(help="New folder for result.json, student.safetensors and history.csv")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
     data: Data = "digits",
     eval_data: Annotated[str, typer.Option(help="Evaluated once, at the end; default: the data's split=test")] = "",
     student: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp:32",
+    init: Annotated[str, typer.Option(help="Weights that the student starts from")] = "",
+    student_bits: Annotated[int, typer.Option(help="Train weights rounded to 8, 4 or 2 bits; 0: not rounded")] = 0,
     loss: Annotated[str, typer.Option(help="A name of `cli losses`, or a sum such as 'kd:0.9 + ce:0.1'")] = "kd",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the loss, option=value; may be repeated")
     ] = None,
-    teacher: Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")] = "",
+    label_smoothing: Annotated[float, typer.Option(help="Of the loss's hard-label part, 0 to 1")] = 0.0,
+    teacher: Annotated[str, typer.Option(help="Which teacher of the store, or several: a,b or a:2,b:1")] = "",
+    combine: Annotated[
+        str, typer.Option(help="How several teachers become one: mean-prob or mean-logit")
+    ] = "mean-prob",
     tail: Annotated[str, typer.Option(help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
     epochs: Epochs = 30,
     batch_size: BatchSize = 64,
+    accumulate: Annotated[int, typer.Option(help="Forward passes that share one step; --batch-size stays")] = 1,
     optimizer: Optimizer = "sgd",
-    lr: LearningRate = 0.05,
+    lr: Annotated[float, typer.Option(help="Peak learning rate")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Nesterov momentum of sgd; 0 for none")] = 0.9,
+    schedule: Annotated[str, typer.Option(help="cosine, step, one-cycle or constant")] = "cosine",
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs in which the learning rate rises from 0")] = 0.0,
     weight_decay: WeightDecay = 5e-4,
     grad_clip: GradClip = 5.0,
+    ema_decay: Annotated[float, typer.Option(help="Keep a running average of the weights, such as 0.999")] = 0.0,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (autocast)")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory format of images")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the student through torch.compile")] = False,
+    val_share: Annotated[float, typer.Option(help="Share of the training rows held out for validation")] = 0.0,
+    select: Annotated[str, typer.Option(help="Keep the last epoch, or the best by validation accuracy")] = "last",
     seed: Seed = 0,
     mean: Mean = "",
     std: Std = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Stage two: train a student from a store, without the teacher."""
+    """Stage two: train a student from a store, without the teacher. A stopped run goes on where it was."""
     from tqdm import tqdm
 
-    from pipeline.datasets import load_split, with_split
-    from pipeline.fit import EpochRecord, Training
-    from pipeline.train_student.losses import parse_objective
-    from pipeline.train_student.run import train_student as run
-    from stores import open_store
+    from pipeline.fit import EpochRecord
+    from pipeline.train_student.folder import refuse_finished
 
-    objective = parse_objective(loss, _settings(settings or []))
-    training = Training(
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        weight_decay=weight_decay,
-        grad_clip=grad_clip,
-        seed=seed,
-    )
-    opened = open_store(store)
-    split = load_split(data)
-    test = load_split(eval_data or with_split(data, "test"))
+    refuse_finished(out)
+    spec = _run_spec(context.params)
     with tqdm(total=epochs, unit="epoch", disable=None) as bar:
 
         def report(record: EpochRecord) -> None:
-            bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}")
+            validation = {} if record.val_accuracy is None else {"val": f"{record.val_accuracy:.4f}"}
+            bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}", **validation)
             bar.update()
 
-        result = run(
-            opened,
-            split,
-            test,
-            student,
-            objective,
-            training,
-            out,
-            teacher=teacher or None,
-            tail=tail,
-            preprocessing=_preprocessing(mean, std),
-            device=_device(device, threads),
-            on_epoch=report,
-        )
+        try:
+            result = spec.run(out, spec.open(), report)
+        except KeyboardInterrupt:
+            bar.close()
+            typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
+            raise typer.Exit(130) from None
     for warning in result["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(
         f"wrote {out}: test accuracy {result['accuracy']:.4f}, NLL {result['nll']:.4f}, ECE {result['ece']:.4f}"
         f" ({result['seconds']:.1f} s)"
     )
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep(
+    context: typer.Context,
+    store: Annotated[Path, typer.Option(help="A store that cache-teacher wrote")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep: one folder a run; the same command goes on")],
+    loss: Annotated[str, typer.Option(help="Losses with commas between")] = "ce,kd",
+    student: Annotated[str, typer.Option(help="Students with commas between")] = "mlp:32",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="option=value,value,...: every value; may be repeated")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds 0, 1, ...")] = 3,
+    jobs: Annotated[int, typer.Option(help="Students trained at a time, each in a process of its own")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of each process; 0 shares the cores out")] = 0,
+) -> None:
+    """Train every loss x student x setting x seed. Takes all other options of train-student as well."""
+    from tqdm import tqdm
+
+    from pipeline.train_student.sweep import Event, plan_runs, run_sweep, total_epochs
+
+    grid = {option: values.split(",") for option, values in _settings(settings or []).items()}
+    base = ["--store", str(store), "--out", str(out), *context.args]
+    parsed = _command("train-student").make_context("sweep", base)
+    if "--seed" in context.args:
+        raise ValueError("--seed is not an option of sweep; pass --seeds")
+    spec = _run_spec(parsed.params)
+    planned = plan_runs(
+        spec, out, losses=_names("--loss", loss), students=_names("--student", student), grid=grid, seeds=seeds
+    )
+    failed: list[Event] = []
+    with tqdm(total=total_epochs(planned), unit="epoch", disable=None) as bar:
+        counts = {"done": 0, "skipped": 0, "failed": 0}
+
+        def report(event: Event) -> None:
+            if event.kind == "epoch":
+                bar.update()
+                return
+            counts[event.kind] += 1
+            if event.kind == "skipped":
+                bar.update(spec.training.epochs)
+            if event.kind == "failed":
+                failed.append(event)
+                bar.write(f"failed: {event.run}: {event.error}", file=sys.stderr)
+            bar.set_postfix(runs=len(planned), **counts)
+
+        try:
+            run_sweep(planned, out, jobs=jobs, threads=threads, on_event=report)
+        except KeyboardInterrupt:
+            bar.close()
+            typer.echo(f"stopped; the same command goes on in {out}", err=True)
+            raise typer.Exit(130) from None
+    typer.echo(f"{out}: {counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(planned)} runs failed, the first: {failed[0].run}: {failed[0].error}")
+    typer.echo(f"compare them: cli compare {out}")
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="A sweep, or any folder with runs in it")],
+    baseline: Annotated[str, typer.Option(help="Method that the others are compared with; default: hard labels")] = "",
+    plot: Annotated[str, typer.Option(help="Folder for PNG files: accuracy, learning curves, reliability")] = "",
+    html: Annotated[str, typer.Option(help="File for a report page that needs nothing else")] = "",
+) -> None:
+    """Compare runs: mean and spread over seeds, paired differences with intervals, and what each costs."""
+    from pipeline.train_student.compare import compare, format_table
+    from pipeline.train_student.runs import choose_baseline, load_runs
+    from pipeline.train_student.sweep import errors_of
+
+    methods = load_runs(folder)
+    chosen = choose_baseline(methods, baseline)
+    rows = compare({name: {s: run.result for s, run in runs.items()} for name, runs in methods.items()}, chosen)
+    typer.echo(format_table(rows, baseline=chosen))
+    typer.echo("differences are paired by seed, with 95 % intervals over seeds; a star marks those beyond noise")
+    failed = errors_of(folder)
+    for name, error in failed.items():
+        typer.echo(f"failed: {name}: {error}", err=True)
+    if plot or html:
+        from pipeline.report import plot_runs, write_report
+
+        if plot:
+            for path in plot_runs(methods, rows, Path(plot), baseline=chosen):
+                typer.echo(f"wrote {path}")
+        if html:
+            write_report(methods, rows, Path(html), baseline=chosen, title=folder.resolve().name, failed=failed)
+            typer.echo(f"wrote {html}")
 
 
 @app.command()
@@ -392,6 +478,44 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{option} is {text!r}; expected numbers with commas between, such as 0.5,0.5,0.5") from None
+
+
+def _names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{option} is {text!r}; expected names with commas between")
+    return names
+
+
+def _command(name: str) -> "click.Command":
+    group: Any = typer.main.get_command(app)
+    command: click.Command = group.commands[name]
+    return command
+
+
+def _run_spec(options: Mapping[str, Any]) -> "RunSpec":
+    """The options of train-student, as the library takes them."""
+    from pipeline.fit import Training
+    from pipeline.train_student.losses import parse_objective
+    from pipeline.train_student.spec import RunSpec
+
+    settings = _settings(options["settings"] or [])
+    if options["label_smoothing"]:
+        settings["ce.smoothing"] = str(options["label_smoothing"])
+    parse_objective(options["loss"], settings)
+    names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
+    names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
+    training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
+    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail")
+    return RunSpec(
+        **{name: str(options[name]) for name in texts},
+        store=str(options["store"]),
+        settings=settings,
+        training=training,
+        val_share=options["val_share"],
+        preprocessing=_preprocessing(options["mean"], options["std"]),
+        device=str(_device(options["device"], options["threads"])),
+    )
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from stores import Store, Teacher, open_store
 def describe_store(path: Path) -> dict[str, Any]:
     """A JSON-able description of a store, complete or not.
 
-    With one teacher, its encoding, fidelity and bytes also stand at the top level.
+    ``bytes_per_row`` are the files of all row arrays with their metadata, over rows x views; what a teacher stores once
+    is ``constant_bytes``. The first teacher's encoding, fidelity and bytes also stand at the top level.
     """
     store = open_store(path, allow_incomplete=True)
     teachers = {name: _describe_teacher(store, store.teacher(name)) for name in store.teachers}
@@ -34,11 +35,13 @@ def describe_store(path: Path) -> dict[str, Any]:
 
 def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
     rows = store.num_examples * store.num_views
+    constant = teacher.constant_bytes_on_disk()
     return {
         "complete": teacher.complete,
         "identity": dict(teacher.identity),
         "encoding": dict(teacher.encoding),
-        "bytes_per_row": round(teacher.bytes_on_disk() / rows, 2),
+        "bytes_per_row": round((teacher.bytes_on_disk() - constant) / rows, 2),
+        "constant_bytes": constant,
         "dense_float16_bytes_per_row": 2 * store.num_classes,
         "fidelity": dict(teacher.fidelity or {}),
         "num_folds": teacher.folds["num_folds"] if teacher.folds else 0,
@@ -77,13 +80,15 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
         f"  bytes     {teacher['bytes_per_row']} a row and view on disk, dense float16 is {dense}"
         f" ({dense / teacher['bytes_per_row']:.1f} times as many)",
     ]
+    if teacher["constant_bytes"]:
+        lines.append(f"            and {teacher['constant_bytes']:,} bytes once, for the tail predictor")
     if teacher["fidelity"]:
         lines.append(f"  fidelity  {_format_fidelity(teacher['fidelity'])}")
     answers = teacher["answers"]
     if "accuracy" in answers:
         lines.append(
-            f"  answers   {answers['kind']}: accuracy {answers['accuracy']:.4f}, NLL {answers['nll']:.4f},"
-            f" ECE {answers['ece']:.4f}"
+            f"  answers   accuracy {answers['accuracy']:.4f}, NLL {answers['nll']:.4f}, ECE {answers['ece']:.4f}"
+            f" ({answers['kind']})"
         )
         if "per_fold" in answers:
             per_fold = ", ".join(f"{fold.get('accuracy', float('nan')):.4f}" for fold in answers["per_fold"])
@@ -100,11 +105,10 @@ def describe_encoding(encoding: Encoding) -> str:
 
 
 def _format_fidelity(fidelity: dict[str, Any]) -> str:
-    parts = []
-    for name, value in fidelity.items():
-        is_temperature = name.replace(".", "", 1).isdigit()
-        if isinstance(value, int | float):
-            parts.append(
-                f"KL T^2 {value:.2g} at T = {name}" if is_temperature else f"{name.replace('_', ' ')} {value:.4g}"
-            )
-    return ", ".join(parts)
+    temperatures = [name for name in fidelity if name.replace(".", "", 1).isdigit()]
+    distances = " / ".join(f"{fidelity[name]:.2g}" for name in temperatures)
+    tails = " / ".join(f"{fidelity[f'tail_mass_{name}']:.2g}" for name in temperatures)
+    return (
+        f"KL T^2 {distances} nats and tail mass {tails} at T = {' / '.join(temperatures)},"
+        f" top-1 agreement {fidelity['top1_agreement']:.4f} ({fidelity['num_rows']} rows left out of every fit)"
+    )

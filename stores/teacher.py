@@ -174,7 +174,11 @@ class Teacher:
 
     def bytes_on_disk(self) -> int:
         """Bytes of all files of this teacher."""
-        return sum(path.lstat().st_size for path in self._where.rglob("*") if path.is_file())
+        return _bytes_below(self._where)
+
+    def constant_bytes_on_disk(self) -> int:
+        """Bytes of what is stored once, however many rows there are: the tail predictor."""
+        return sum(_bytes_below(self._where / name) for name in self.constant_names)
 
     def committed(self) -> np.ndarray:
         """Commits of all cells, uint32 [V, num_blocks], 0 = not there."""
@@ -274,3 +278,7 @@ class Teacher:
             raise StoreError(
                 f"{self._where / name}: view {view} block {block} does not hold the rows committed; {REMEDY}"
             )
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

@@ -71,9 +71,7 @@ def _decode(handle: int, size: int, layout: Layout, out: np.ndarray) -> None:
     for number, (start, length) in enumerate(_pieces(handle, size, layout)):
         data = _checked(os.pread(handle, length, start), length)
         if layout.compressed:
-            decoded, _, encoded = (
-                BLOSC_HEADER.unpack_from(data) if len(data) >= BLOSC_HEADER.size else (0, 0, 0)
-            )
+            decoded, _, encoded = BLOSC_HEADER.unpack_from(data) if len(data) >= BLOSC_HEADER.size else (0, 0, 0)
             if decoded != step or encoded != len(data):
                 raise ValueError(f"a piece must decode to {step} bytes, it says {decoded}")
         elif len(data) != step:
@@ -160,9 +158,7 @@ def check_static(document: Document, spec: ArraySpec, where: Path) -> Layout:
             f"{where} must be an array of {' or '.join(spec.dtypes)} in chunks of whole rows, found "
             f"{str(dtype)[:50]} {str(shape)[:100]}; do not use this store"
         )
-    layout = Layout(
-        shape=tuple(shape), block=tuple(chunk), chunk=tuple(chunk), dtype=str(dtype), compressed=True
-    )
+    layout = Layout(shape=tuple(shape), block=tuple(chunk), chunk=tuple(chunk), dtype=str(dtype), compressed=True)
     if layout.chunk_bytes > MAX_BLOCK_BYTES:
         raise StoreError(
             f"{where}: a chunk must stay within {MAX_BLOCK_BYTES} bytes, found {layout.chunk_bytes}; "
@@ -175,9 +171,7 @@ def check_static(document: Document, spec: ArraySpec, where: Path) -> Layout:
 
 
 def _is_shape(value: object) -> bool:
-    return (
-        isinstance(value, list) and len(value) <= 8 and all(type(size) is int and size > 0 for size in value)
-    )
+    return isinstance(value, list) and len(value) <= 8 and all(type(size) is int and size > 0 for size in value)
 
 
 def check_memory(num_bytes: int, what: str) -> None:

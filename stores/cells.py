@@ -120,9 +120,7 @@ def declared_arrays(attributes: Mapping[str, Any], where: Path) -> dict[str, Row
     arrays = {}
     for name, entry in attributes["arrays"].items():
         shape = entry.get("row_shape") if isinstance(entry, dict) else None
-        if not isinstance(shape, list) or not all(
-            type(size) is int and 0 < size <= MAX_CLASSES for size in shape
-        ):
+        if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= MAX_CLASSES for size in shape):
             raise StoreError(f"{where}: array {name[:100]!r} must have a row_shape, found {str(shape)[:100]}")
         arrays[name] = RowArray(dtype=str(entry.get("dtype")), row_shape=tuple(shape))
     return arrays

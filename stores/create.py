@@ -90,19 +90,14 @@ def _store_plan(
         raise StoreError(f"attributes must not use {', '.join(RESERVED)}, found {taken[0]}; rename it")
     given = {"key": keys, "label": labels, "fold": folds, "group": groups}
     examples = {
-        name: _example_array(name, values, num_examples)
-        for name, values in given.items()
-        if values is not None
+        name: _example_array(name, values, num_examples) for name, values in given.items() if values is not None
     }
     bounds = int(examples["label"].min()), int(examples["label"].max())
     if bounds[0] < -1 or bounds[1] >= num_classes:
-        raise StoreError(
-            f"labels must be -1 to {num_classes - 1}, found {bounds[0]} to {bounds[1]}; fix num_classes"
-        )
+        raise StoreError(f"labels must be -1 to {num_classes - 1}, found {bounds[0]} to {bounds[1]}; fix num_classes")
     values = {f"examples/{name}": array for name, array in examples.items()}
     documents = {
-        folder: static_document(array, EXAMPLE_ARRAYS[folder[9:]], ("example",))
-        for folder, array in values.items()
+        folder: static_document(array, EXAMPLE_ARRAYS[folder[9:]], ("example",)) for folder, array in values.items()
     }
     for name, probe in probes.items():
         folder = f"probes/{check_name(name, 'probe')}"
@@ -145,9 +140,7 @@ def _example_array(name: str, values: np.ndarray, num_examples: int) -> np.ndarr
 def static_array(what: str, values: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, Document]:
     values = np.asarray(values)
     if values.dtype.name not in spec.dtypes or values.size == 0 or values.ndim > 8:
-        raise StoreError(
-            f"{what} must be a non-empty array of numbers, found {values.dtype} {list(values.shape)}"
-        )
+        raise StoreError(f"{what} must be a non-empty array of numbers, found {values.dtype} {list(values.shape)}")
     dims = tuple(f"axis_{axis}" for axis in range(values.ndim))
     return values, static_document(values, spec, dims)
 

@@ -97,9 +97,7 @@ def as_json(value: object, what: str) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{what} must be plain JSON with finite numbers, found {error}; convert it first"
-        ) from error
+        raise StoreError(f"{what} must be plain JSON with finite numbers, found {error}; convert it first") from error
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:
@@ -123,9 +121,7 @@ def read_sealed(root: Path, top: str, document: Document) -> dict[str, Document]
     check_group(document, where)
     names = document["attributes"].get("documents")
     if document["attributes"].get("digest") != fingerprint(document) or not isinstance(names, dict):
-        raise StoreError(
-            f"{where / 'zarr.json'} does not match its digest, it was damaged or edited; fetch it again"
-        )
+        raise StoreError(f"{where / 'zarr.json'} does not match its digest, it was damaged or edited; fetch it again")
     documents = {"": document}
     for folder, expected in names.items():
         for part in folder.split("/"):
@@ -148,19 +144,13 @@ def read_document(root: Path, folder: str) -> Document:
     if status is None:
         raise StoreError(f"{path} is missing; fetch the store again", array=folder)
     if status.st_size > MAX_DOCUMENT_BYTES:
-        raise StoreError(
-            f"{path} must be at most {MAX_DOCUMENT_BYTES} bytes, found {status.st_size}; fetch it again"
-        )
+        raise StoreError(f"{path} must be at most {MAX_DOCUMENT_BYTES} bytes, found {status.st_size}; fetch it again")
     try:
         document = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{path} must be JSON, found {error}; fetch the store again", array=folder
-        ) from error
+        raise StoreError(f"{path} must be JSON, found {error}; fetch the store again", array=folder) from error
     except OSError as error:
-        raise StoreError(
-            f"cannot read {path}: {error.strerror}; check its permissions", array=folder
-        ) from error
+        raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions", array=folder) from error
     if not isinstance(document, dict) or not isinstance(document.get("attributes"), dict):
         raise StoreError(f"{path} must be a Zarr document with attributes, found other JSON", array=folder)
     return document
@@ -179,9 +169,7 @@ def check_array(document: Document, expected: Document, path: Path) -> None:
         if field in ("attributes", "codecs"):
             continue
         if found != want or isinstance(found, bool) != isinstance(want, bool):
-            raise StoreError(
-                f"{path}: {field} must be {_short(want)}, found {_short(found)}; do not use this store"
-            )
+            raise StoreError(f"{path}: {field} must be {_short(want)}, found {_short(found)}; do not use this store")
     extra = sorted(set(document) - set(expected))
     if extra:
         raise StoreError(f"{path}: found unknown fields {_short(extra)}; do not use this store")
@@ -205,11 +193,7 @@ def codec_layout(document: Document, layout: Layout, path: Path) -> Layout:
             codecs = inner["codecs"]
         shuffle = codecs[1]["configuration"]["shuffle"] if codecs[1]["name"] == "blosc" else "shuffle"
         level = codecs[1]["configuration"]["clevel"] if codecs[1]["name"] == "blosc" else 1
-        if (
-            shuffle not in ("shuffle", "bitshuffle", "noshuffle")
-            or type(level) is not int
-            or not 0 <= level <= 9
-        ):
+        if shuffle not in ("shuffle", "bitshuffle", "noshuffle") or type(level) is not int or not 0 <= level <= 9:
             raise refuse()
         if len(chunk) != len(layout.block) or not all(
             type(size) is int and 0 < size <= whole and whole % size == 0

@@ -52,9 +52,7 @@ def file_name(position: tuple[int, ...]) -> str:
     return "/".join(("c", *map(str, position)))
 
 
-def block_layout(
-    num_views: int, num_examples: int, block_rows: int, row_shape: tuple[int, ...], dtype: str
-) -> Layout:
+def block_layout(num_views: int, num_examples: int, block_rows: int, row_shape: tuple[int, ...], dtype: str) -> Layout:
     """Layout of a row array: one file per (view, block), cut into pieces of some megabytes when large."""
     padded = -(-num_examples // block_rows) * block_rows
     row_bytes = math.prod(row_shape) * int(np.dtype(dtype).itemsize)
@@ -62,9 +60,7 @@ def block_layout(
     if block_rows * row_bytes > SHARD_BYTES:
         most = max(1, CHUNK_BYTES // row_bytes)
         rows = next(
-            block_rows // d
-            for d in range(1, block_rows + 1)
-            if block_rows % d == 0 and block_rows // d <= most
+            block_rows // d for d in range(1, block_rows + 1) if block_rows % d == 0 and block_rows // d <= most
         )
     return Layout(
         shape=(num_views, padded, *row_shape),
@@ -88,6 +84,4 @@ def static_layout(shape: tuple[int, ...], dtype: str) -> Layout:
 def cell_layout(num_views: int, num_blocks: int, row_shape: tuple[int, ...]) -> Layout:
     """Layout of `committed` and `checksum`: one tiny file per cell, so that a commit is one atomic rename."""
     chunk = (1, 1, *row_shape)
-    return Layout(
-        shape=(num_views, num_blocks, *row_shape), block=chunk, chunk=chunk, dtype="uint32", compressed=False
-    )
+    return Layout(shape=(num_views, num_blocks, *row_shape), block=chunk, chunk=chunk, dtype="uint32", compressed=False)

@@ -110,9 +110,7 @@ class Store:
         names = self.teachers
         if name is None:
             if len(names) != 1:
-                raise StoreError(
-                    f"{self.path}: expected one teacher, found {_listed(names)}; name the one to use"
-                )
+                raise StoreError(f"{self.path}: expected one teacher, found {_listed(names)}; name the one to use")
             name = names[0]
         if check_name(name, "teacher") not in self._teacher_names:
             raise StoreError(f"{self.path}: no teacher {name!r}, found {_listed(names)}; name one of these")
@@ -136,9 +134,7 @@ def load_root(path: Path) -> dict[str, Document]:
         if not (root / "zarr.json").exists():
             raise StoreError(f"{path} must be a {FORMAT}, found no zarr.json in it; check the path")
     except OSError as error:
-        raise StoreError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from error
+        raise StoreError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
     document = read_document(root, "")
     attributes = document.get("attributes", {})
     if attributes.get("format") != FORMAT:
@@ -194,12 +190,8 @@ def teacher_names(root: Path) -> tuple[str, ...]:
     try:
         entries = sorted(entry.name for entry in (root / "teachers").iterdir())
     except OSError as error:
-        raise StoreError(
-            f"cannot list {root / 'teachers'}: {error.strerror}; check its permissions"
-        ) from error
-    return tuple(
-        check_name(name, "teacher") for name in entries if name != "zarr.json" and not name.endswith(PARTIAL)
-    )
+        raise StoreError(f"cannot list {root / 'teachers'}: {error.strerror}; check its permissions") from error
+    return tuple(check_name(name, "teacher") for name in entries if name != "zarr.json" and not name.endswith(PARTIAL))
 
 
 def is_finished(root: Path, name: str) -> bool:

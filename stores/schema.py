@@ -131,18 +131,14 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
         unit="packed bits",
         doc="what the teacher's tail constants leave over of the classes that index does not name",
     ),
-    "mask": ArraySpec(
-        row_dims=(), dtypes=("bool",), unit="bool", doc="true where the teacher serves the row"
-    ),
+    "mask": ArraySpec(row_dims=(), dtypes=("bool",), unit="bool", doc="true where the teacher serves the row"),
     "embedding": ArraySpec(
         row_dims=("feature",), dtypes=FLOATS, unit="feature", doc="the teacher's penultimate features"
     ),
 }
 
 EXAMPLE_ARRAYS: dict[str, ArraySpec] = {
-    "key": ArraySpec(
-        row_dims=(), dtypes=("uint64",), unit="hash", doc="content id: hash of the example's raw bytes"
-    ),
+    "key": ArraySpec(row_dims=(), dtypes=("uint64",), unit="hash", doc="content id: hash of the example's raw bytes"),
     "label": ArraySpec(row_dims=(), dtypes=("int32",), unit="class id", doc="the dataset's label; -1 = none"),
     "fold": ArraySpec(
         row_dims=(),
@@ -150,9 +146,7 @@ EXAMPLE_ARRAYS: dict[str, ArraySpec] = {
         unit="fold id",
         doc="the teacher of a row has seen no example of the row's fold",
     ),
-    "group": ArraySpec(
-        row_dims=(), dtypes=("uint64",), unit="group id", doc="examples of one group share a fold"
-    ),
+    "group": ArraySpec(row_dims=(), dtypes=("uint64",), unit="group id", doc="examples of one group share a fold"),
 }
 
 CELL_ARRAYS: dict[str, ArraySpec] = {
@@ -181,9 +175,7 @@ CONSTANTS: dict[str, str] = {
     "tail_levels": "values that the codes of tail_code stand for",
 }
 
-PROBE = ArraySpec(
-    row_dims=(), dtypes=STATIC_DTYPES, unit="hash", doc="evidence that a replayed view is the same"
-)
+PROBE = ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="hash", doc="evidence that a replayed view is the same")
 
 
 def constant_spec(name: str) -> ArraySpec:
@@ -205,9 +197,7 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-def check_row_arrays(
-    arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object]
-) -> None:
+def check_row_arrays(arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object]) -> None:
     """Raise StoreError unless arrays are known, well-typed and agree with the encoding and each other."""
     if not arrays:
         raise StoreError("a teacher needs at least one array per row, found none; pass arrays")
@@ -217,9 +207,7 @@ def check_row_arrays(
         sizes["kept"] = (top_k, "encoding.top_k")
     for name, array in arrays.items():
         if name not in ROW_ARRAYS:
-            raise StoreError(
-                f"array {name!r} is not in format version {VERSION}; it knows {', '.join(ROW_ARRAYS)}"
-            )
+            raise StoreError(f"array {name!r} is not in format version {VERSION}; it knows {', '.join(ROW_ARRAYS)}")
         spec = ROW_ARRAYS[name]
         if array.dtype not in spec.dtypes:
             raise StoreError(f"array {name} must be {' or '.join(spec.dtypes)}, found {array.dtype}")
@@ -227,15 +215,11 @@ def check_row_arrays(
         if len(array.row_shape) != len(dims) or not all(
             isinstance(size, int) and 0 < size <= MAX_CLASSES for size in array.row_shape
         ):
-            raise StoreError(
-                f"array {name} must have row dimensions {list(dims)}, found shape {list(array.row_shape)}"
-            )
+            raise StoreError(f"array {name} must have row dimensions {list(dims)}, found shape {list(array.row_shape)}")
         for dim, size in zip(dims, array.row_shape, strict=True):
             expected, source = sizes.setdefault(dim, (size, f"array {name}"))
             if size != expected:
-                raise StoreError(
-                    f"array {name} must have {expected} per {dim} as {source} says, found {size}"
-                )
+                raise StoreError(f"array {name} must have {expected} per {dim} as {source} says, found {size}")
 
 
 def row_dims(name: str, arrays: Mapping[str, RowArray]) -> tuple[str, ...]:
@@ -255,9 +239,7 @@ def default_block_rows(num_examples: int, arrays: Mapping[str, RowArray]) -> int
     return min(rows, num_examples)
 
 
-def check_block_rows(
-    block_rows: object, num_examples: int, num_views: int, arrays: Mapping[str, RowArray]
-) -> int:
+def check_block_rows(block_rows: object, num_examples: int, num_views: int, arrays: Mapping[str, RowArray]) -> int:
     """Return `block_rows` when blocks of it fit the format's bounds, else raise StoreError."""
     if type(block_rows) is not int or not 1 <= block_rows <= min(num_examples, MAX_BLOCK_ROWS):
         raise StoreError(

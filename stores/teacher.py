@@ -32,9 +32,7 @@ class Teacher:
         allow_incomplete: Also read a teacher that is not finished.
     """
 
-    def __init__(
-        self, root: Path, name: str, attributes: Mapping[str, Any], *, allow_incomplete: bool = False
-    ) -> None:
+    def __init__(self, root: Path, name: str, attributes: Mapping[str, Any], *, allow_incomplete: bool = False) -> None:
         self.name = name
         self._root = root
         self._where = root / "teachers" / name
@@ -51,12 +49,8 @@ class Teacher:
         self.complete: bool = own["complete"]
         self.row_arrays: dict[str, RowArray] = declared_arrays(own, self._where)
         self.arrays: tuple[str, ...] = tuple(sorted(self.row_arrays))
-        check_row_arrays(
-            self.row_arrays, num_classes=attributes["dataset"]["num_classes"], encoding=self.encoding
-        )
-        self.block_rows = check_block_rows(
-            own["block_rows"], self.num_examples, self.num_views, self.row_arrays
-        )
+        check_row_arrays(self.row_arrays, num_classes=attributes["dataset"]["num_classes"], encoding=self.encoding)
+        self.block_rows = check_block_rows(own["block_rows"], self.num_examples, self.num_views, self.row_arrays)
         self.num_blocks = -(-self.num_examples // self.block_rows)
         self._layouts = {name: self._checked_layout(name) for name in (*self.arrays, *CELL_ARRAYS)}
         if not self.complete and not allow_incomplete:
@@ -73,9 +67,7 @@ class Teacher:
 
     def constant(self, name: str) -> np.ndarray:
         """One array that belongs to the encoding and not to a row."""
-        return read_static(
-            self._root, f"teachers/{self.name}/{name}", self._documents[name], constant_spec(name)
-        )
+        return read_static(self._root, f"teachers/{self.name}/{name}", self._documents[name], constant_spec(name))
 
     def constants(self) -> dict[str, np.ndarray]:
         """All arrays that belong to the encoding and not to a row, by name."""
@@ -168,9 +160,7 @@ class Teacher:
         rng = np.random.default_rng(seed)
         order = rng.permutation(self.num_blocks)
         for start in range(0, self.num_blocks, group):
-            yield self._shuffled_group(
-                view, [int(block) for block in order[start : start + group]], names, rng
-            )
+            yield self._shuffled_group(view, [int(block) for block in order[start : start + group]], names, rng)
 
     def bytes_on_disk(self) -> int:
         """Bytes of all files of this teacher."""
@@ -223,9 +213,7 @@ class Teacher:
 
     def _checked_layout(self, name: str) -> Layout:
         document, where = self._documents[name], self._where / name
-        layout, expected = array_plan(
-            name, self.row_arrays, self.num_views, self.num_examples, self.block_rows
-        )
+        layout, expected = array_plan(name, self.row_arrays, self.num_views, self.num_examples, self.block_rows)
         check_array(document, expected, where)
         return codec_layout(document, layout, where)
 
@@ -248,9 +236,7 @@ class Teacher:
         for block in blocks:
             if self._sound_cells()[0][view, block] == 0:
                 path = self._where / "committed" / file_name((view, block))
-                raise StoreError(
-                    f"{path} is missing: the cell is not committed; run the command that writes it again"
-                )
+                raise StoreError(f"{path} is missing: the cell is not committed; run the command that writes it again")
 
     def _empty(self, name: str, num_rows: int) -> np.ndarray:
         array = self.row_arrays[name]

@@ -77,9 +77,7 @@ def _teacher_problems(teacher: Teacher) -> Iterator[Problem]:
         for block in range(teacher.num_blocks):
             if (view, block) in missing:
                 if teacher.complete:
-                    yield Problem(
-                        f"{prefix}/committed", view, block, f"commit of the cell is missing; {REMEDY}"
-                    )
+                    yield Problem(f"{prefix}/committed", view, block, f"commit of the cell is missing; {REMEDY}")
                 continue
             for name in teacher.arrays:
                 try:

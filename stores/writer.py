@@ -65,9 +65,7 @@ class TeacherWriter:
             "identity": as_json(dict(identity), "identity"),
             "encoding": as_json(dict(encoding), "encoding"),
             "folds": None if folds is None else as_json(dict(folds), "folds"),
-            "arrays": {
-                key: {"dtype": a.dtype, "row_shape": list(a.row_shape)} for key, a in sorted(arrays.items())
-            },
+            "arrays": {key: {"dtype": a.dtype, "row_shape": list(a.row_shape)} for key, a in sorted(arrays.items())},
         }
         check_row_arrays(arrays, num_classes=self._store.num_classes, encoding=attributes["encoding"])
         with writing(str(self._where)):
@@ -159,16 +157,10 @@ class TeacherWriter:
         for name in constants:
             if check_name(name, "constant") in {*self._arrays, *CELL_ARRAYS}:
                 raise StoreError(f"constant {name!r} has the name of an array per row; rename it")
-        statics = {
-            name: static_array(name, values, constant_spec(name)) for name, values in constants.items()
-        }
+        statics = {name: static_array(name, values, constant_spec(name)) for name, values in constants.items()}
         remove_abandoned(self._where.parent)
         if not self._where.exists():
-            rows = (
-                default_block_rows(self._store.num_examples, self._arrays)
-                if block_rows is None
-                else block_rows
-            )
+            rows = default_block_rows(self._store.num_examples, self._arrays) if block_rows is None else block_rows
             rows = check_block_rows(rows, self._store.num_examples, self._store.num_views, self._arrays)
             top = {
                 **attributes,
@@ -179,13 +171,11 @@ class TeacherWriter:
             }
             documents = {"": group_document(top)}
             for name in (*sorted(self._arrays), *CELL_ARRAYS):
-                documents[name] = array_plan(
-                    name, self._arrays, self._store.num_views, self._store.num_examples, rows
-                )[1]
+                documents[name] = array_plan(name, self._arrays, self._store.num_views, self._store.num_examples, rows)[
+                    1
+                ]
             documents |= {name: document for name, (_, document) in statics.items()}
-            build_folder(
-                self._where, sealed(documents), {name: values for name, (values, _) in statics.items()}
-            )
+            build_folder(self._where, sealed(documents), {name: values for name, (values, _) in statics.items()})
         self._check_same(attributes, statics, block_rows)
 
     def _check_same(
@@ -204,18 +194,14 @@ class TeacherWriter:
             differences.append(first_difference(f"constant {name}", old, new))
         difference = next(filter(None, differences), None)
         if difference:
-            raise StoreError(
-                f"{self._where} is another teacher: {difference}; use another name or the same settings"
-            )
+            raise StoreError(f"{self._where} is another teacher: {difference}; use another name or the same settings")
         if not has["complete"]:
             for folder in {partial.parent for partial in self._where.rglob("*.partial")}:
                 remove_abandoned(folder)
 
     def _check_rows(self, arrays: Mapping[str, np.ndarray], num_rows: int) -> None:
         if set(arrays) != set(self._arrays):
-            raise StoreError(
-                f"a cell must have {', '.join(sorted(self._arrays))}, found {', '.join(sorted(arrays))}"
-            )
+            raise StoreError(f"a cell must have {', '.join(sorted(self._arrays))}, found {', '.join(sorted(arrays))}")
         for name, array in self._arrays.items():
             shape, found = (num_rows, *array.row_shape), arrays[name]
             if found.shape != shape or found.dtype != np.dtype(array.dtype):

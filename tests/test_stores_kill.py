@@ -49,9 +49,7 @@ def wait(worker: subprocess.Popen[str]) -> str:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()
-    }
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def check_committed(path: Path) -> int:
@@ -162,12 +160,8 @@ def test_leftovers_of_others_are_kept(tmp_path: Path) -> None:
     teacher.write(Cell(0, 0), rows(teacher, Cell(0, 0)))
     folder = path / "teachers/t/logsumexp/c/0"
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    code = (
-        "from stores.files import partial_path; from pathlib import Path; print(partial_path(Path('1')).name)"
-    )
-    dead = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    code = "from stores.files import partial_path; from pathlib import Path; print(partial_path(Path('1')).name)"
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     machine, pid = dead.split(".")[2].split("-")[:2]
     elsewhere = dead.replace(machine, "0" * 12)
     live = dead.replace(f"-{pid}-", f"-{sleeper.pid}-")

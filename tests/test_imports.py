@@ -22,6 +22,7 @@ FORBIDDEN = {
     # what runs both stages one after the other, as the command line does
     "pipeline.demo": ("cli", "typer"),
     "pipeline.plots": ("cli", "typer", "pipeline.cache_teacher"),
+    "pipeline.report": ("cli", "typer", "pipeline.cache_teacher"),
     "cli": (),
 }
 _LOSSES = ("pipeline.train_student.losses", "pipeline.train_student.row_weights")

@@ -6,6 +6,7 @@ search.json              what is measured already of "auto" options
 checkpoint.safetensors   state at the end of the last epoch; removed when the run is complete
 student.safetensors      at the end
 result.json              last: where it is, the run is complete
+spec.json, error.json    of a sweep: what the run was told, and why it failed
 """
 
 import csv
@@ -20,7 +21,8 @@ from typing import Any
 from pipeline.fit import EpochRecord
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
-CHECKPOINT, SEARCH, ERROR = "checkpoint.safetensors", "search.json", "error.json"
+CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
+SPEC, ERROR = "spec.json", "error.json"
 
 
 class RunFolder:
@@ -43,7 +45,7 @@ class RunFolder:
         self._lock = _exclusive(self.path)
         try:
             found = self._read(SETTINGS)
-            if found is None and {file.name for file in self.path.iterdir()} - {ERROR}:
+            if found is None and {file.name for file in self.path.iterdir()} - {SPEC, ERROR}:
                 raise ValueError(f"{self.path} exists already and is not a run; choose another --out or remove it")
             if found is not None and found != self.settings:
                 raise ValueError(

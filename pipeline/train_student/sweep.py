@@ -1,0 +1,257 @@
+"""Many students: which runs a grid asks for, and processes that train them, each in its own folder.
+
+A run that is complete is skipped, one that was stopped goes on, one that fails is recorded and shown and does not
+stop the others.
+"""
+
+import itertools
+import multiprocessing
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from pipeline.train_student.folder import ERROR, RESULT, SPEC, read_json, write_json
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.spec import Inputs, RunSpec
+
+SWEEP = "sweep.json"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.=]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One run of a sweep."""
+
+    folder: Path
+    spec: RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What happens in a sweep: kind is "skipped", "epoch", "done" or "failed"."""
+
+    kind: str
+    run: str
+    epoch: int = 0
+    accuracy: float | None = None
+    error: str = ""
+
+
+def plan_runs(
+    base: RunSpec,
+    out: Path,
+    *,
+    losses: Sequence[str],
+    students: Sequence[str],
+    grid: Mapping[str, Sequence[str]],
+    seeds: int,
+) -> list[Planned]:
+    """Every loss with every student, every combination of settings that the loss knows, and every seed.
+
+    Raises:
+        ValueError: A setting that no loss of the sweep knows, or a value that a loss refuses.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds is {seeds}; expected at least 1")
+    grid = {**{key: [value] for key, value in base.settings.items()}, **grid}
+    known = {loss: [key for key in grid if _knows(loss, key, grid[key][0])] for loss in losses}
+    for key, values in grid.items():
+        if not any(key in keys for keys in known.values()):
+            parse_objective(losses[0], {key: values[0]})  # raises, with the known names
+    planned: dict[str, Planned] = {}
+    for loss, student in itertools.product(losses, students):
+        keys = known[loss]
+        for values in itertools.product(*(grid[key] for key in keys)):
+            settings = dict(zip(keys, values, strict=True))
+            parse_objective(loss, settings)  # a wrong value is answered before the first run
+            for seed in range(seeds):
+                name = run_name(loss, student, settings, seed)
+                spec = replace(
+                    base, loss=loss, student=student, settings=settings, training=replace(base.training, seed=seed)
+                )
+                planned.setdefault(name, Planned(folder=out / name, spec=spec))
+    return list(planned.values())
+
+
+def run_name(loss: str, student: str, settings: Mapping[str, str], seed: int) -> str:
+    """``kd-resnet20-temperature=4-seed0``."""
+    parts = [loss, student, *(f"{key}={value}" for key, value in settings.items()), f"seed{seed}"]
+    return "-".join(_UNSAFE.sub("_", part) for part in parts)
+
+
+def _knows(loss: str, key: str, value: str) -> bool:
+    try:
+        parse_objective(loss, {key: value})
+    except ValueError as error:
+        if str(error).startswith(("unknown setting", "unknown term", "ce_weight belongs")):
+            return False
+        raise
+    return True
+
+
+def run_sweep(
+    planned: Sequence[Planned],
+    out: Path,
+    *,
+    jobs: int,
+    threads: int,
+    on_event: Callable[[Event], None],
+) -> None:
+    """Trains what is not there yet, ``jobs`` students at a time.
+
+    Args:
+        planned: The runs.
+        out: Folder of the sweep; ``sweep.json`` in it lists the runs.
+        jobs: Processes.
+        threads: CPU threads of each; 0 shares the cores out.
+        on_event: Told what happens, in this process.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}; expected at least 1")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / SWEEP, {"runs": [run.folder.name for run in planned]})
+    waiting: list[Planned] = []
+    for run in planned:
+        event = _finished(run)
+        if event is None:
+            waiting.append(run)
+        else:
+            on_event(event)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    for event in _events(waiting, min(jobs, len(waiting)), threads):
+        on_event(event)
+
+
+def _finished(run: Planned) -> Event | None:
+    """The event of a run that needs no training; None for one that does."""
+    spec = run.folder / SPEC
+    if not (run.folder / RESULT).exists():
+        return None
+    if not spec.exists() or read_json(spec) != run.spec.attributes():
+        error = "a finished run with other settings; choose another --out"
+        return Event(kind="failed", run=run.folder.name, error=error)
+    return Event(kind="skipped", run=run.folder.name, accuracy=read_json(run.folder / RESULT).get("accuracy"))
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    run: Planned | None = None
+
+
+def _events(waiting: list[Planned], jobs: int, threads: int) -> Iterator[Event]:
+    """Hands runs to worker processes and passes on what they say; a dead worker is replaced."""
+    queue = list(waiting)
+    workers = [_start(threads) for _ in range(jobs)]
+    try:
+        for worker in workers:
+            _give(worker, queue)
+        while any(worker.run for worker in workers):
+            busy = {worker.connection: worker for worker in workers if worker.run}
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                worker = busy[connection]
+                assert worker.run is not None
+                try:
+                    event = Event(**connection.recv())
+                except (EOFError, OSError):
+                    worker.process.join()
+                    error = f"its process ended with exit code {worker.process.exitcode}; perhaps out of memory"
+                    event = Event(kind="failed", run=worker.run.folder.name, error=error)
+                    workers.remove(worker)
+                    run, worker = worker.run, _start(threads)
+                    worker.run = run
+                    workers.append(worker)
+                if event.kind != "epoch":
+                    if event.kind == "failed":
+                        assert worker.run is not None
+                        worker.run.folder.mkdir(parents=True, exist_ok=True)
+                        write_json(worker.run.folder / ERROR, {"error": event.error})
+                    _give(worker, queue)
+                yield event
+    finally:
+        for worker in workers:
+            worker.connection.close()
+            worker.process.terminate()
+            worker.process.join()
+
+
+def _start(threads: int) -> _Worker:
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_work, args=(theirs, threads), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process=process, connection=ours)
+
+
+def _give(worker: _Worker, queue: list[Planned]) -> None:
+    worker.run = queue.pop(0) if queue else None
+    if worker.run is not None:
+        worker.connection.send((str(worker.run.folder), worker.run.spec.attributes()))
+
+
+def _work(connection: Connection, threads: int) -> None:
+    """A worker: reads data and store once, and trains what it is given until nobody is there to give more."""
+    import signal as signals
+
+    import torch
+
+    signals.signal(signals.SIGINT, signals.SIG_IGN)  # the parent ends us; the last whole epoch is kept
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    read: dict[tuple[str, str, str], Inputs] = {}
+    while True:
+        try:
+            folder, attributes = connection.recv()
+        except (EOFError, OSError):
+            return
+        out = Path(folder)
+        try:
+            spec = RunSpec.from_attributes(attributes)
+            inputs = (spec.store, spec.data, spec.eval_data)
+            if inputs not in read:
+                read[inputs] = spec.open()
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / SPEC, attributes)
+            result = spec.run(
+                out,
+                read[inputs],
+                on_epoch=lambda record, run=out.name: connection.send(  # type: ignore[misc]
+                    {"kind": "epoch", "run": run, "epoch": record.epoch}
+                ),
+            )
+        except Exception as error:  # whatever it is, the other runs go on
+            line = " ".join(str(error).split())
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            connection.send({"kind": "failed", "run": out.name, "error": kind + line})
+        else:
+            connection.send({"kind": "done", "run": out.name, "accuracy": result.get("accuracy")})
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def total_epochs(planned: Iterable[Planned]) -> int:
+    return sum(run.spec.training.epochs for run in planned)
+
+
+def errors_of(out: Path) -> dict[str, Any]:
+    """Runs of a sweep that failed, with their errors."""
+    found = {}
+    for path in sorted(out.rglob(ERROR)):
+        if not (path.parent / RESULT).exists():
+            found[str(path.parent.relative_to(out))] = read_json(path).get("error")
+    return found

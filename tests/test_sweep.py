@@ -1,0 +1,161 @@
+"""Sweeps and comparisons: what a grid means, that nothing is done twice, that one failure stays one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding
+from pipeline.fit import Training
+from pipeline.train_student.folder import ERROR, RESULT
+from pipeline.train_student.runs import choose_baseline, load_runs
+from pipeline.train_student.spec import RunSpec
+from pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
+from pipeline.views import Views
+
+ROOT = Path(__file__).parents[1]
+BASE = RunSpec(store="s.zarr", data="digits", student="", loss="", training=Training(epochs=2), settings={})
+
+
+def plan(out: Path, base: RunSpec = BASE, **changes: object) -> list[Planned]:
+    grid = {"losses": ["ce", "kd"], "students": ["mlp:8"], "grid": {}, "seeds": 1, **changes}
+    return plan_runs(base, out, **grid)  # type: ignore[arg-type]
+
+
+def test_a_grid_is_every_combination_that_a_loss_knows(tmp_path: Path) -> None:
+    planned = plan(tmp_path, grid={"temperature": ["1", "4"]}, students=["mlp:8", "cnn"], seeds=2)
+    names = [run.folder.name for run in planned]
+    assert len(names) == len(set(names)) == 2 * 2 * (1 + 2)
+    assert "ce-mlp_8-seed0" in names
+    assert "kd-cnn-temperature=4-seed1" in names
+    with pytest.raises(ValueError, match="unknown setting 'temprature'.*temperature"):
+        plan(tmp_path, losses=["kd", "rld"], grid={"temprature": ["1"]})
+    with pytest.raises(ValueError, match="temperature is a number"):
+        plan(tmp_path, losses=["kd", "rld"], grid={"temperature": ["1", "hot"]})
+    with pytest.raises(ValueError, match="--seeds is 0"):
+        plan(tmp_path, seeds=0)
+
+
+@pytest.fixture(scope="module")
+def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "s.zarr"
+    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    cache_teacher(answers, path, encoding=Encoding(kind="topk", num_classes=10, top_k=3))
+    return path
+
+
+def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def swept(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real sweep of two processes, in which one loss fails: the store keeps the top 3 only."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    arguments = ["sweep", "--store", str(store), "--out", "s", "--loss", "ce,kd,sel_corrected", "--student", "mlp:8"]
+    arguments += ["--seeds", "2", "--jobs", "2", "--threads", "1", "--epochs", "2", "--lr", "0.1"]
+    done = cli(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "s: 4 runs trained, 0 were there, 2 failed" in done.stdout
+    assert done.stderr.count("failed: sel_corrected-mlp_8-seed") == 2
+    assert done.stderr.splitlines()[-1].startswith("error: 2 of 6 runs failed")
+    before = {path: path.stat().st_mtime_ns for path in cwd.rglob(RESULT)}
+    assert len(before) == 4
+    again = cli(*arguments, cwd=cwd)
+    assert "s: 0 runs trained, 4 were there, 2 failed" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in cwd.rglob(RESULT)} == before
+    other = cli(*arguments[:-1], "0.2", cwd=cwd)
+    assert "finished run with other settings" in other.stderr
+    return cwd / "s"
+
+
+def test_a_failed_run_is_recorded_and_does_not_stop_the_rest(swept: Path) -> None:
+    assert list(errors_of(swept)) == ["sel_corrected-mlp_8-seed0", "sel_corrected-mlp_8-seed1"]
+    assert "needs every class's logit" in json.loads((swept / "sel_corrected-mlp_8-seed0" / ERROR).read_text())["error"]
+
+
+def test_compare_prints_plots_and_reports(swept: Path, tmp_path: Path) -> None:
+    methods = load_runs(swept)
+    assert {name: sorted(runs) for name, runs in methods.items()} == {"ce": [0, 1], "kd": [0, 1]}
+    assert choose_baseline(methods, "") == "ce"
+    done = cli("compare", str(swept), "--plot", "p", "--html", "report.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "against 'ce'" in done.stdout
+    assert "failed: sel_corrected-mlp_8-seed0" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["accuracy.png", "curves.png", "reliability.png"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    assert "sel_corrected-mlp_8-seed0" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compare", "."), "holds no finished run"),
+        (("compare", "{swept}", "--baseline", "kdd"), "did you mean 'kd'"),
+        (("sweep", "--store", "none.zarr", "--out", "new", "--seed", "1"), "pass --seeds"),
+        (("sweep", "--store", "none.zarr", "--out", "new", "--jobs", "0"), "--jobs is 0"),
+        (("sweep", "--store", "none.zarr", "--out", "new", "--loss", "ce,,kd"), "names with commas"),
+    ],
+)
+def test_mistakes(
+    swept: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import cli as command_line
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cli", *(argument.replace("{swept}", str(swept)) for argument in arguments)])
+    with pytest.raises(SystemExit) as exited:
+        command_line.main()
+    out, error = capsys.readouterr()
+    assert exited.value.code == 2
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_is_killed_costs_its_run_only(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    base = replace(BASE, store=str(store), training=Training(epochs=200))
+    planned = plan(tmp_path, base, losses=["kd"], students=["cnn"])
+    short = replace(base, training=Training(epochs=1))
+    planned += plan(tmp_path, short, losses=["ce"])
+    events: list[Event] = []
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        if event.run.startswith("kd") and event.kind == "epoch" and event.epoch == 1:
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            for child in children:
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+                    time.sleep(0.2)
+
+    run_sweep(planned, tmp_path, jobs=1, threads=1, on_event=kill)
+    ended = {event.run: event for event in events if event.kind != "epoch"}
+    assert ended["kd-cnn-seed0"].kind == "failed"
+    assert "exit code -9" in ended["kd-cnn-seed0"].error
+    assert ended["ce-mlp_8-seed0"].kind == "done"
+    assert (tmp_path / "kd-cnn-seed0" / "checkpoint.safetensors").exists()

@@ -1,0 +1,161 @@
+"""A run that was stopped goes on to the very bits of one that was not; a folder belongs to one run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding
+from pipeline.fit import EpochRecord, Training
+from pipeline.models.weights import load_state, weights_digest
+from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.run import train_student
+from pipeline.views import Views
+from stores import Store, open_store
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    path = tmp_path_factory.mktemp("stores") / "s.zarr"
+    answers = NetworkAnswers(
+        digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views(transform="flip-crop", num_views=2)
+    )
+    cache_teacher(answers, path, encoding=Encoding(kind="topk", num_classes=10, top_k=3))
+    return open_store(path)
+
+
+def digest(folder: Path) -> str:
+    return weights_digest(load_state(folder / WEIGHTS))
+
+
+class Stop:
+    """Ctrl-C at the end of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __call__(self, record: EpochRecord) -> None:
+        if record.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "adamw", "ema_decay": 0.9, "schedule": "one-cycle", "warmup_epochs": 0.5},
+        {"select": "best", "weight_bits": 4, "accumulate": 3, "schedule": "step"},
+        {"precision": "bfloat16", "momentum": 0.0, "schedule": "constant"},
+    ],
+    ids=["plain", "adamw-ema", "best-4bit", "bfloat16"],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    store: Store, digits: Split, digits_test: Split, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    training = Training(epochs=4, seed=3, **settings)  # type: ignore[arg-type]
+    val_share = 0.1 if training.select == "best" else 0.0
+
+    def train(name: str, stop: Stop | None = None) -> None:
+        objective = parse_objective("kd", {})
+        train_student(
+            *(store, digits, digits_test, "cnn", objective, training, tmp_path / name),
+            val_share=val_share,
+            on_epoch=stop,
+        )
+
+    train("whole")
+    for epoch in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train("stopped", Stop(epoch))
+        assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [CHECKPOINT, HISTORY, SETTINGS]
+    train("stopped")
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+    whole, stopped = (json.loads((tmp_path / name / RESULT).read_text()) for name in ("whole", "stopped"))
+    assert whole["test"] == stopped["test"]
+    assert whole["against_teacher"] == stopped["against_teacher"]
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [HISTORY, RESULT, SETTINGS, WEIGHTS]
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(store: Store, tmp_path: Path) -> None:
+    """SIGKILL, twice, wherever it hits."""
+    command = [sys.executable, str(ROOT / "cli.py"), "train-student", "--store", str(store.path), "--student", "cnn"]
+    command += ["--epochs", "8", "--threads", "1", "--data", "digits"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    killed = tmp_path / "killed"
+    for lines in (2, 5):
+        process = subprocess.Popen([*command, "--out", str(killed)], env=environment, stderr=subprocess.DEVNULL)
+        while not (killed / HISTORY).exists() or len((killed / HISTORY).read_text().splitlines()) < lines:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (killed / CHECKPOINT).exists()
+        assert not (killed / RESULT).exists()
+    for name in ("killed", "whole"):
+        subprocess.run(
+            [*command, "--out", str(tmp_path / name)], env=environment, check=True, stdout=subprocess.DEVNULL
+        )
+    assert digest(killed) == digest(tmp_path / "whole")
+
+
+def test_a_folder_belongs_to_one_run(store: Store, digits: Split, tmp_path: Path) -> None:
+    def train(**changes: object) -> None:
+        training = Training(**{"epochs": 3, **changes})  # type: ignore[arg-type]
+        objective = parse_objective("kd", {})
+        train_student(store, digits, None, "mlp:16", objective, training, tmp_path / "run", on_epoch=Stop(1))
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    with pytest.raises(ValueError, match=r"other settings \(training.lr 0.05, here 0.1\); give the same ones"):
+        train(lr=0.1)
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        train()
+    checkpoint.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+
+
+def test_two_processes_do_not_train_in_one_folder(store: Store, digits: Split, tmp_path: Path) -> None:
+    arguments = (store, digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1), tmp_path / "run")
+
+    def another(record: EpochRecord) -> None:
+        with pytest.raises(ValueError, match="another process trains in it"):
+            train_student(*arguments)
+
+    train_student(*arguments, on_epoch=another)
+
+
+def test_an_option_that_is_auto_is_searched_on_validation_rows(
+    store: Store, digits: Split, plain_teacher: Path, tmp_path: Path
+) -> None:
+    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    cache_teacher(answers, tmp_path / "d.zarr", encoding=Encoding(kind="dense", num_classes=10, bits=16))
+    dense = open_store(tmp_path / "d.zarr")
+    objective = parse_objective("sel_corrected", {"c": "auto"})
+    arguments = (dense, digits, None, "mlp:16", objective, Training(epochs=4), tmp_path / "run")
+    with pytest.raises(ValueError, match="needs validation rows; pass --val-share"):
+        train_student(*arguments)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(*arguments, val_share=0.2, on_epoch=Stop(1))
+    assert len(json.loads((tmp_path / "run" / SEARCH).read_text())) == 7
+    result = train_student(*arguments, val_share=0.2)
+    best = max(result["search"], key=lambda tried: (tried["val_accuracy"], -tried["val_nll"]))
+    assert result["settings"]["terms"][0]["c"] == best["c"]
+    assert result["validation"]["num_rows"] == pytest.approx(0.2 * len(digits), abs=10)
+    assert result["against_teacher"]["rows"] == "validation"
+    again = train_student(*arguments[:-1], tmp_path / "again", val_share=0.2)
+    assert again["weights_sha256"] == result["weights_sha256"]

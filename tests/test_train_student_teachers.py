@@ -1,0 +1,119 @@
+"""Several teachers in one store, rows that a teacher does not serve, rows without a label."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding, encode
+from pipeline.fit import Training
+from pipeline.train_student.ensemble import open_signal, parse_teachers
+from pipeline.train_student.losses import LOSSES, parse_objective
+from pipeline.train_student.run import DistillationLoss, check_needs, train_student
+from pipeline.views import Views, probe
+from stores import RowArray, Store, TeacherWriter, create_store, open_store
+
+ROWS = 120
+ENCODING = Encoding(kind="dense", num_classes=10, bits=32)
+
+
+@pytest.fixture(scope="module")
+def split(digits: Split) -> Split:
+    """120 digits, every fifth without a label."""
+    labels = digits.labels[:ROWS].copy()
+    labels[::5] = -1
+    return replace(digits, samples=digits.samples[:ROWS], labels=labels)
+
+
+LOGITS = {name: torch.randn(ROWS, 10, generator=torch.Generator().manual_seed(seed)) for seed, name in enumerate("ab")}
+
+
+@pytest.fixture(scope="module")
+def store(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Teacher a serves every row but the first 40, teacher b every row but the last 40 (and so both 40 to 80)."""
+    path = tmp_path_factory.mktemp("several") / "s.zarr"
+    views = Views()
+    create_store(
+        path,
+        dataset=split.describe(),
+        views={**views.attributes(), "versions": {}},
+        keys=split.keys,
+        labels=split.labels,
+        folds=(np.arange(ROWS) % 2).astype(np.uint16),
+        probes=probe(split, views),
+    )
+    for name, logits in LOGITS.items():
+        writer = TeacherWriter(
+            path,
+            name,
+            identity={"architecture": name, "weights_sha256": [name * 64]},
+            encoding=ENCODING.attributes(),
+            arrays={**ENCODING.row_arrays(), "mask": RowArray(dtype="bool")},
+        )
+        mask = np.arange(ROWS) >= 40 if name == "a" else np.arange(ROWS) < 80
+        for cell in writer.pending():
+            rows = writer.rows(cell.block)
+            arrays = encode(logits[rows], torch.from_numpy(split.labels[rows]), ENCODING)
+            writer.write(cell, {**arrays, "mask": mask[rows]})
+        writer.finish(fidelity={})
+    return open_store(path)
+
+
+def test_weights_are_read_in_the_order_written() -> None:
+    assert parse_teachers("b:2, a") == {"b": 2.0, "a": 1.0}
+    for wrong in ("a,a", "a:0", "a:x", ","):
+        with pytest.raises(ValueError, match="expected names once each"):
+            parse_teachers(wrong)
+
+
+@pytest.mark.parametrize("combine", ["mean-prob", "mean-logit"])
+def test_several_teachers_are_a_weighted_mean_over_those_that_serve_a_row(store: Store, combine: str) -> None:
+    signal = open_signal(store, teacher="a:3,b:1", combine=combine)
+    signal.load(0)
+    rows = torch.arange(ROWS)
+    share = torch.where(rows < 40, 0.0, torch.where(rows < 80, 0.75, 1.0))[:, None]
+    a, b = (LOGITS[name].double() for name in "ab")
+    if combine == "mean-prob":
+        expected = (share * a.softmax(1) + (1 - share) * b.softmax(1)).log()
+    else:
+        expected = share * a + (1 - share) * b
+    torch.testing.assert_close(signal.logits(rows).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("teacher", ["a", "a,b"])
+def test_every_loss_takes_unlabelled_and_unserved_rows(store: Store, split: Split, loss: str, teacher: str) -> None:
+    """Rows that nobody serves teach nothing, the others what they would teach alone; all gradients are finite."""
+    signal = open_signal(store, teacher=teacher)
+    objective = parse_objective(loss, {"warmup": "0"})
+    check_needs(objective, store, signal)
+    batch = DistillationLoss(objective, signal, split, num_views=1, epochs=2)
+    batch.begin_epoch(1)
+    rows = torch.arange(20, 100, 3)
+    student = torch.randn(len(rows), 10, requires_grad=True, generator=torch.Generator().manual_seed(2))
+    loss_B = batch(student, rows)
+    loss_B.mean().backward()
+    assert loss_B.shape == (len(rows),)
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    unserved = (rows < 40) if teacher == "a" else torch.zeros(len(rows), dtype=torch.bool)
+    if objective.uses_teacher:
+        assert (student.grad[unserved] == 0).all()
+        assert (student.grad[~unserved] != 0).any()
+    unlabelled = torch.from_numpy(split.labels)[rows] < 0
+    if objective.needs >= {"labels"} and len(objective.terms) == 1:
+        assert (student.grad[unlabelled] == 0).all()
+
+
+def test_two_teachers_train_one_student(store: Store, split: Split, tmp_path: Path) -> None:
+    arguments = (store, split, None, "mlp:16", parse_objective("kd", {}), Training(epochs=2))
+    result = train_student(*arguments, tmp_path / "ab", teacher="a:3,b:1", combine="mean-logit", val_share=0.2)
+    assert result["store"]["teacher"] == "a,b"
+    assert {name: found["weight"] for name, found in result["store"]["teachers"].items()} == {"a": 3.0, "b": 1.0}
+    assert [fold["fold"] for fold in result["against_teacher"]["per_fold"]] == [0, 1]
+    with pytest.raises(ValueError, match="mean-logits.*did you mean 'mean-logit'"):
+        train_student(*arguments, tmp_path / "no", teacher="a,b", combine="mean-logits")
+    assert [path.name for path in tmp_path.iterdir()] == ["ab"]

@@ -28,7 +28,16 @@ TABLE = Split(
 )
 
 
-@pytest.mark.parametrize("name", [*MODELS, "mlp:16", "mlp:8x3", "timm:resnet10t", "torchvision:squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in MODELS if name != "wrn-28-10"),
+        "mlp:16",
+        "mlp:8x3",
+        "timm:resnet10t",
+        "torchvision:squeezenet1_1",
+    ],
+)
 def test_every_model_answers_every_class(name: str) -> None:
     split = images(64 if ":" in name else 16)
     model = build_model(name, split).eval()
@@ -54,6 +63,38 @@ def test_an_image_model_refuses_a_table() -> None:
 def test_an_unknown_model_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ValueError, match=near):
         build_model(name, images())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("wrn-16-2", 703_284), ("wrn-40-1", 569_780), ("wrn-40-2", 2_255_156)]
+)
+def test_wide_resnets_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    """Tian et al. 2020, CIFAR-100."""
+    model = build_model(name, images(num_classes=100))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "nets.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes, input_shape):\n"
+        "    return nn.Linear(input_shape[-1], num_classes)\n"
+        "def any(**given):\n"
+        "    return nn.Linear(given['input_shape'][0], given['num_classes'])\n"
+        "def odd(depth):\n"
+        "    return nn.Identity()\n"
+        "def number():\n"
+        "    return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (f"{tmp_path}/own/nets.py:small", "own.nets:small", "own.nets:any"):
+        assert build_model(name, TABLE)(torch.from_numpy(TABLE.samples)).shape == (50, 2)
+        assert own_preprocessing(name) is None
+    with pytest.raises(ValueError, match="takes an argument 'depth'; it is offered num_classes, input_shape"):
+        build_model("own.nets:odd", TABLE)
+    with pytest.raises(ValueError, match="returned int; expected a torch.nn.Module"):
+        build_model("own.nets:number", TABLE)
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018)])

@@ -3,6 +3,7 @@
 Shapes: N examples, V views, C classes.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from pipeline.encoding import Encoding, decode
 from pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
 from stores import Store
+
+LEAK_SIGMA, LEAK_MARGIN = 5.0, 0.01
 
 
 def summarise(store: Store, name: str, training_fingerprint: str | None) -> dict[str, Any]:
@@ -33,7 +36,50 @@ def summarise(store: Store, name: str, training_fingerprint: str | None) -> dict
     summary: dict[str, Any] = {"kind": kind, **answered.measures(slice(None))}
     if folds is not None:
         summary["per_fold"] = [answered.measures(folds == fold) for fold in range(int(folds.max()) + 1)]
+        summary["leaks"] = suspected_leaks(summary["per_fold"])
     return summary
+
+
+def suspected_leaks(per_fold: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fold teachers that are better on their own fold than luck allows: they may have seen it.
+
+    A fold is compared with all others together: one-sided binomial test of equal accuracy at ``LEAK_SIGMA`` standard
+    deviations, and at least ``LEAK_MARGIN`` better, since teachers differ by their seeds too. It cannot see a leak that
+    is the same in every fold.
+
+    Returns:
+        For each such fold ``fold``, ``accuracy``, ``others`` (the accuracy of the other folds) and ``sigma``.
+    """
+    measured = [(fold, said) for fold, said in enumerate(per_fold) if said["num_rows"]]
+    rows, correct = (
+        sum(said["num_rows"] for _, said in measured),
+        sum(said["num_rows"] * said["accuracy"] for _, said in measured),
+    )
+    leaks = []
+    for fold, said in measured:
+        num_others = rows - said["num_rows"]
+        if not num_others:
+            continue
+        others = (correct - said["num_rows"] * said["accuracy"]) / num_others
+        variance = max(others * (1 - others), 1 / rows) * (1 / said["num_rows"] + 1 / num_others)
+        sigma = (said["accuracy"] - others) / math.sqrt(variance)
+        if sigma > LEAK_SIGMA and said["accuracy"] - others > LEAK_MARGIN:
+            leaks.append({"fold": fold, "accuracy": said["accuracy"], "others": others, "sigma": round(sigma, 1)})
+    return leaks
+
+
+def leak_warning(summary: dict[str, Any]) -> str | None:
+    """One line about the folds that may have leaked, or None."""
+    leaks = summary.get("leaks")
+    if not leaks:
+        return None
+    folds = "; ".join(
+        f"fold {leak['fold']} {leak['accuracy']:.4f}, the others {leak['others']:.4f} ({leak['sigma']:g} sigma)"
+        for leak in leaks
+    )
+    return (
+        f"a fold teacher may have been trained on its own fold, it is too good on it: {folds}; check its training rows"
+    )
 
 
 class _Answered:

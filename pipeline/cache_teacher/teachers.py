@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.cache_teacher.train import FOLD_FILE, SINGLE_FILE
@@ -18,6 +19,7 @@ from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_into, load_state, read_metadata, weights_digest
 
 FOLD_PLACEHOLDER = "{fold}"
+RANDOM_INIT = "random-init"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,16 @@ def load_teachers(
     Args:
         split: The examples to be answered.
         architecture: A name of the model table.
-        weights: A file, a folder that ``train-teacher`` wrote, or a pattern with ``{fold}``.
+        weights: A file, a folder that ``train-teacher`` wrote, a pattern with ``{fold}``, or ``random-init``: an
+            untrained network, as a control.
         plan: Folds as the caller declares them: needed for fold teachers whose files do not say it.
         preprocessing: Overrides the weights' metadata and the model's own configuration.
 
     Raises:
         ValueError: Missing weights, weights of another architecture, or a fold teacher that has seen its fold.
     """
+    if weights == RANDOM_INIT:
+        return _untrained(split, architecture, plan, preprocessing)
     paths = _fold_paths(weights, plan)
     if paths is None:
         path = _single_path(weights)
@@ -90,6 +95,7 @@ def load_teachers(
         _refuse_lone_fold_teacher(metadata, split, path)
         return TeacherSet(teachers=(teacher,), training_fingerprint=metadata.get("data_fingerprint"))
     loaded = [_load(split, architecture, path, preprocessing) for path in paths]
+    _refuse_twins([teacher for teacher, _ in loaded], paths)
     claims = [metadata.get("folds") for _, metadata in loaded]
     if any(claims) and not all(claims):
         raise ValueError(
@@ -111,6 +117,37 @@ def load_teachers(
         training_fingerprint=loaded[0][1].get("data_fingerprint"),
         fold_attributes=fold_attributes(plan, split, folds, proof=proof),
     )
+
+
+def _untrained(
+    split: Split, architecture: str, plan: FoldPlan | None, preprocessing: Preprocessing | None
+) -> TeacherSet:
+    """Networks that have seen nothing: what a student learns from them, it does not learn from a teacher."""
+    scaling = preprocessing or own_preprocessing(architecture) or fit_preprocessing(split)
+    scaling.check(split)
+    teachers = []
+    for fold in range(1 if plan is None else plan.num_folds):
+        torch.manual_seed(fold)
+        model = build_model(architecture, split).eval()
+        identity = {"architecture": architecture, "weights_sha256": weights_digest(model.state_dict())}
+        teachers.append(Teacher(model=model, preprocessing=scaling, identity={**identity, "weights": RANDOM_INIT}))
+    if plan is None:
+        return TeacherSet(teachers=tuple(teachers))
+    folds = plan.assign(split)
+    attributes = fold_attributes(plan, split, folds, proof="untrained")
+    return TeacherSet(teachers=tuple(teachers), folds=folds, plan=plan, proof="untrained", fold_attributes=attributes)
+
+
+def _refuse_twins(teachers: list[Teacher], paths: list[Path]) -> None:
+    """Two fold teachers with the same weights cannot both have left out their own fold."""
+    seen: dict[str, Path] = {}
+    for teacher, path in zip(teachers, paths, strict=True):
+        twin = seen.setdefault(teacher.identity["weights_sha256"], path)
+        if twin != path:
+            raise ValueError(
+                f"{path}: the same weights as {twin}, so one of them has seen the rows it would answer; train one"
+                " teacher on the complement of each fold"
+            )
 
 
 def fold_attributes(plan: FoldPlan, split: Split, folds: Folds, *, proof: str) -> dict[str, Any]:

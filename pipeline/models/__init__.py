@@ -14,8 +14,10 @@ from pipeline.datasets import Split
 from pipeline.models.cifar_resnet import CifarResNet
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.small import MLP, SmallCNN
+from pipeline.models.wide_resnet import WideResNet
 from pipeline.spelling import unknown
 from pipeline.torchvision_ops import prepare_torchvision
+from pipeline.user_code import call_factory, is_factory
 
 __all__ = ["MODELS", "Model", "Preprocessing", "build_model", "own_preprocessing"]
 
@@ -58,6 +60,14 @@ def _resnet_x4(depth: int) -> Model:
     )
 
 
+def _wrn(depth: int, width: int) -> Model:
+    return Model(
+        build=lambda split: WideResNet(depth, width, num_classes=split.num_classes, in_channels=split.input_shape[-1]),
+        images_only=True,
+        about=f"wide ResNet-{depth}, {width} times as wide, Zagoruyko and Komodakis 2016",
+    )
+
+
 MODELS: dict[str, Model] = {
     "linear": Model(build=_mlp(0, 0), images_only=False, about="multinomial logistic regression"),
     "mlp": Model(build=_mlp(256, 2), images_only=False, about="two hidden layers of 256; mlp:WIDTHxDEPTH for others"),
@@ -68,6 +78,7 @@ MODELS: dict[str, Model] = {
     ),
     **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _resnet_x4(depth) for depth in (8, 32)},
+    **{f"wrn-{depth}-{width}": _wrn(depth, width) for depth, width in ((16, 1), (16, 2), (28, 10), (40, 1), (40, 2))},
 }
 
 
@@ -75,7 +86,9 @@ def build_model(name: str, split: Split) -> nn.Module:
     """An untrained model for the split's inputs and classes.
 
     Args:
-        name: A name of ``MODELS``, ``mlp:WIDTHxDEPTH``, ``timm:NAME`` or ``torchvision:NAME``.
+        name: A name of ``MODELS``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, or your own
+            ``path/to/file.py:factory`` or ``package.module:factory``, called with those of ``num_classes`` and
+            ``input_shape`` ((H, W, channels) or (D,)) that it takes.
         split: Gives the input shape and the number of classes.
 
     Raises:
@@ -98,7 +111,10 @@ def _find(name: str) -> Model:
         return Model(build=lambda split: _timm(inner, split), images_only=True, about="")
     if library == "torchvision" and inner:
         return Model(build=lambda split: _torchvision(inner, split), images_only=True, about="")
-    raise ValueError(unknown("model", name, [*MODELS, "mlp:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME"]))
+    if is_factory(name):
+        return Model(build=lambda split: _own(name, split), images_only=False, about="")
+    known = [*MODELS, "mlp:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "file.py:factory"]
+    raise ValueError(unknown("model", name, known))
 
 
 def own_preprocessing(name: str) -> Preprocessing | None:
@@ -115,6 +131,13 @@ def own_preprocessing(name: str) -> Preprocessing | None:
     if library == "torchvision":
         return Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
     return None
+
+
+def _own(name: str, split: Split) -> nn.Module:
+    model = call_factory(name, {"num_classes": split.num_classes, "input_shape": split.input_shape})
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name}: the factory returned {type(model).__name__}; expected a torch.nn.Module")
+    return model
 
 
 def _timm(name: str, split: Split) -> nn.Module:

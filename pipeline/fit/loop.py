@@ -107,7 +107,7 @@ def fit(
             run.optimizer.zero_grad(set_to_none=True)
             for rows_B in step_rows.tensor_split(min(training.accumulate, max(len(step_rows) // 2, 1))):
                 samples = torch.from_numpy(views.samples(split, rows_B.numpy(), epoch % views.num_views))
-                inputs = preprocessing(samples.to(device)).contiguous(memory_format=memory)
+                inputs = preprocessing(samples.to(device)).to(memory_format=memory)
                 with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
                     logits_BC = forward(inputs)
                 loss_B = loss(logits_BC, rows_B)

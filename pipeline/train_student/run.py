@@ -289,6 +289,12 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
         )
     if "labels" in objective.needs and (store.labels < 0).all():
         raise ValueError(f"loss {objective.name!r} needs labels, but {store.path} has none; choose a loss without")
+    views = Views.from_attributes(store.views)
+    if "labels" in objective.needs and views.mixes:
+        raise ValueError(
+            f"loss {objective.name!r} uses labels, but a view of {store.path} ({views.transform}) shows two examples;"
+            " take the teacher's answers alone, such as --loss kd --set ce_weight=0"
+        )
     warnings = []
     if "out_of_fold" in objective.prefers and store.folds is None:
         warnings.append(f"loss {objective.name!r} was made for out-of-fold answers; {store.path} has no folds")

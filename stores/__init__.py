@@ -6,6 +6,7 @@ Format and engine need numpy and zarr, never torch. `README.md` beside this file
 from stores.create import create_store
 from stores.reader import Store, open_store
 from stores.schema import FORMAT, VERSION, Cell, RowArray, StoreError
+from stores.share import copy_store, local_store
 from stores.teacher import Teacher
 from stores.verify import Problem, verify_store
 from stores.writer import TeacherWriter
@@ -20,7 +21,9 @@ __all__ = [
     "StoreError",
     "Teacher",
     "TeacherWriter",
+    "copy_store",
     "create_store",
+    "local_store",
     "open_store",
     "verify_store",
 ]

@@ -1,0 +1,104 @@
+"""Putting a store, whole and checked, into one zip file or into a bucket."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stores.cells import load_teacher
+from stores.files import sync_folder
+from stores.reader import load_root, teacher_names
+from stores.schema import StoreError
+from stores.sources import TEACHERS_FILE, client_errors, file_system
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_zip(folder: Path, path: Path) -> None:
+    """Write all files below `folder` into one zip file, not compressed again; equal stores give equal files."""
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial_file.open("wb") as handle:
+            with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
+                for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                    entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+                    entry.external_attr = 0o100644 << 16
+                    entry.file_size = file.stat().st_size
+                    with file.open("rb") as data, archive.open(entry, "w") as out:
+                        while piece := data.read(1 << 20):
+                            out.write(piece)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial_file.replace(path)
+        sync_folder(path.absolute().parent)
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def check_writable(url: str) -> None:
+    """Raise StoreError when stores cannot be put at a URL."""
+    if url.startswith(("http://", "https://")):
+        raise StoreError(f"{url}: a web server is read only; copy to a folder, .zarr.zip, s3://, gs:// or hf://")
+    if url.endswith(".zip"):
+        raise StoreError(f"{url}: expected a folder's address; copy to a local .zarr.zip first and upload that file")
+    file_system(url)
+
+
+def send(folder: Path, url: str, *, num_threads: int) -> None:
+    """Upload a store: rows first, then what makes a teacher a teacher, and the store's own document last.
+
+    Objects that are there with the same size and MD5 are left alone, so that an interrupted upload goes on; a store
+    that is there and has the same examples and views gets the teachers that it lacks.
+    """
+    fs, root = file_system(url)
+    digest = load_root(folder)[""]["attributes"]["digest"]
+    names = teacher_names(folder)
+    try:
+        with client_errors(url):
+            there = {str(name): info for name, info in fs.find(root, detail=True).items()}
+            _check_target(fs, root, url, there, digest, folder, names)
+            documents = ["zarr.json", *(f"teachers/{name}/zarr.json" for name in names)]
+            files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+            jobs = [partial(_put, fs, folder / f, f"{root}/{f}", there) for f in files if f not in documents]
+            with ThreadPoolExecutor(num_threads) as pool:
+                for _ in pool.map(lambda job: job(), jobs):
+                    pass
+            for document in reversed(documents[1:]):
+                _put(fs, folder / document, f"{root}/{document}", there)
+            listed = {name.removeprefix(f"{root}/teachers/").removesuffix("/zarr.json") for name in there}
+            every = sorted({*names, *(name for name in listed if f"{root}/teachers/{name}/zarr.json" in there)})
+            fs.pipe_file(f"{root}/{TEACHERS_FILE}", json.dumps(every).encode())
+            _put(fs, folder / "zarr.json", f"{root}/zarr.json", there)
+    except OSError as error:
+        raise StoreError(f"cannot write {url}: {error}; run the same command again") from error
+
+
+def _check_target(
+    fs: Any, root: str, url: str, there: Mapping[str, Any], digest: str, folder: Path, names: tuple[str, ...]
+) -> None:
+    """Raise StoreError when the URL holds another store, or another teacher of the same name."""
+    expected = {"zarr.json": digest}
+    expected |= {f"teachers/{name}/zarr.json": load_teacher(folder, name)[""]["attributes"]["digest"] for name in names}
+    for path, wanted in expected.items():
+        if f"{root}/{path}" not in there:
+            continue
+        try:
+            found = json.loads(fs.cat_file(f"{root}/{path}"))["attributes"]["digest"]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if found != wanted:
+            raise StoreError(f"{url}/{path} is there and is another; copy to another address, or remove it first")
+
+
+def _put(fs: Any, file: Path, path: str, there: Mapping[str, Any]) -> None:
+    found = there.get(path)
+    if found is not None and found.get("size") == file.stat().st_size:
+        sums = {str(found.get(key, "")).strip('"') for key in ("ETag", "md5", "md5Hash")}
+        if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() in sums:
+            return
+    fs.put_file(str(file), path)

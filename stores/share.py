@@ -1,0 +1,261 @@
+"""Handing a store on: copies between folders, zip files, web servers and buckets, whole or in part.
+
+A copy is built beside its destination and appears when it is whole and every checksum matches. Interrupted, the same
+command goes on where it was.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stores.cells import load_teacher
+from stores.documents import as_json, raw_sha256, sealed
+from stores.fetch import Fetcher, Report, make_durable
+from stores.files import make_folders, sync_folder, write_document, writing
+from stores.reader import Store, load_root, open_store
+from stores.schema import CELL_ARRAYS, StoreError
+from stores.send import check_writable, send, write_zip
+from stores.sources import Source, is_url, open_source
+
+NUM_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """What a copy brought: teachers by name, unfinished ones that were left out, and whether it was there already."""
+
+    teachers: tuple[str, ...]
+    unfinished: tuple[str, ...] = ()
+    num_views: int
+    already_there: bool = False
+
+
+def copy_store(
+    source: str | Path,
+    target: str | Path,
+    *,
+    num_views: int | None = None,
+    teachers: Sequence[str] | None = None,
+    num_threads: int = NUM_THREADS,
+    report: Report | None = None,
+) -> Copied:
+    """Copy a store, or a part of it that is a sound store by itself.
+
+    Args:
+        source: A folder, a .zip file, or a URL: s3://, gs://, hf://, http(s)://.
+        target: A folder, a .zip file, or s3://, gs://, hf://.
+        num_views: Only the first views; views are replayed by their number, so a part starts with view 0.
+        teachers: Only these; all finished ones when left out.
+        num_threads: Files under way at a time.
+        report: Told after every file of rows.
+
+    Raises:
+        StoreError: a place cannot be read or written, the source is damaged, or the target holds something else.
+    """
+    if is_url(target):
+        check_writable(str(target))
+        with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
+            folder = Path(scratch) / "store"
+            with open_source(source) as origin:
+                copied = _fetch(origin, folder, num_views, teachers, num_threads, report)
+            send(folder, str(target), num_threads=num_threads)
+            return copied
+    path = Path(target)
+    with open_source(source) as origin, _building(path) as folder:
+        if path.exists() or path.is_symlink():
+            return _already_there(origin, path, num_views, teachers)
+        copied = _fetch(origin, folder, num_views, teachers, num_threads, report)
+        with writing(str(path)):
+            if path.suffix == ".zip":
+                write_zip(folder, path)
+            else:
+                make_durable(folder)
+                folder.replace(path)
+                sync_folder(path.absolute().parent)
+    return copied
+
+
+def local_store(
+    place: str | Path,
+    cache: Path | None = None,
+    *,
+    num_views: int | None = None,
+    teachers: Sequence[str] | None = None,
+    report: Report | None = None,
+) -> Path:
+    """The folder of a store that may be elsewhere: copied once into a cache, under a name made of its digests.
+
+    Args:
+        place: A folder, which is returned as it is, or a .zip file or URL.
+        cache: Folder of copies; by default `default_cache()`.
+        num_views: As in `copy_store`.
+        teachers: As in `copy_store`.
+        report: As in `copy_store`.
+    """
+    if not is_url(place) and not str(place).endswith(".zip"):
+        return Path(place)
+    with open_source(place) as origin:
+        digests = _digests(origin, teachers)
+        name = hashlib.sha256(repr((digests, num_views)).encode()).hexdigest()[:16]
+        path = (cache or default_cache()) / f"{name}.zarr"
+        if not path.exists():
+            with _building(path) as folder:
+                _fetch(origin, folder, num_views, teachers, NUM_THREADS, report)
+                make_durable(folder)
+                folder.replace(path)
+    return path
+
+
+def default_cache() -> Path:
+    """Where copies of stores from elsewhere are kept: LOGITBANK_CACHE, or the user's cache folder."""
+    if "LOGITBANK_CACHE" in os.environ:
+        return Path(os.environ["LOGITBANK_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logitbank"
+
+
+def _fetch(
+    origin: Source,
+    folder: Path,
+    num_views: int | None,
+    teachers: Sequence[str] | None,
+    num_threads: int,
+    report: Report | None,
+) -> Copied:
+    """Fill `folder` with a store of the format that opens."""
+    with writing(str(folder)):
+        make_folders(folder)
+    fetcher = Fetcher(origin, folder, num_threads=num_threads, report=report)
+    store, names, unfinished = fetcher.documents(teachers)
+    views = _checked_views(num_views, store)
+    fetcher.statics(store, [store.teacher(name) for name in names])
+    loaded = [fetcher.cells(store, name) for name in names]
+    fetcher.rows(loaded, views)
+    fetcher.prune()
+    if views < store.num_views or (teachers is not None and set(names) != set(origin.teachers() or ())):
+        _seal_part(store, names, views)
+    part = open_store(folder)
+    for name in names:
+        part.teacher(name).committed()
+    return Copied(teachers=tuple(sorted(names)), unfinished=tuple(unfinished), num_views=views)
+
+
+def _checked_views(num_views: int | None, store: Store) -> int:
+    if num_views is None:
+        return store.num_views
+    if not 1 <= num_views <= store.num_views:
+        raise StoreError(
+            f"{num_views} views are wanted, the store has {store.num_views}; ask for 1 to {store.num_views}"
+        )
+    return num_views
+
+
+def _seal_part(store: Store, names: Sequence[str], num_views: int) -> None:
+    """Rewrite the documents of a store of which only some views and teachers are there."""
+    root = store.path
+    documents = load_root(root)
+    sources = {name: load_teacher(root, name) for name in names}
+    taken = {
+        "operation": "copy",
+        "digest": documents[""]["attributes"]["digest"],
+        "teachers": {name: own[""]["attributes"]["digest"] for name, own in sorted(sources.items())},
+        "num_views": [num_views, store.num_views],
+    }
+    with writing(str(root)):
+        for name, own in sources.items():
+            committed = store.teacher(name).committed()[:num_views]
+            for kind in CELL_ARRAYS:
+                for view in range(num_views, store.num_views):
+                    shutil.rmtree(root / "teachers" / name / kind / "c" / str(view))
+            arrays = (*own[""]["attributes"]["arrays"], *CELL_ARRAYS)
+            cut = {array: {**own[array], "shape": [num_views, *own[array]["shape"][1:]]} for array in arrays}
+            top = {**own[""], "attributes": {**own[""]["attributes"], "cells_sha256": raw_sha256(committed)}}
+            for folder, document in sealed({**own, **cut, "": top}).items():
+                write_document(root / "teachers" / name / folder, document)
+        attributes = with_lineage(documents[""]["attributes"], taken)
+        attributes["views"] = {**attributes["views"], "num_views": num_views}
+        for folder, document in sealed({**documents, "": {**documents[""], "attributes": attributes}}).items():
+            write_document(root / folder, document)
+
+
+def with_lineage(attributes: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
+    """A store's attributes with one more step of where it comes from."""
+    before = attributes.get("lineage")
+    earlier = before if isinstance(before, list) else [] if before is None else [before]
+    return {**attributes, "lineage": [*earlier, as_json(step, "lineage")]}
+
+
+@contextlib.contextmanager
+def _building(path: Path) -> Iterator[Path]:
+    """The folder `.NAME.partial` beside `path`, for one process at a time.
+
+    After a failure it stays when it holds rows, so that the next copy goes on.
+    """
+    folder = path.absolute().with_name(f".{path.name}.partial")
+    with writing(str(folder)):
+        make_folders(folder)
+    with _locked(folder, path):
+        try:
+            yield folder
+        except BaseException:
+            if not any(folder.glob("teachers/*/*/c")):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    """Hold `folder` alone; a killed process lets go of it."""
+    try:
+        import fcntl
+    except ImportError:  # not on every system
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or folder.stat().st_ino != os.fstat(handle).st_ino:
+            raise BlockingIOError
+        yield
+    except BlockingIOError as error:
+        raise StoreError(f"another process is copying to {path}; wait for it, or choose another path") from error
+    finally:
+        os.close(handle)
+
+
+def _digests(origin: Source, teachers: Sequence[str] | None) -> dict[str, str]:
+    """Digests of a store's root ("") and of its teachers, from their documents alone."""
+    with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
+        fetcher = Fetcher(origin, Path(scratch), num_threads=NUM_THREADS)
+        store, names, _ = fetcher.documents(teachers)
+        digests = {name: load_teacher(Path(scratch), name)[""]["attributes"]["digest"] for name in sorted(names)}
+        return {"": store.attributes["digest"], **digests}
+
+
+def _already_there(origin: Source, path: Path, num_views: int | None, teachers: Sequence[str] | None) -> Copied:
+    """What lies at the target when it is this very copy; StoreError when it is something else."""
+    differs = StoreError(f"{path} is there and is not this store; remove it or choose another path")
+    wanted = _digests(origin, teachers)
+    try:
+        with open_source(path) as there:
+            found = _digests(there, None)
+            with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
+                store = Fetcher(there, Path(scratch), num_threads=1).documents(None)[0]
+                attributes, views = store.attributes, store.num_views
+    except StoreError as error:
+        raise differs from error
+    names = tuple(sorted(set(wanted) - {""}))
+    steps = attributes.get("lineage")
+    last = steps[-1] if isinstance(steps, list) and steps and isinstance(steps[-1], dict) else {}
+    same = found == wanted and num_views in (None, views)
+    taken = {"digest": wanted.pop(""), "teachers": wanted}
+    part = {key: last.get(key) for key in taken} == taken and views == (num_views or last["num_views"][1])
+    if same or (part and set(found) - {""} == set(names)):
+        return Copied(teachers=names, num_views=views, already_there=True)
+    raise differs

@@ -32,8 +32,15 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch. T
 Mean = Annotated[str, typer.Option(help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
 Std = Annotated[str, typer.Option(help="Input standard deviation, likewise")]
 Folds = Annotated[int, typer.Option(help="Cross-fitting folds B; 0 means none (or what the weights say)")]
-FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified or kfold")]
+FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified, kfold, group or hash")]
 FoldSeed = Annotated[int, typer.Option(help="Seed of the fold assignment")]
+ViewTransform = Annotated[
+    str,
+    typer.Option(
+        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
+        " or your own file.py:factory"
+    ),
+]
 GradClip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0 leaves it unbounded")]
 Epochs = Annotated[int, typer.Option(help="Passes over the data")]
 BatchSize = Annotated[int, typer.Option(help="Examples a step")]
@@ -59,7 +66,9 @@ def train_teacher(
     folds: Folds = 0,
     fold_strategy: FoldStrategy = "stratified",
     fold_seed: FoldSeed = 0,
-    transform: Annotated[str, typer.Option(help="Augmentation, fresh each epoch: none or flip-crop")] = "none",
+    transform: Annotated[
+        str, typer.Option(help="Augmentation, fresh each epoch: none, flip-crop, rrc+randaugment, file.py:factory")
+    ] = "none",
     epochs: Epochs = 30,
     batch_size: BatchSize = 64,
     optimizer: Optimizer = "sgd",
@@ -78,6 +87,7 @@ def train_teacher(
     from pipeline.cache_teacher.train import train_teachers
     from pipeline.datasets import load_split
     from pipeline.fit import EpochRecord, Training
+    from pipeline.views import allow_transform
 
     split = load_split(data)
     training = Training(
@@ -102,7 +112,7 @@ def train_teacher(
             training,
             out,
             plan=_fold_plan(folds, fold_strategy, fold_seed),
-            transform=transform,
+            transform=allow_transform(transform),
             preprocessing=_preprocessing(mean, std),
             device=_device(device, threads),
             on_epoch=report,
@@ -115,9 +125,12 @@ def train_teacher(
 def cache_teacher(
     out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
     data: Data = "digits",
-    teacher: Annotated[str, typer.Option(help="Architecture, see `cli models`, or array:FILE.npy of logits")] = "mlp",
+    teacher: Annotated[
+        str,
+        typer.Option(help="Architecture, see `cli models`; or array:FILE.npy of logits, or sklearn:NAME?option=value"),
+    ] = "mlp",
     weights: Annotated[
-        str, typer.Option(help="A file, a folder that train-teacher wrote, or 'run/fold{fold}.pt'")
+        str, typer.Option(help="A file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init")
     ] = "",
     name: Annotated[str, typer.Option(help="The teacher's name in the store")] = "teacher",
     folds: Folds = 0,
@@ -133,24 +146,39 @@ def cache_teacher(
     temperatures: Annotated[str, typer.Option(help="Where fidelity is measured and --kl-budget holds")] = "1,2,4",
     predictor_rows: Annotated[int, typer.Option(help="Rows that fit the tail predictor; 0 fits none")] = 20_000,
     views: Annotated[int, typer.Option(help="Views of each example")] = 1,
-    transform: Annotated[str, typer.Option(help="How a view is made: none or flip-crop")] = "none",
+    transform: ViewTransform = "none",
     view_seed: Annotated[int, typer.Option(help="Seed of the views")] = 0,
     batch_size: Annotated[int, typer.Option(help="Examples a forward pass")] = 256,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; part of the teacher's identity")] = "fp32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Faster convolutions on many GPUs")] = False,
+    compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the teacher")] = False,
+    workers: Annotated[int, typer.Option(help="Threads that read and transform ahead of the teacher")] = 2,
+    part: Annotated[
+        str, typer.Option(help="i/n, i from 0: write share i of n, beside other processes; torchrun sets it itself")
+    ] = "",
+    limit: Annotated[int, typer.Option(help="A trial on n examples; stage two reads them with DATA?limit=n")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few batches, print time, size and fidelity, write nothing")
+    ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
     mean: Mean = "",
     std: Std = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
-    from tqdm import tqdm
-
-    from pipeline.cache_teacher.answers import ARRAY_PREFIX, Answers, ArrayAnswers, NetworkAnswers
-    from pipeline.cache_teacher.run import Budget, Progress
+    from pipeline.cache_teacher.build import LimitedAnswers, build_answers
+    from pipeline.cache_teacher.compute import Compute
+    from pipeline.cache_teacher.parts import find_part
+    from pipeline.cache_teacher.report import Report
+    from pipeline.cache_teacher.run import Budget
     from pipeline.cache_teacher.run import cache_teacher as run
-    from pipeline.cache_teacher.teachers import load_teachers
+    from pipeline.cache_teacher.summary import leak_warning
+    from pipeline.cache_teacher.trial import try_out
     from pipeline.datasets import load_split
-    from pipeline.views import Views
+    from pipeline.views import Views, allow_transform
 
+    share = find_part(part)
     split = load_split(data)
     measured_at = _numbers("--temperatures", temperatures)
     chosen = (
@@ -158,21 +186,26 @@ def cache_teacher(
         if kl_budget
         else _encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
     )
-    plan = _fold_plan(folds, fold_strategy, fold_seed)
-    shown = Views(transform=transform, num_views=views, seed=view_seed)
-    answers: Answers
-    if teacher.startswith(ARRAY_PREFIX):
-        answers = ArrayAnswers(Path(teacher.removeprefix(ARRAY_PREFIX)), split, shown, plan=plan)
-    elif not weights:
-        raise ValueError("--weights is missing; give a file, a folder that train-teacher wrote, or 'run/fold{fold}.pt'")
-    else:
-        teachers = load_teachers(split, teacher, weights, plan=plan, preprocessing=_preprocessing(mean, std))
-        answers = NetworkAnswers(split, teachers, shown, batch_size=batch_size, device=_device(device, threads))
-    with tqdm(total=len(split) * views, unit="row", unit_scale=True, disable=None) as bar:
-
-        def report(progress: Progress) -> None:
-            bar.update(progress.done - bar.n)
-
+    answers = build_answers(
+        split,
+        teacher,
+        weights,
+        Views(transform=allow_transform(transform), num_views=views, seed=view_seed),
+        plan=_fold_plan(folds, fold_strategy, fold_seed),
+        preprocessing=_preprocessing(mean, std),
+        batch_size=batch_size,
+        device=_device(device, threads, local=share.local),
+        compute=Compute(precision=precision, channels_last=channels_last, compile=compile_model),
+        workers=workers,
+    )
+    if limit:
+        answers = LimitedAnswers(answers, limit)
+    if dry_run:
+        trial = try_out(answers, chosen, predictor_rows=predictor_rows, temperatures=measured_at)
+        typer.echo(json.dumps({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
+        return
+    total = len(answers.split) * views
+    with Report(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
         summary = run(
             answers,
             out,
@@ -180,10 +213,39 @@ def cache_teacher(
             name=name,
             predictor_rows=predictor_rows,
             temperatures=measured_at,
+            part=share,
             on_progress=report,
         )
+    warning = leak_warning(summary)
+    if warning:
+        typer.echo(f"warning: {warning}", err=True)
+    report.event("finished" if summary else "part-finished", out=str(out), summary=summary)
+    if log_json:
+        return
+    if not summary:
+        typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
+        return
     accuracy = f", accuracy {summary['accuracy']:.4f} ({summary['kind']})" if "accuracy" in summary else ""
-    typer.echo(f"wrote {out}: {len(split)} rows x {views} views{accuracy}")
+    typer.echo(f"wrote {out}: {len(answers.split)} rows x {views} views{accuracy}")
+
+
+@app.command()
+def assign_folds(
+    out: Annotated[Path, typer.Option(help="New folder for folds.npz and folds.csv")],
+    folds: Annotated[int, typer.Option(help="Cross-fitting folds B, at least 2")] = 5,
+    data: Data = "digits",
+    fold_strategy: FoldStrategy = "stratified",
+    fold_seed: FoldSeed = 0,
+) -> None:
+    """Write which fold every example is in, for fold teachers that are trained elsewhere."""
+    from pipeline.datasets import load_split
+    from pipeline.folds import write_assignment
+
+    plan = _fold_plan(folds, fold_strategy, fold_seed)
+    if plan is None:
+        raise ValueError("--folds is 0; expected at least 2")
+    assigned = write_assignment(load_split(data), plan, out)
+    typer.echo(f"wrote {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
 
 
 @app.command()
@@ -420,6 +482,7 @@ def models() -> None:
         typer.echo(f"{name:14} {model.about}")
     typer.echo(f"{'timm:NAME':14} any classifier of timm, with its own input scaling")
     typer.echo(f"{'torchvision:NAME':14} any classifier of torchvision")
+    typer.echo(f"{'file.py:factory':14} your own: a function that gives a torch.nn.Module; package.module:factory too")
 
 
 @app.command()
@@ -442,13 +505,21 @@ def demo(
     run_demo(out, seeds=seeds, say=typer.echo)
 
 
-def _device(name: str, threads: int) -> "torch.device":
+def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str:
+    fidelity = ", ".join(f"{trial['fidelity'][f'{t:g}']:.2g} at T = {t:g}" for t in temperatures)
+    return (
+        f"{trial['num_rows']} rows at {trial['rows_per_second']:.0f} rows/s: about {trial['seconds']:.0f} s a process,"
+        f" {trial['bytes'] / 1e6:.1f} MB; KL T^2 {fidelity}"
+    )
+
+
+def _device(name: str, threads: int, local: int = 0) -> "torch.device":
     import torch
 
     if threads > 0:
         torch.set_num_threads(threads)
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

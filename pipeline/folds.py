@@ -9,10 +9,14 @@ References:
     Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.1.
 """
 
+import csv
 import hashlib
 import heapq
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,3 +154,41 @@ def fold_digest(keys: npt.NDArray[np.uint64], folds: Folds) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(keys[order], dtype="<u8").data)
     digest.update(np.ascontiguousarray(folds[order], dtype="<u2").data)
     return digest.hexdigest()
+
+
+def write_assignment(split: Split, plan: FoldPlan, out: Path) -> Folds:
+    """Writes who may answer which row, for code elsewhere that trains the fold teachers.
+
+    Train teacher b on the rows whose fold is not b, save it as ``fold{b}.pt`` or ``.safetensors``, and pass the same
+    strategy, number and seed to ``cache-teacher``.
+
+    Args:
+        split: The examples.
+        plan: How they are assigned.
+        out: A new folder for ``folds.npz`` (arrays key, label, fold, and group when there are groups) and ``folds.csv``
+            (columns row, key, label, fold); it appears whole or not at all.
+
+    Returns:
+        The fold of every row.
+    """
+    folds = plan.assign(split)
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another --out or remove it")
+    arrays: dict[str, Any] = {"key": split.keys, "label": split.labels, "fold": folds}
+    groups = plan.groups(split)
+    if groups is not None:
+        arrays["group"] = groups
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        np.savez(partial / "folds.npz", **arrays)
+        with (partial / "folds.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["row", "key", "label", "fold"])
+            for row, (key, label, fold) in enumerate(zip(split.keys, split.labels, folds, strict=True)):
+                writer.writerow([row, f"{int(key):016x}", int(label), int(fold)])
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folds

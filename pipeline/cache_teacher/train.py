@@ -64,6 +64,8 @@ def train_teachers(
     Returns:
         The files written, in fold order.
     """
+    if architecture.startswith("sklearn:"):
+        raise ValueError(f"{architecture} is fitted by cache-teacher itself: pass it there with --teacher, and --folds")
     folds = plan.assign(split) if plan is not None else None
     loss = HardLabels(split)
     num_views = 1 if transform == "none" else training.epochs

@@ -1,9 +1,12 @@
 """Data sources. ``load_split("torchvision:CIFAR10?root=data&split=test")`` gives a ``Split``."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from inspect import signature
 from urllib.parse import parse_qsl
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.datasets.digits import load_digits
 from pipeline.datasets.npz import load_npz
@@ -11,7 +14,7 @@ from pipeline.datasets.split import Split
 from pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from pipeline.spelling import unknown
 
-__all__ = ["SOURCES", "Source", "Split", "load_split", "with_split"]
+__all__ = ["SOURCES", "Source", "Split", "few_rows", "load_split", "take", "with_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,17 @@ SOURCES: dict[str, Source] = {
 
 
 def load_split(spec: str) -> Split:
-    """Loads the split that a data spec ``SOURCE[:NAME][?option=value&...]`` describes.
+    """Loads the split that a data spec ``SOURCE[:NAME][?option=value&...]`` describes; limit=n keeps n examples.
 
     Raises:
         ValueError: Unknown source, option or split, or data that is not there.
     """
     kind, name, options = _parse(spec)
+    limit = options.pop("limit", None)
+    if limit is not None:
+        if not limit.isdigit():
+            raise ValueError(f"data {spec!r}: limit is {limit!r}; expected a number of examples")
+        return take(load_split(_spell(kind, name, options)), int(limit))
     if kind not in SOURCES:
         raise ValueError(unknown("data source", kind, SOURCES))
     source = SOURCES[kind]
@@ -68,8 +76,38 @@ def load_split(spec: str) -> Split:
 def with_split(spec: str, split: str) -> str:
     """Another split of the same data: ``digits`` with "test" becomes ``digits?split=test``."""
     kind, name, options = _parse(spec)
-    query = "&".join(f"{option}={value}" for option, value in {**options, "split": split}.items())
-    return f"{kind}:{name}?{query}" if name else f"{kind}?{query}"
+    return _spell(kind, name, {**options, "split": split})
+
+
+def few_rows(num_examples: int, limit: int) -> npt.NDArray[np.int64]:
+    """``limit`` row numbers, evenly spread: data that is sorted by class keeps its classes.
+
+    Raises:
+        ValueError: A limit of less than one row.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; expected at least 1 example")
+    if limit >= num_examples:
+        return np.arange(num_examples)
+    return np.arange(limit) * num_examples // limit
+
+
+def take(split: Split, limit: int) -> Split:
+    """A few examples of a split, for trials; ``limit=n`` in a data spec gives the same ones."""
+    rows = few_rows(len(split), limit)
+    return replace(
+        split,
+        spec=f"{split.spec}{'&' if '?' in split.spec else '?'}limit={limit}",
+        samples=split.samples[rows],
+        labels=split.labels[rows],
+        groups=None if split.groups is None else split.groups[rows],
+    )
+
+
+def _spell(kind: str, name: str, options: Mapping[str, str]) -> str:
+    query = "&".join(f"{option}={value}" for option, value in options.items())
+    head = f"{kind}:{name}" if name else kind
+    return f"{head}?{query}" if query else head
 
 
 def _parse(spec: str) -> tuple[str, str, dict[str, str]]:

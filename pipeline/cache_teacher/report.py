@@ -1,0 +1,57 @@
+"""What a pass says while it runs: one bar for people, or one JSON object a line for machines."""
+
+import json
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.cache_teacher.run import Progress
+
+
+class Report:
+    """A progress bar with rows/s, time left and running accuracy; silent when stderr is no terminal.
+
+    Args:
+        total: Rows in all.
+        as_json: Print JSON lines instead: ``{"event": "progress", ...}``.
+        quiet: No bar (ranks other than 0).
+        say: Prints a line.
+    """
+
+    def __init__(self, total: int, *, as_json: bool, quiet: bool, say: Callable[[str], None]) -> None:
+        self.as_json, self.say = as_json, say
+        self.bar = tqdm(total=total, unit="row", unit_scale=True, disable=True if quiet or as_json else None)
+        self.started, self.answered = time.perf_counter(), 0
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Called after each block."""
+        self.answered += progress.rows
+        self.bar.update(progress.done - self.bar.n)
+        if progress.accuracy is not None:
+            self.bar.set_postfix(accuracy=f"{progress.accuracy:.4f}")
+        if self.as_json:
+            speed = self.answered / max(time.perf_counter() - self.started, 1e-9)
+            self.event(
+                "progress",
+                done=progress.done,
+                total=progress.total,
+                rows_per_second=round(speed, 1),
+                seconds_left=round((progress.total - progress.done) / speed, 1),
+                accuracy=progress.accuracy,
+            )
+
+    def event(self, name: str, **facts: Any) -> None:
+        """One JSON line, when JSON is wanted."""
+        if self.as_json:
+            self.say(json.dumps({"event": name, **facts}))

@@ -1,0 +1,55 @@
+"""What a pass will cost and keep, from a few batches and without writing anything.
+
+Shapes: N examples, V views.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache_teacher.answers import Answers
+from pipeline.cache_teacher.fidelity import bytes_estimate
+from pipeline.cache_teacher.run import Budget
+from pipeline.cache_teacher.sample import Sample
+from pipeline.encoding import Encoding
+
+TIMED_ROWS = 1024
+_WARM_ROWS = 64
+
+
+def try_out(
+    answers: Answers, encoding: Encoding | Budget, *, predictor_rows: int, temperatures: Sequence[float]
+) -> dict[str, Any]:
+    """Answers some rows and estimates the whole pass.
+
+    Args:
+        answers: Who answers.
+        encoding: What is kept of a row, or a budget that decides it.
+        predictor_rows: As for the pass, but at most ``TIMED_ROWS`` of them are answered here.
+        temperatures: Where fidelity is measured.
+
+    Returns:
+        ``rows_per_second`` and ``seconds`` of this process, ``bytes`` of the store (estimated before compression),
+        ``encoding``, ``fidelity`` and ``num_rows``.
+    """
+    num_rows = len(answers.split) * answers.views.num_views
+    chosen = np.sort(np.random.default_rng(0).permutation(len(answers.split))[:TIMED_ROWS])
+    answers(chosen[:_WARM_ROWS], 0)
+    started = time.perf_counter()
+    answers(chosen, 0)
+    rows_per_second = len(chosen) / (time.perf_counter() - started)
+    sample = Sample(answers, min(predictor_rows, TIMED_ROWS))
+    if isinstance(encoding, Budget):
+        encoding = sample.choose(encoding.kl, encoding.temperatures)
+    predictor = sample.fit_predictor(encoding)
+    answered_twice = len(sample.measured) + (min(predictor_rows, len(answers.split)) if predictor is not None else 0)
+    return {
+        "num_rows": num_rows,
+        "rows_per_second": rows_per_second,
+        "seconds": (num_rows + answered_twice) / rows_per_second,
+        "bytes": round(num_rows * bytes_estimate(encoding)),
+        "encoding": encoding.attributes(),
+        "fidelity": sample.measure(encoding, predictor, temperatures),
+    }

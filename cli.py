@@ -414,7 +414,7 @@ def inspect(
     """Show what a store holds: data, teachers, views, folds, encoding, fidelity, accuracy, versions."""
     from pipeline.describe import describe_store, format_description
 
-    description = describe_store(store)
+    description = describe_store(_here(store))
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 
@@ -426,6 +426,7 @@ def verify(
     """Check every byte of a store, and with --data that every row belongs to its example."""
     from stores import open_store, verify_store
 
+    store = _here(store)
     problems = verify_store(store)
     if len(problems) == 1 and problems[0].array is None:  # no store at all
         raise ValueError(problems[0].message)
@@ -441,6 +442,42 @@ def verify(
         check_data(opened, load_split(data))
     teachers = ", ".join(opened.teachers)
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs://, hf:// or http(s)://")],
+    target: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs:// or hf://")],
+    views: Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")] = "",
+    teacher: Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")] = "",
+    threads: Annotated[int, typer.Option(help="Files under way at a time")] = 16,
+) -> None:
+    """Copy a store, or some views and teachers of it; every checksum is compared, a stopped copy goes on."""
+    from tqdm import tqdm
+
+    from stores import copy_store
+    from stores.fetch import CopyProgress
+
+    with tqdm(unit="file", disable=None) as bar:
+
+        def report(progress: CopyProgress) -> None:
+            bar.total = progress.num_files
+            bar.set_postfix_str(f"{progress.num_bytes / 1e6:.1f} MB")
+            bar.update(progress.files - bar.n)
+
+        copied = copy_store(
+            source,
+            target,
+            num_views=_num_views(views),
+            teachers=_names("--teacher", teacher) if teacher else None,
+            num_threads=max(threads, 1),
+            report=report,
+        )
+    for name in copied.unfinished:
+        typer.echo(f"warning: teacher {name!r} is unfinished and stayed behind", err=True)
+    teachers = ", ".join(copied.teachers)
+    wrote = "already there" if copied.already_there else "wrote"
+    typer.echo(f"{wrote}: {target}: {copied.num_views} views, teachers: {teachers}")
 
 
 @app.command()
@@ -580,13 +617,31 @@ def _run_spec(options: Mapping[str, Any]) -> "RunSpec":
     texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail")
     return RunSpec(
         **{name: str(options[name]) for name in texts},
-        store=str(options["store"]),
+        store=str(_here(options["store"])),
         settings=settings,
         training=training,
         val_share=options["val_share"],
         preprocessing=_preprocessing(options["mean"], options["std"]),
         device=str(_device(options["device"], options["threads"])),
     )
+
+
+def _here(store: Path) -> Path:
+    """The store's folder on this machine; a store that is elsewhere is copied into the cache first."""
+    from stores import local_store
+
+    return local_store(store)
+
+
+def _num_views(views: str) -> int | None:
+    if not views:
+        return None
+    first, dash, last = views.partition("-")
+    if not first.isdecimal() or int(first) != 0 or (dash and not last.isdecimal()):
+        raise ValueError(
+            f"--views is {views!r}; expected 0 or 0-LAST: a view is replayed by its number, so a part starts with view 0"
+        )
+    return int(last or first) + 1
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:

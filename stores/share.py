@@ -21,7 +21,7 @@ from stores.files import make_folders, sync_folder, write_document, writing
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
 from stores.send import check_writable, send, write_zip
-from stores.sources import Source, is_url, open_source
+from stores.sources import Source, is_url, open_source, spelled
 
 NUM_THREADS = 16
 
@@ -59,12 +59,12 @@ def copy_store(
         StoreError: a place cannot be read or written, the source is damaged, or the target holds something else.
     """
     if is_url(target):
-        check_writable(str(target))
+        check_writable(spelled(target))
         with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
             folder = Path(scratch) / "store"
             with open_source(source) as origin:
                 copied = _fetch(origin, folder, num_views, teachers, num_threads, report)
-            send(folder, str(target), num_threads=num_threads)
+            send(folder, spelled(target), num_threads=num_threads)
             return copied
     path = Path(target)
     with open_source(source) as origin, _building(path) as folder:

@@ -30,6 +30,7 @@ PROTOCOLS = (*EXTRAS, "memory")
 _PIECE = 1 << 20
 _TIMEOUT = 60
 _MAX_LISTING = 1 << 20
+_COLLAPSED = re.compile(r"^(https?|s3|gs|gcs|hf|memory):/(?=[^/])")
 _HREF = re.compile(r'href="(?:\./)?([^"/?#]{1,100})/"')
 
 
@@ -47,15 +48,21 @@ class Source(Protocol):
         ...
 
 
+def spelled(place: str | Path) -> str:
+    """A place as text; a URL that went through `Path` gets its second slash back."""
+    text = str(place)
+    return _COLLAPSED.sub(r"\1://", text) if isinstance(place, Path) else text
+
+
 def is_url(place: str | Path) -> bool:
     """Whether a place is spelled as a URL."""
-    return "://" in str(place)
+    return "://" in spelled(place)
 
 
 @contextlib.contextmanager
 def open_source(place: str | Path) -> Iterator[Source]:
     """The source behind a path or URL, a folder or a single .zip file."""
-    text = str(place).rstrip("/")
+    text = spelled(place).rstrip("/")
     source: Source
     if not is_url(text):
         if text.endswith(".zip"):

@@ -29,6 +29,7 @@ OPTIONS = {
     "compare": "plot html baseline",
     "inspect": "json",
     "verify": "data",
+    "copy": "views teacher threads",
     "decode": "out teacher view temperature tail rows",
     "losses": "",
     "models": "",

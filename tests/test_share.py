@@ -244,6 +244,7 @@ def test_a_store_elsewhere_is_opened_through_a_cache(store: Path, tmp_path: Path
     assert here.stat().st_mtime_ns == stamp
     copy_store(store, tmp_path / "c.zarr.zip")
     assert local_store(tmp_path / "c.zarr.zip", tmp_path / "cache") == here
+    assert local_store(Path(bucket), tmp_path / "cache") == here  # as a command line gives it
     assert local_store(bucket, tmp_path / "cache", num_views=1) != here
 
 

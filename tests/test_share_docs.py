@@ -1,0 +1,40 @@
+"""The commands of the pages on sharing run as they stand."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "sharing.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    found = re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.DOTALL)
+    return [line for block in found for line in re.sub(r"\\\n\s*", " ", block).replace("$ ", "").splitlines()]
+
+
+def test_the_page_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands of the bash blocks, in order, in one empty folder and in this process."""
+    monkeypatch.chdir(tmp_path)
+    commands = [line for line in blocks("bash") if line.startswith("cli ")]
+    assert len(commands) > 4
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        assert not exited.value.code, command
+
+
+@pytest.mark.parametrize("line", [line for line in blocks("console") if line.startswith("cli ")])
+def test_the_other_commands_are_spelled_right(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    known = {option for parameter in group.commands[name].params for option in parameter.opts}
+    assert {argument for argument in arguments if argument.startswith("--")} <= known

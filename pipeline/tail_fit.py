@@ -24,6 +24,7 @@ DENSE_CLASSES = 4096
 MAX_BASIS = 1024
 KEPT_BYTES = 2**28
 BASIS_ROWS = 20_000
+MATRIX_GRID = 2.0**10  # entries are multiples of 2^-10: half the bytes after compression
 TEMPERATURES = (1.0, 2.0, 4.0)
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the mean diagonal of the equations
 _USEFUL = 0.97  # of the uniform tail's KL; above it a predictor is dropped
@@ -146,7 +147,7 @@ class TailFit:
             candidates = [(gauge, maps) for maps in fit_low_rank(train, self.top_k, gauge)]
         for gauge, (matrix, factor, bias) in candidates:
             predictor = TailPredictor(
-                matrix_FCD=matrix[None],
+                matrix_FCD=(matrix[None] * MATRIX_GRID).round() / MATRIX_GRID,
                 bias_FC=bias[None],
                 factor_FDC=None if factor is None else factor[None],
                 gauge=gauge,

@@ -152,7 +152,8 @@ class TailPredictor:
         weight[:, :top_k] = feature_BK
         weight[:, top_k] = 1
         shape_BC = embedding_bag(row, self._table, per_sample_weights=weight, mode="sum")
-        return shape_BC.float() if shift_B is None else shape_BC + shift_B[:, None]
+        shape_BC = shape_BC.float()
+        return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])
 
     def _low_rank(
         self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None

@@ -1,0 +1,281 @@
+"""Several stores as one, and some rows of a store as another: rows are matched by content key, never by position.
+
+Shapes: N examples of the result, M of a source.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stores.create import create_store, first_difference
+from stores.documents import raw_sha256
+from stores.files import sync_folder, writing
+from stores.match import match_rows, merged_examples, merged_probes, pick
+from stores.reader import Store, open_store
+from stores.schema import RowArray, StoreError, check_name
+from stores.share import building, with_lineage
+from stores.teacher import Teacher
+from stores.writer import TeacherWriter
+
+Describe = Callable[[Mapping[str, Any], Mapping[str, Any], np.ndarray, np.ndarray], Mapping[str, Any]]
+"""(dataset, views, keys, labels) -> the dataset attributes of these examples; ValueError when views forbid it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of a source for a teacher of the result: `rows` [N], -1 where the source has none."""
+
+    teacher: Teacher
+    rows: np.ndarray
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What a merge made: names of the teachers, number of examples, and how many of them each teacher serves."""
+
+    num_examples: int
+    served: dict[str, int]
+
+
+def merge_stores(
+    paths: Sequence[str | Path], out: str | Path, *, describe: Describe, names: Sequence[str] = ()
+) -> Merged:
+    """Put the teachers of several stores of the same views into one.
+
+    The examples are those of the first store in its order, then those that only later stores have. A teacher serves
+    the examples of its own store; where that is not all of them its rows have a mask. Teachers of one name must be
+    the same teacher, and their rows are put together.
+
+    Args:
+        paths: Two or more stores.
+        out: The store to write.
+        describe: Describes a set of examples that is not the first store's.
+        names: New names for all teachers, store by store; empty keeps them.
+
+    Raises:
+        StoreError: they differ in views, classes, labels or folds, or names collide.
+    """
+    stores = [open_store(path) for path in paths]
+    if len(stores) < 2:
+        raise StoreError(f"a merge needs two stores or more, found {len(stores)}; name them all")
+    for store in stores[1:]:
+        check_alike(stores[0], store)
+    keys, labels, rows = merged_examples(stores)
+    first = stores[0]
+    same = all((found >= 0).all() for found in rows)
+    dataset = first.dataset if len(keys) == first.num_examples else describe(first.dataset, first.views, keys, labels)
+    teachers = _named(stores, rows, names)
+    if not same:
+        _check_folds_of_parts([part for parts in teachers.values() for part in parts])
+    licences = dict.fromkeys(str(store.attributes["license"]) for store in stores if "license" in store.attributes)
+    attributes = _own(first)
+    if licences:
+        attributes["license"] = " AND ".join(licences)
+    step = {"operation": "merge", "stores": [_origin(store) for store in stores]}
+    arrays = {name: pick(stores, rows, name) for name in ("folds", "groups")}
+    _write(
+        Path(out),
+        {"dataset": dataset, "views": first.views, "keys": keys, "labels": labels, **arrays},
+        merged_probes(stores, rows),
+        with_lineage(attributes, step),
+        teachers,
+    )
+    return Merged(num_examples=len(keys), served={name: _served(parts) for name, parts in teachers.items()})
+
+
+def subset_store(
+    path: str | Path, out: str | Path, rows: np.ndarray, *, describe: Describe, teachers: Sequence[str] | None = None
+) -> Merged:
+    """Write some rows of a store, in the order given, as a store.
+
+    Args:
+        path: The store.
+        out: The store to write.
+        rows: Row numbers, each at most once.
+        describe: Describes these examples.
+        teachers: Only these; all finished ones when left out.
+    """
+    store = open_store(path)
+    if not len(rows) or len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= store.num_examples:
+        raise StoreError(
+            f"expected distinct rows, 0 to {store.num_examples - 1}, at least one; found {len(rows)}; choose others"
+        )
+    keys, labels = store.keys[rows], store.labels[rows]
+    names = store.teachers if teachers is None else tuple(teachers)
+    chosen = {name: [Part(teacher=store.teacher(name), rows=rows, digest=_digest(store))] for name in names}
+    step = {"operation": "subset", **_origin(store), "rows_sha256": raw_sha256(rows.astype("<i8"))}
+    arrays = {name: pick([store], [rows], name) for name in ("folds", "groups")}
+    _write(
+        Path(out),
+        {
+            "dataset": describe(store.dataset, store.views, keys, labels),
+            "views": store.views,
+            "keys": keys,
+            "labels": labels,
+            **arrays,
+        },
+        merged_probes([store], [rows]),
+        with_lineage(_own(store), step),
+        chosen,
+    )
+    return Merged(num_examples=len(rows), served={name: _served(parts) for name, parts in chosen.items()})
+
+
+def rows_of(store: Store, keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The store's row of each of these examples, [N]; StoreError when it lacks one."""
+    rows = match_rows(keys, labels, None, store)
+    if (rows < 0).any():
+        raise StoreError(
+            f"{store.path} lacks {int((rows < 0).sum())} of the {len(keys)} examples; choose data that it was made of"
+        )
+    return rows
+
+
+def check_alike(first: Store, other: Store) -> None:
+    """Raise StoreError unless two stores answer about the same views of examples of the same classes."""
+    parts = {
+        "dataset.num_classes": (first.num_classes, other.num_classes),
+        "dataset.class_names": (first.dataset.get("class_names"), other.dataset.get("class_names")),
+        **{
+            f"views.{key}": (first.views.get(key), other.views.get(key))
+            for key in sorted({*first.views, *other.views} - {"versions"})
+        },
+    }
+    for what, (has, wants) in parts.items():
+        difference = first_difference(what, has, wants)
+        if difference:
+            said = difference.replace("in the store", f"in {first.path}").replace("here", f"in {other.path}")
+            advice = "cut the longer with copy --views" if what == "views.num_views" else "they cannot be merged"
+            raise StoreError(f"{said}; {advice}")
+
+
+def _named(stores: Sequence[Store], rows: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, list[Part]]:
+    """Parts of every teacher of the result, by its name."""
+    pairs = [(store, found, name) for store, found in zip(stores, rows, strict=True) for name in store.teachers]
+    if names and len(names) != len(pairs):
+        had = ", ".join(name for _, _, name in pairs)
+        raise StoreError(f"the stores have {len(pairs)} teachers ({had}), found {len(names)} new names; name each")
+    teachers: dict[str, list[Part]] = {}
+    for (store, found, old), name in zip(pairs, names or [name for _, _, name in pairs], strict=True):
+        part = Part(teacher=store.teacher(old), rows=found, digest=_digest(store))
+        for other in teachers.setdefault(check_name(name, "teacher"), []):
+            _check_same_teacher(name, other.teacher, part.teacher)
+        teachers[name].append(part)
+    return teachers
+
+
+def _check_same_teacher(name: str, first: Teacher, other: Teacher) -> None:
+    constants = [{key: raw_sha256(array) for key, array in t.constants().items()} for t in (first, other)]
+    parts: dict[str, tuple[object, object]] = {
+        "identity": (first.identity, other.identity),
+        "encoding": (first.encoding, other.encoding),
+        "folds": (first.folds, other.folds),
+        "constants": (constants[0], constants[1]),
+    }
+    for what, (has, wants) in parts.items():
+        if first_difference(what, has, wants):
+            raise StoreError(
+                f"two stores have a teacher {name!r} and they are not the same (other {what}); name each teacher anew"
+                " with --names"
+            )
+
+
+def _check_folds_of_parts(parts: Sequence[Part]) -> None:
+    counts = {part.teacher.folds["num_folds"] if part.teacher.folds else 0 for part in parts}
+    if len(counts) > 1:
+        raise StoreError(
+            f"stores of different examples must be cross-fitted alike, found {sorted(counts)} folds; merge only those"
+            " of one kind"
+        )
+
+
+def _write(
+    out: Path,
+    examples: dict[str, Any],
+    probes: Mapping[str, np.ndarray],
+    attributes: dict[str, Any],
+    teachers: Mapping[str, Sequence[Part]],
+) -> None:
+    """Build a store beside its place; what an interrupted run has written of the same one is kept."""
+    with building(out) as folder:
+        if out.exists() or out.is_symlink():
+            raise StoreError(f"{out} is there; remove it or choose another path")
+        try:
+            create_store(folder, **examples, probes=probes, attributes=attributes)
+        except StoreError:
+            shutil.rmtree(folder)
+            create_store(folder, **examples, probes=probes, attributes=attributes)
+        for name, parts in teachers.items():
+            _write_teacher(folder, name, parts, examples["views"]["num_views"])
+        with writing(str(out)):
+            folder.replace(out)
+            sync_folder(out.absolute().parent)
+
+
+def _write_teacher(folder: Path, name: str, parts: Sequence[Part], num_views: int) -> None:
+    first = parts[0].teacher
+    served = np.any([part.rows >= 0 for part in parts], axis=0)
+    arrays = dict(first.row_arrays)
+    if not served.all():
+        arrays["mask"] = RowArray(dtype="bool")
+    writer = TeacherWriter(
+        folder,
+        name,
+        identity=first.identity,
+        encoding=first.encoding,
+        arrays=arrays,
+        folds=first.folds,
+        constants=first.constants(),
+    )
+    for view in range(num_views):
+        cells = [cell for cell in writer.pending() if cell.view == view]
+        if not cells:
+            continue
+        slab = _gathered(parts, view, arrays, len(served))
+        for cell in cells:
+            writer.write(cell, {key: values[writer.rows(cell.block)] for key, values in slab.items()})
+    summary = first.summary
+    if len(parts) > 1 or len(served) != first.num_examples:
+        summary = {**summary, "measured_on": parts[0].digest}
+    writer.finish(fidelity=first.fidelity, summary=summary)
+
+
+def _gathered(parts: Sequence[Part], view: int, arrays: Mapping[str, RowArray], num_rows: int) -> dict[str, np.ndarray]:
+    """All rows of a view; a row that no part serves holds a copy of one that is served, behind the mask."""
+    slab: dict[str, np.ndarray] = {}
+    for part in reversed(parts):  # the first that has a row wins
+        here = part.rows >= 0
+        for name in (key for key in arrays if key != "mask"):
+            values = part.teacher.slab(view, [name])[name]
+            if name not in slab:
+                slab[name] = values[np.where(here, part.rows, part.rows.max(initial=0))]
+            else:
+                slab[name][here] = values[part.rows[here]]
+        if "mask" in arrays:
+            own = part.teacher.slab(view, ["mask"])["mask"] if "mask" in part.teacher.arrays else None
+            mask = slab.setdefault("mask", np.zeros(num_rows, dtype=np.bool_))
+            mask[here] = True if own is None else own[part.rows[here]]
+    return slab
+
+
+def _own(store: Store) -> dict[str, Any]:
+    """What a store says of itself beyond the format."""
+    reserved = {"format", "version", "dataset", "views", "created", "documents", "digest"}
+    return {key: value for key, value in store.attributes.items() if key not in reserved}
+
+
+def _digest(store: Store) -> str:
+    return str(store.attributes["digest"])
+
+
+def _origin(store: Store) -> dict[str, Any]:
+    return {"digest": _digest(store), "num_examples": store.num_examples, "teachers": list(store.teachers)}
+
+
+def _served(parts: Sequence[Part]) -> int:
+    return int(np.any([part.rows >= 0 for part in parts], axis=0).sum())

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -179,8 +180,10 @@ def _events(waiting: list[Planned], jobs: int, threads: int) -> Iterator[Event]:
                 yield event
     finally:
         for worker in workers:
-            worker.connection.close()
-            worker.process.terminate()
+            worker.connection.close()  # an idle worker ends by itself
+            if worker.run is not None:
+                worker.process.terminate()
+        for worker in workers:
             worker.process.join()
 
 
@@ -206,6 +209,7 @@ def _work(connection: Connection, threads: int) -> None:
     import torch
 
     signals.signal(signals.SIGINT, signals.SIG_IGN)  # the parent ends us; the last whole epoch is kept
+    signals.signal(signals.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     read: dict[tuple[str, str, str], Inputs] = {}

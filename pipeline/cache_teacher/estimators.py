@@ -131,6 +131,8 @@ class EstimatorAnswers:
         if self._on_fit is not None:
             self._on_fit(fold)
         labelled = self.split.labels >= 0
+        if self.split.readable is not None:
+            labelled &= self.split.readable
         rows = np.flatnonzero(labelled if self.folds is None else labelled & (self.folds != fold))
         if not len(rows):
             raise ValueError(f"{self.split.spec}: no labelled rows to fit {self.spec} on; give labels")

@@ -24,11 +24,12 @@ from pipeline.encoding import Encoding, encode
 from pipeline.tail_predictor import TailPredictor
 from pipeline.versions import library_versions
 from pipeline.views import probe
-from stores import Cell, StoreError, Teacher, TeacherWriter, create_store, open_store
+from stores import Cell, RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
 
 PREDICTOR_ROWS = 20_000
 SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher
 _POLL_SECONDS = 0.5
+MASK = {"mask": RowArray(dtype="bool")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _open(
             name,
             identity=answers.identity(),
             encoding=encoding.attributes(),
-            arrays=encoding.row_arrays(),
+            arrays={**encoding.row_arrays(), **({} if answers.split.readable is None else MASK)},
             folds=answers.fold_attributes,
             constants=predictor.constants() if predictor is not None else None,
             block_rows=block_rows,
@@ -219,10 +220,14 @@ def _write(
 
     def keep(cell: Cell, rows: npt.NDArray[np.int64], logits_BC: Tensor) -> tuple[int, int]:
         labels_B = torch.from_numpy(answers.split.labels[rows])
-        folds_B = folds_of(answers, rows)
-        writer.write(cell, encode(logits_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B))
-        correct_B = logits_BC.argmax(dim=1).cpu() == labels_B
-        return int(correct_B.sum()), int((labels_B >= 0).sum())
+        arrays = encode(logits_BC, labels_B, encoding, predictor=predictor, folds_B=folds_of(answers, rows))
+        counted_B = labels_B >= 0
+        if answers.split.readable is not None:  # blank examples keep their place, and stage two leaves them out
+            arrays["mask"] = answers.split.readable[rows]
+            counted_B &= torch.from_numpy(arrays["mask"])
+        writer.write(cell, arrays)
+        correct_B = counted_B & (logits_BC.argmax(dim=1).cpu() == labels_B)
+        return int(correct_B.sum()), int(counted_B.sum())
 
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
         behind: list[tuple[Future[tuple[int, int]], int]] = []

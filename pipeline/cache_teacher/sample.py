@@ -34,6 +34,8 @@ class Sample:
     def __init__(self, answers: Answers, predictor_rows: int) -> None:
         self.answers = answers
         order = np.random.default_rng(answers.views.seed).permutation(len(answers.split))
+        if answers.split.readable is not None:
+            order = order[answers.split.readable[order]]
         num_measured = min(FIDELITY_ROWS, max(256, len(order) // 50), max(1, len(order) // 4))
         self.measured = np.sort(order[:num_measured])
         self.fitted = np.sort(order[num_measured : num_measured + predictor_rows])

@@ -99,6 +99,9 @@ class _Answered:
                 rows = slice(start, min(start + teacher.block_rows, store.num_examples))
                 arrays = {key: torch.from_numpy(value) for key, value in teacher.block(view, block).items()}
                 labels = torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
+                mask = arrays.pop("mask", None)
+                if mask is not None:
+                    self.labelled[rows] &= mask.numpy()
                 # the best class and its probability do not depend on how the tail is shaped
                 best = decode(arrays, labels, encoding, tail="uniform").log_softmax(dim=-1).max(dim=-1)
                 self.confidence[view, rows] = best.values.exp().numpy()

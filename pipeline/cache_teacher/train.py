@@ -25,11 +25,11 @@ OnEpoch = Callable[[int, EpochRecord], None]
 
 
 class HardLabels(BatchLoss):
-    """Cross-entropy with the dataset's labels."""
+    """Cross-entropy with the dataset's labels, for rows that have one."""
 
     def __init__(self, split: Split) -> None:
-        if (split.labels < 0).any():
-            raise ValueError(f"{split.spec}: {(split.labels < 0).sum()} unlabelled rows; a teacher needs every label")
+        if (split.labels < 0).all():
+            raise ValueError(f"{split.spec}: every row is unlabelled; a teacher needs labels")
         self.labels = torch.from_numpy(split.labels)
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def train_teachers(
     """Trains and saves one teacher, or one for each fold of the plan.
 
     Args:
-        split: Training examples, all labelled.
+        split: Training examples; those without a label, and those that cannot be read, are left out.
         architecture: A name of the model table.
         training: Settings; the teacher of fold b is initialised and shuffled with seed ``training.seed + b``.
         out: Folder for ``teacher.safetensors`` or ``fold0.safetensors``, ``fold1.safetensors``, ...
@@ -78,9 +78,11 @@ def train_teachers(
     if existing:
         raise ValueError(f"{existing[0]} exists already; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
+    usable = split.labels >= 0 if split.readable is None else (split.labels >= 0) & split.readable
     paths = []
     for fold in range(plan.num_folds if plan is not None else 1):
-        rows = None if folds is None else np.flatnonzero(folds != fold)
+        chosen = usable if folds is None else usable & (folds != fold)
+        rows = None if chosen.all() else np.flatnonzero(chosen)
         torch.manual_seed(training.seed + fold)
         model = build_model(architecture, split)
         scaling = preprocessing or own_preprocessing(architecture) or fit_preprocessing(split, rows)

@@ -9,10 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets.digits import load_digits
+from pipeline.datasets.hf import load_hf
+from pipeline.datasets.image_folder import load_image_folder
 from pipeline.datasets.npz import load_npz
+from pipeline.datasets.own import load_own
 from pipeline.datasets.split import Split
+from pipeline.datasets.tables import load_csv, load_parquet
 from pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from pipeline.spelling import unknown
+from pipeline.user_code import is_file_factory
 
 __all__ = ["SOURCES", "Source", "Split", "few_rows", "load_split", "take", "with_split"]
 
@@ -44,7 +49,31 @@ SOURCES: dict[str, Source] = {
         load=load_npz,
         takes_name=True,
         example="npz:FILE?split=train",
-        about="arrays x and y (and x_test, y_test): uint8 images or a numeric table",
+        about="arrays x and y (and x_test, y_test, group): uint8 images or a numeric table",
+    ),
+    "csv": Source(
+        load=load_csv,
+        takes_name=True,
+        example="csv:FILE?label=COLUMN&test=FILE",
+        about="a table; also test_share=0.2, drop=A,B, group=COLUMN, header=0, skip=1",
+    ),
+    "parquet": Source(
+        load=load_parquet,
+        takes_name=True,
+        example="parquet:FILE?label=COLUMN&test=FILE",
+        about="likewise; needs logitbank[tables]",
+    ),
+    "imagefolder": Source(
+        load=load_image_folder,
+        takes_name=True,
+        example="imagefolder:DIR?split=train&size=224",
+        about="DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg, decoded when read; on_error=skip masks broken files",
+    ),
+    "hf": Source(
+        load=load_hf,
+        takes_name=True,
+        example="hf:NAME?split=train&image=image&label=label",
+        about="a dataset of the Hugging Face hub; needs logitbank[hf]",
     ),
 }
 
@@ -61,8 +90,11 @@ def load_split(spec: str) -> Split:
         if not limit.isdigit():
             raise ValueError(f"data {spec!r}: limit is {limit!r}; expected a number of examples")
         return take(load_split(_spell(kind, name, options)), int(limit))
+    own = f"{kind}:{name}"
+    if is_file_factory(own):
+        return load_own(own, options)
     if kind not in SOURCES:
-        raise ValueError(unknown("data source", kind, SOURCES))
+        raise ValueError(unknown("data source", kind, [*SOURCES, "file.py:factory"]))
     source = SOURCES[kind]
     if source.takes_name != bool(name):
         raise ValueError(f"data {spec!r} is not of the form {source.example!r}")
@@ -98,9 +130,10 @@ def take(split: Split, limit: int) -> Split:
     return replace(
         split,
         spec=f"{split.spec}{'&' if '?' in split.spec else '?'}limit={limit}",
-        samples=split.samples[rows],
+        samples=getattr(split.samples, "subset", split.samples.__getitem__)(rows),
         labels=split.labels[rows],
         groups=None if split.groups is None else split.groups[rows],
+        readable=None if split.readable is None else split.readable[rows],
     )
 
 

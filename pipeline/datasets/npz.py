@@ -12,7 +12,8 @@ def load_npz(path: str, *, split: str = "train", classes: str = "") -> Split:
     """Images (uint8 [N, H, W] or [N, H, W, C]) or table rows ([N, D], read as float32) from a .npz file.
 
     Args:
-        path: The file. Arrays ``x`` and ``y`` are the training split; ``x_test`` and ``y_test`` the test split.
+        path: The file. Arrays ``x`` and ``y`` are the training split; ``x_test`` and ``y_test`` the test split. A label
+            of -1 marks an unlabelled row. Integers ``group`` (``group_test``) [N] name rows that share a fold.
         split: "train" or "test".
         classes: Number of classes; the default is the largest label of the whole file plus one.
 
@@ -31,6 +32,7 @@ def load_npz(path: str, *, split: str = "train", classes: str = "") -> Split:
             if missing:
                 raise ValueError(f"{spec}: array {missing[0]!r} is missing; found {', '.join(file.files) or 'none'}")
             samples, labels = file[f"x{suffix}"], file[f"y{suffix}"]
+            groups = file.get(f"group{suffix}")
             largest = max(
                 (int(file[name].max()) for name in ("y", "y_test") if name in file and file[name].size),
                 default=0,
@@ -39,6 +41,8 @@ def load_npz(path: str, *, split: str = "train", classes: str = "") -> Split:
         raise ValueError(f"{spec}: not a readable .npz file ({error})") from error
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise ValueError(f"{spec}: labels are {labels.dtype} {labels.shape}; expected integers [N]")
+    if groups is not None and (groups.shape != labels.shape or not np.issubdtype(groups.dtype, np.integer)):
+        raise ValueError(f"{spec}: group is {groups.dtype} {groups.shape}; expected integers [{len(labels)}]")
     return Split(
         name=Path(path).stem,
         split=split,
@@ -46,6 +50,7 @@ def load_npz(path: str, *, split: str = "train", classes: str = "") -> Split:
         samples=_as_samples(samples, spec),
         labels=labels.astype(np.int64),
         num_classes=int(classes) if classes else largest + 1,
+        groups=None if groups is None else groups.astype(np.uint64),
     )
 
 

@@ -48,17 +48,19 @@ def set_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split of a dataset, in memory.
+    """One split of a dataset.
 
     Attributes:
         name: Dataset name, such as "CIFAR10".
         split: "train" or "test".
         spec: The text that loads it again, such as "digits?split=train".
-        samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D].
+        samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D]; an array, or what reads like one
+            (``ImageFiles``: indexing, ``shape``, ``ndim``, ``dtype``, and ``content_keys`` of its own).
         labels: int64 [N]; -1 marks an unlabelled example.
         num_classes: Number of classes C.
         class_names: Names in label order, or empty.
         groups: uint64 [N], examples that belong together (one patient, one problem), or None.
+        readable: bool [N], False where an example could not be read and is blank; None: all are. A store masks them.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Split:
     num_classes: int
     class_names: tuple[str, ...] = field(default=())
     groups: npt.NDArray[np.uint64] | None = None
+    readable: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if len(self.samples) != len(self.labels):
@@ -98,7 +101,8 @@ class Split:
 
     @cached_property
     def keys(self) -> npt.NDArray[np.uint64]:
-        return content_keys(self.samples)
+        own = getattr(self.samples, "content_keys", None)
+        return content_keys(self.samples) if own is None else own()
 
     @cached_property
     def rows_by_key(self) -> npt.NDArray[np.int64]:

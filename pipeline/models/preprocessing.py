@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pipeline.datasets import Split
 
+_SAMPLED, _DECODED_AT_ONCE = 5000, 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -71,14 +73,33 @@ class Preprocessing:
 def fit_preprocessing(split: Split, rows: npt.NDArray[np.integer] | None = None) -> Preprocessing:
     """Mean and standard deviation of each channel or column, over the given rows (default: all) in float64.
 
-    A constant column gets standard deviation 1.
+    A constant column gets standard deviation 1. Images that have to be decoded are sampled.
     """
-    samples = split.samples if rows is None else split.samples[rows]
-    axes = tuple(range(samples.ndim - 1))
-    scale = 255.0 if split.is_image else 1.0
-    mean = samples.mean(axis=axes, dtype=np.float64) / scale
-    std = samples.std(axis=axes, dtype=np.float64) / scale
+    whole: Any = split.samples
+    if not isinstance(whole, np.ndarray):
+        mean, std = _streamed_moments(split, np.arange(len(split)) if rows is None else rows)
+    else:
+        samples = whole if rows is None else whole[rows]
+        axes = tuple(range(samples.ndim - 1))
+        scale = 255.0 if split.is_image else 1.0
+        mean = samples.mean(axis=axes, dtype=np.float64) / scale
+        std = samples.std(axis=axes, dtype=np.float64) / scale
     return Preprocessing(
         mean=tuple(round(float(value), 6) for value in mean),
         std=tuple(round(float(value), 6) if value > 1e-6 else 1.0 for value in std),
     )
+
+
+def _streamed_moments(
+    split: Split, rows: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and deviation of at most ``_SAMPLED`` images that have to be decoded first, evenly spread."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED)).astype(np.int64)]
+    count, total, squares = 0, np.zeros(split.input_shape[-1]), np.zeros(split.input_shape[-1])
+    for start in range(0, len(chosen), _DECODED_AT_ONCE):
+        pixels = split.samples[chosen[start : start + _DECODED_AT_ONCE]].astype(np.float64) / 255
+        count += pixels[..., 0].size
+        total += pixels.sum(axis=(0, 1, 2))
+        squares += (pixels**2).sum(axis=(0, 1, 2))
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))

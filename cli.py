@@ -481,6 +481,87 @@ def copy(
 
 
 @app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Two stores or more, of the same views")],
+    out: Annotated[Path, typer.Option(help="The store to write")],
+    names: Annotated[str, typer.Option(help="New names of all teachers, store by store, with commas between")] = "",
+) -> None:
+    """Put the teachers of several stores into one; rows are matched by content key, never by position."""
+    from pipeline.exchange import describe_examples
+    from stores.merge import merge_stores
+
+    paths = [_here(store) for store in stores]
+    merged = merge_stores(paths, out, describe=describe_examples, names=_names("--names", names) if names else ())
+    served = ", ".join(f"{name} ({rows} rows)" for name, rows in merged.served.items())
+    typer.echo(f"wrote {out}: {merged.num_examples} examples, teachers: {served}")
+
+
+@app.command()
+def subset(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="The store to write")],
+    rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b")] = "",
+    data: Annotated[str, typer.Option(help="Instead of --rows: the examples of this data, in its order")] = "",
+    teacher: Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")] = "",
+) -> None:
+    """Write some rows of a store as a store; for whole views and teachers, copy is faster."""
+    import numpy as np
+
+    from pipeline.exchange import describe_examples
+    from stores import open_store
+    from stores.merge import rows_of, subset_store
+
+    if bool(rows) == bool(data):
+        raise ValueError("expected one of --rows and --data; pass --rows a:b, or --data for the examples of a set")
+    path = _here(store)
+    if data:
+        from pipeline.datasets import load_split
+
+        split = load_split(data)
+        chosen = rows_of(open_store(path), split.keys, split.labels)
+    else:
+        chosen = np.arange(open_store(path).num_examples)[_row_slice(rows)]
+    names = _names("--teacher", teacher) if teacher else None
+    subset_store(path, out, chosen, describe=describe_examples, teachers=names)
+    typer.echo(f"wrote {out}: {len(chosen)} rows")
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A store")],
+    second: Annotated[Path, typer.Argument(help="Another, or the same")],
+    teachers: Annotated[str, typer.Option(help="a,b: one of each; empty: the only ones")] = "",
+    view: Annotated[int, typer.Option(help="Which view, of both")] = 0,
+    temperature: Annotated[float, typer.Option(help="T of the KL divergence")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+) -> None:
+    """Compare two teachers over the examples that both answer: identity, agreement, KL, by class."""
+    from pipeline.diff import diff_teachers, format_diff
+    from stores import open_store
+
+    chosen: list[str | None] = [*_names("--teachers", teachers)] if teachers else [None, None]
+    if len(chosen) != 2:
+        raise ValueError(f"--teachers is {teachers!r}; expected two names, such as a,b")
+    opened = [open_store(_here(path)) for path in (first, second)]
+    found = diff_teachers((opened[0], chosen[0]), (opened[1], chosen[1]), view=view, temperature=temperature)
+    typer.echo(json.dumps(found, indent=2) if as_json else format_diff(found))
+
+
+@app.command()
+def card(
+    store: Store,
+    out: Annotated[str, typer.Option(help="The file to write, such as README.md; empty: print it")] = "",
+) -> None:
+    """Write a store's card: Markdown that says what it is, who answered, how well, and how to use it."""
+    from pipeline.card import store_card
+
+    text = store_card(_here(store))
+    if out:
+        Path(out).write_text(text)
+    typer.echo(f"wrote {out}" if out else text)
+
+
+@app.command()
 def decode(
     store: Store,
     out: Annotated[Path, typer.Option(help="The .npy file to write")],
@@ -639,9 +720,16 @@ def _num_views(views: str) -> int | None:
     first, dash, last = views.partition("-")
     if not first.isdecimal() or int(first) != 0 or (dash and not last.isdecimal()):
         raise ValueError(
-            f"--views is {views!r}; expected 0 or 0-LAST: a view is replayed by its number, so a part starts with view 0"
+            f"--views is {views!r}; expected 0 or 0-LAST: views are replayed by number, so a part starts with view 0"
         )
     return int(last or first) + 1
+
+
+def _row_slice(text: str) -> slice:
+    first, colon, last = text.partition(":")
+    if not colon or not all(part.isdecimal() or not part for part in (first, last)):
+        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100")
+    return slice(int(first) if first else None, int(last) if last else None)
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:

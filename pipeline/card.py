@@ -1,0 +1,152 @@
+"""The card of a store: Markdown that says what it is, who answered, how, how well, and how to use it.
+
+With its front matter it serves as the README of a dataset on a hub. Everything in it is read from the store; text
+that a stranger wrote is quoted, never interpreted.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline.describe import describe_encoding, describe_store
+from pipeline.encoding import Encoding
+from stores import open_store
+
+
+def store_card(path: Path) -> str:
+    """Markdown about a finished store."""
+    said = describe_store(path)
+    attributes = open_store(path).attributes
+    name = path.resolve().name
+    licence = str(attributes.get("license", ""))
+    sections = [
+        _front_matter(said, licence),
+        f"# {_text(name)}",
+        *([_text(attributes["description"])] if attributes.get("description") else []),
+        "Answers of teachers for knowledge distillation, so that students can be trained without running the teachers:"
+        f" {_teachers(said)} to {said['num_views']} view(s) of each of {said['num_examples']:,} examples of"
+        f" {_text(said['dataset'].get('name'))} {_text(said['dataset'].get('split'))}, {said['num_classes']} classes."
+        " No images and no weights are in it.",
+        "## Data\n\n" + _table(_data_rows(said, licence)),
+        *(_teacher_section(name, teacher) for name, teacher in said["teachers"].items()),
+        *([_lineage(attributes["lineage"])] if attributes.get("lineage") else []),
+        _usage(name, said),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(said: dict[str, Any], licence: str) -> str:
+    plain = licence.lower() if re.fullmatch(r"[A-Za-z0-9.+-]+", licence) else "other"
+    lines = ["---", "tags:", "- knowledge-distillation", "- teacher-logits"]
+    lines += [f"license: {plain}"] if licence else []
+    size = said["num_examples"]
+    for limit, text in ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")):
+        if size < limit:
+            return "\n".join([*lines, "size_categories:", f"- {text}", "---"])
+    return "\n".join([*lines, "size_categories:", "- n>1M", "---"])
+
+
+def _data_rows(said: dict[str, Any], licence: str) -> list[tuple[str, str]]:
+    dataset, views = said["dataset"], said["views"]
+    versions = ", ".join(f"{name} {version}" for name, version in views.get("versions", {}).items())
+    return [
+        ("dataset", f"{dataset.get('name')}, {dataset.get('split')}"),
+        ("examples", f"{said['num_examples']:,}"),
+        ("fingerprint (keys, labels, order)", str(dataset.get("fingerprint"))),
+        ("views", f"{said['num_views']}, {views.get('transform')}, seed {views.get('seed')}"),
+        ("made with", versions or "not said"),
+        ("licence", licence or "not said: ask the author before you pass it on"),
+        ("format", f"teacher-logit-store, version {said['format_version']} (Zarr v3)"),
+    ]
+
+
+def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
+    identity, encoding, answers = teacher["identity"], teacher["encoding"], teacher["answers"]
+    digests = identity.get("weights_sha256", [])
+    digests = digests if isinstance(digests, list) else [digests]
+    folds = teacher["folds"]
+    rows = [
+        ("architecture", str(identity.get("architecture"))),
+        ("weights, sha256", ", ".join(str(digest) for digest in digests) or "not said"),
+        ("preprocessing", json.dumps(identity.get("preprocessing"))),
+        ("encoding", _encoding(encoding)),
+        ("bytes a row and view", str(teacher["bytes_per_row"])),
+        ("cross-fitted", _folds(folds) if folds else "no: a row may have been in the teacher's training set"),
+    ]
+    if "accuracy" in answers:
+        measured = f"{answers['accuracy']:.4f} ({answers['kind']})"
+        rows.append(("accuracy", measured))
+        rows += [(key.upper(), f"{answers[key]:.4f}") for key in ("nll", "ece") if key in answers]
+    if answers.get("per_fold"):
+        rows.append(
+            ("accuracy by fold", ", ".join(f"{f['accuracy']:.4f}" for f in answers["per_fold"] if "accuracy" in f))
+        )
+    section = f"## Teacher `{name}`\n\n{_table(rows)}"
+    fidelity = {k: v for k, v in teacher["fidelity"].items() if isinstance(v, int | float)}
+    temperatures = [key for key in fidelity if re.fullmatch(r"\d+(\.\d+)?", key)]
+    if temperatures:
+        head = "| temperature | KL T², nats |\n|---|---|\n"
+        lines = "\n".join(f"| {t} | {fidelity[t]:.3g} |" for t in temperatures)
+        agreement = f", top-1 agreement {fidelity['top1_agreement']:.4f}" if "top1_agreement" in fidelity else ""
+        section += f"\n\nDistance of what is decoded from what the teacher said{agreement}:\n\n{head}{lines}"
+    return section
+
+
+def _encoding(attributes: dict[str, Any]) -> str:
+    try:
+        return describe_encoding(Encoding.from_attributes(attributes))
+    except (ValueError, KeyError, TypeError):
+        return json.dumps(attributes)
+
+
+def _folds(folds: dict[str, Any]) -> str:
+    return (
+        f"{folds.get('num_folds')} folds ({folds.get('strategy')}, seed {folds.get('seed')}): every row was answered by"
+        f" a teacher that has not seen it; proof: {folds.get('proof', 'not said')}"
+    )
+
+
+def _lineage(lineage: Any) -> str:
+    steps = lineage if isinstance(lineage, list) else [lineage]
+    return "## Lineage\n\n" + "\n".join(f"{number}. {_code(json.dumps(step))}" for number, step in enumerate(steps, 1))
+
+
+def _usage(name: str, said: dict[str, Any]) -> str:
+    teacher = next(iter(said["teachers"]), "teacher")
+    shown = name if re.fullmatch(r"[A-Za-z0-9._+-]+", name) else "store.zarr"
+    return f"""## How to use it
+
+```console
+$ pip install logitbank
+$ cli verify {shown} --data DATA        # every checksum, and that every row belongs to your copy of the data
+$ cli train-student --store {shown} --data DATA --teacher {teacher} --student resnet20 --loss kd --out runs/kd
+```
+
+```python
+from stores import open_store
+
+teacher = open_store("{shown}").teacher("{teacher}")
+arrays = teacher.slab(view=0)  # arrays by name, one row an example, each checked against its checksum
+```
+
+Rows belong to examples by content key (`open_store(...).keys`), never by position."""
+
+
+def _teachers(said: dict[str, Any]) -> str:
+    names = [f"`{name}`" for name in said["teachers"]]
+    return f"the answers of {', '.join(names)}"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "| | |\n|---|---|\n" + "\n".join(f"| {_text(key)} | {_text(value)} |" for key, value in rows)
+
+
+def _text(value: Any) -> str:
+    """One line of plain text: no HTML, no links, no table borders."""
+    text = " ".join(str(value).split())[:2000]
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("`", "'") + "`"

@@ -1,0 +1,92 @@
+"""The card of a store, and two teachers side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.card import store_card
+from pipeline.datasets import Split
+from pipeline.diff import diff_teachers, format_diff
+from pipeline.encoding import Encoding
+from pipeline.exchange import describe_examples
+from pipeline.folds import FoldPlan
+from pipeline.views import Views
+from stores import open_store
+from stores.merge import subset_store
+from tests.sharing import make_store
+
+
+@pytest.fixture(scope="module")
+def store(digits: Split, fold_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("card") / "digits.zarr"
+    plan = FoldPlan(num_folds=3)
+    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(fold_teachers), plan=plan), Views())
+    cache_teacher(answers, out, encoding=Encoding(kind="dense", num_classes=10, bits=8), name="dense")
+    return out
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "plain.zarr"
+    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    cache_teacher(answers, out, encoding=Encoding(kind="topk", num_classes=10, top_k=3, bits=8), name="topk")
+    return out
+
+
+def test_a_card_says_what_the_store_says(store: Path) -> None:
+    card = store_card(store)
+    _, front, body = card.split("---\n", 2)
+    assert "size_categories:\n- 1K<n<10K\n" in front
+    for text in ("# digits.zarr", "1,437", "Teacher `dense`", "out-of-fold", "3 folds", "8 bits a class", "KL T²"):
+        assert text in body, text
+    assert open_store(store).dataset["fingerprint"] in body
+    assert "licence | not said" in body
+
+
+def test_a_stranger_s_words_are_quoted(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.zarr", ("a",))
+    target = path.rename(tmp_path / "<script>x|.zarr")
+    card = store_card(target)
+    assert "<script>" not in card
+    assert "license: cc0-1.0" in card
+
+
+def test_a_teacher_does_not_differ_from_itself(store: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).permutation(1437)[:1000]
+    subset_store(store, tmp_path / "part.zarr", rows, describe=describe_examples)
+    diff = diff_teachers((open_store(store), None), (open_store(tmp_path / "part.zarr"), None), temperature=4.0)
+    assert diff["num_rows"] == 1000
+    assert diff["agreement"] == 1
+    assert diff["kl"] == pytest.approx(0, abs=1e-12)
+    assert not diff["identity"]
+    assert not diff["same_order"]
+    assert "matched by content key" in format_diff(diff)
+
+
+def test_two_teachers_side_by_side(store: Path, plain: Path) -> None:
+    diff = diff_teachers((open_store(store), "dense"), (open_store(plain), "topk"))
+    assert "weights_sha256" in diff["identity"]
+    assert diff["encoding"]["kind"] == ["dense", "topk"]
+    assert 0.7 < diff["agreement"] < 1
+    assert diff["kl"] > 0
+    assert diff["kl_reverse"] > 0
+    per_class = diff["per_class"]
+    assert [row["class"] for row in per_class] == list(range(10))
+    assert sum(row["num_rows"] for row in per_class) == diff["num_rows"] == 1437
+    assert sum(row["num_rows"] * row["kl"] for row in per_class) / 1437 == pytest.approx(diff["kl"])
+    assert diff["accuracy"][0] == pytest.approx(open_store(store).teacher().summary["accuracy"])
+    assert "agree on" in format_diff(diff)
+
+
+def test_mistakes(store: Path, tmp_path: Path) -> None:
+    other = open_store(make_store(tmp_path / "s.zarr", ("a",)))
+    with pytest.raises(ValueError, match="10 and 12 classes"):
+        diff_teachers((open_store(store), None), (other, None))
+    with pytest.raises(ValueError, match="--view is 3"):
+        diff_teachers((open_store(store), None), (open_store(store), None), view=3)
+    with pytest.raises(ValueError, match="--temperature"):
+        diff_teachers((open_store(store), None), (open_store(store), None), temperature=0)

@@ -67,7 +67,7 @@ def copy_store(
             send(folder, spelled(target), num_threads=num_threads)
             return copied
     path = Path(target)
-    with open_source(source) as origin, _building(path) as folder:
+    with open_source(source) as origin, building(path) as folder:
         if path.exists() or path.is_symlink():
             return _already_there(origin, path, num_views, teachers)
         copied = _fetch(origin, folder, num_views, teachers, num_threads, report)
@@ -105,7 +105,7 @@ def local_store(
         name = hashlib.sha256(repr((digests, num_views)).encode()).hexdigest()[:16]
         path = (cache or default_cache()) / f"{name}.zarr"
         if not path.exists():
-            with _building(path) as folder:
+            with building(path) as folder:
                 _fetch(origin, folder, num_views, teachers, NUM_THREADS, report)
                 make_durable(folder)
                 folder.replace(path)
@@ -191,7 +191,7 @@ def with_lineage(attributes: dict[str, Any], step: dict[str, Any]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _building(path: Path) -> Iterator[Path]:
+def building(path: Path) -> Iterator[Path]:
     """The folder `.NAME.partial` beside `path`, for one process at a time.
 
     After a failure it stays when it holds rows, so that the next copy goes on.

@@ -249,9 +249,9 @@ def test_a_store_elsewhere_is_opened_through_a_cache(store: Path, tmp_path: Path
 
 
 def test_two_copies_to_one_place_do_not_meet(store: Path, tmp_path: Path) -> None:
-    from stores.share import _building
+    from stores.share import building
 
-    with _building(tmp_path / "c.zarr"), pytest.raises(StoreError, match="another process is copying"):
+    with building(tmp_path / "c.zarr"), pytest.raises(StoreError, match="another process is copying"):
         copy_store(store, tmp_path / "c.zarr")
     assert nothing_beside(tmp_path)
 

@@ -70,7 +70,10 @@ class Encoding:
             raise ValueError(
                 f"expected an encoding with {sorted(known)}, found also {sorted(unknown)}; update the reader"
             )
-        return cls(**{name: attributes[name] for name in attributes})
+        numbers = {name: attributes.get(name, 0) for name in ("num_classes", "top_k", "tail_bits", "bits")}
+        if wrong := [name for name, number in numbers.items() if type(number) not in (int, float)]:
+            raise ValueError(f"expected numbers in the encoding, found {wrong[0]} {attributes[wrong[0]]!r}")
+        return cls(**{"kind": "", "num_classes": 0, **attributes})
 
     def row_arrays(self) -> dict[str, RowArray]:
         """The arrays a row is stored in: name -> dtype and shape of one row."""

@@ -204,6 +204,11 @@ class TailBasis:
             torch.from_numpy(np.array(constants[name]))
             for name in ("tail_basis", "tail_scale", "tail_width", "tail_levels")
         )
+        sound = basis.dim() == 3 and scale.shape == width.shape == basis.shape[:2]
+        if not sound or levels.shape != (2 ** (MAX_WIDTH + 1) - 2,) or (width > MAX_WIDTH).any():
+            raise ValueError(
+                "expected a tail basis as the format says, found other shapes; fetch the store again"
+            )
         return cls(basis_FMC=basis, scale_FM=scale, width_FM=width, levels=levels)
 
     @classmethod

@@ -80,6 +80,8 @@ class TailPredictor:
 
     def to(self, device: torch.device | str) -> "TailPredictor":
         """The same predictor on another device."""
+        if self.matrix_FCD.device == torch.empty(0, device=device).device:
+            return self
         return TailPredictor(
             matrix_FCD=self.matrix_FCD.to(device),
             bias_FC=self.bias_FC.to(device),
@@ -187,14 +189,35 @@ class TailPredictor:
         """The predictor that a store's constants hold, None when they hold none."""
         if "tail_matrix" not in constants:
             return None
-        kth, offset, limit = (float(number) for number in constants["tail_gauge"])
-        factor = constants.get("tail_factor")
+        matrix, bias, gauge = (
+            torch.from_numpy(np.array(constants[f"tail_{part}"])) for part in ("matrix", "bias", "gauge")
+        )
+        factor = torch.from_numpy(np.array(constants["tail_factor"])) if "tail_factor" in constants else None
+        inner = bias.shape[-1] if factor is None else factor.shape[1] if factor.dim() == 3 else -1
+        expected = (*bias.shape, inner), (bias.shape[0], inner, bias.shape[-1])
+        if (
+            bias.dim() != 2
+            or matrix.shape != expected[0]
+            or (factor is not None and factor.shape != expected[1])
+        ):
+            shapes = f"tail_matrix {list(matrix.shape)} and tail_bias {list(bias.shape)}"
+            raise ValueError(f"expected a tail predictor of one shape, found {shapes}; fetch the store again")
+        if gauge.shape != (3,) or not gauge.isfinite().all():
+            raise ValueError(
+                f"expected three finite numbers in tail_gauge, found {gauge.tolist()}; fetch the store again"
+            )
+        kth, offset, limit = gauge.tolist()
+        basis = TailBasis.from_constants(constants)
+        if basis is not None and (len(basis.basis_FMC), basis.basis_FMC.shape[2]) != tuple(bias.shape):
+            raise ValueError(
+                "expected tail_basis and tail_bias of the same folds and classes; fetch the store again"
+            )
         return cls(
-            matrix_FCD=torch.from_numpy(np.array(constants["tail_matrix"])),
-            bias_FC=torch.from_numpy(np.array(constants["tail_bias"])),
-            factor_FDC=None if factor is None else torch.from_numpy(np.array(factor)),
+            matrix_FCD=matrix,
+            bias_FC=bias,
+            factor_FDC=factor,
             gauge=Gauge(kth=kth, offset=offset, limit=limit),
-            basis=TailBasis.from_constants(constants),
+            basis=basis,
         )
 
     @classmethod

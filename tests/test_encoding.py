@@ -163,6 +163,15 @@ def test_impossible_encodings_are_refused(wrong: dict[str, object]) -> None:
         Encoding(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"kind": "topk"}, {"kind": "topk", "num_classes": 9, "top_k": "4"}, {"kind": "dense", "speed": 1}],
+)
+def test_attributes_of_something_else_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Encoding.from_attributes(wrong)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     logits_BC = torch.zeros(3, CLASSES)

@@ -248,3 +248,17 @@ def test_codes_pack_and_unpack_for_every_width() -> None:
         levels = gaussian_levels(width).float() if width else torch.zeros(1)
         nearest = (values[:, column, None] - levels).abs().amin(1)
         torch.testing.assert_close((values - decoded)[:, column].abs(), nearest, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("tail_bias", np.zeros((1, 3), dtype=np.float16)),
+        ("tail_gauge", np.array([0, np.nan, 1], dtype=np.float32)),
+        ("tail_levels", np.zeros(7, dtype=np.float32)),
+        ("tail_scale", np.zeros((1, 3), dtype=np.float32)),
+    ],
+)
+def test_constants_that_do_not_fit_are_refused(name: str, damage: np.ndarray, fitted: TailPredictor) -> None:
+    with pytest.raises(ValueError, match="fetch the store again"):
+        TailPredictor.from_constants({**fitted.constants(), name: damage})

@@ -4,11 +4,13 @@ import contextlib
 import functools
 import http.server
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from stores import TeacherWriter, create_store
 from tests.golden.make import C, N, V, answers, arrays_of
@@ -88,3 +90,38 @@ def web_server(folder: Path, answer: Answer = lambda handler: False) -> Iterator
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an empty bucket on an S3-compatible server on loopback; needs moto[server] and s3fs."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = f"http://127.0.0.1:{server._server.server_port}"
+    for name, value in (("ENDPOINT_URL", address), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        name = f"team-{uuid.uuid4().hex[:8]}"  # the server's buckets outlive it
+        s3fs.S3FileSystem().mkdir(name)
+        yield f"s3://{name}"
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
+
+
+@contextlib.contextmanager
+def memory_bucket() -> Iterator[str]:
+    """The address of an empty object store in this process, with fsspec's own semantics."""
+    import fsspec
+
+    name = f"/{uuid.uuid4().hex}"
+    try:
+        yield f"memory:/{name}"
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            fsspec.filesystem("memory").rm(name, recursive=True)

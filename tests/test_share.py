@@ -1,8 +1,6 @@
 """Copies of stores: whole, in part, interrupted, and from places that fail or lie."""
 
-import contextlib
 import http.server
-import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 from stores import StoreError, open_store, verify_store
 from stores.fetch import CopyProgress
 from stores.share import copy_store, local_store
-from tests.sharing import add_teacher, contents, make_store, web_server
+from tests.sharing import add_teacher, contents, make_store, memory_bucket, web_server
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +22,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bucket() -> Iterator[str]:
-    """An object store in memory, with fsspec's own semantics."""
-    import fsspec
-
-    name = f"/{uuid.uuid4().hex}"
-    yield f"memory:/{name}"
-    with contextlib.suppress(FileNotFoundError):
-        fsspec.filesystem("memory").rm(name, recursive=True)
+    with memory_bucket() as url:
+        yield url
 
 
 def nothing_beside(folder: Path, *names: str) -> bool:

@@ -11,27 +11,16 @@ from pathlib import Path
 import pytest
 
 from stores.share import copy_store
-from tests.sharing import add_teacher, contents, make_store
+from tests.sharing import add_teacher, contents, make_store, s3_server
 
 pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import s3fs
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = f"http://127.0.0.1:{server._server.server_port}"
-    for name, value in (("ENDPOINT_URL", address), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("team")
-    yield "s3://team"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with s3_server(monkeypatch) as url:
+        yield url
 
 
 def test_to_a_bucket_and_back(bucket: str, tmp_path: Path) -> None:

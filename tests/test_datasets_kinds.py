@@ -150,10 +150,8 @@ def test_broken_images_stop_the_pass_or_are_masked(folder: Path, tmp_path: Path)
     """Their rows stay where they are, every other row is answered as if nothing had happened."""
     whole = load_split(f"imagefolder:{folder}?size=16")
     victims = [whole.samples.paths[row] for row in (4, 20)]  # type: ignore[attr-defined]
-    victims[0].write_bytes(b"not an image")
-    victims[1].write_bytes(
-        victims[1].read_bytes()[: victims[1].stat().st_size * 4 // 5]
-    )  # the header is sound, the rest is cut off
+    victims[0].write_bytes(b"not an image")  # and the other: the header is sound, the rest is cut off
+    victims[1].write_bytes(victims[1].read_bytes()[: victims[1].stat().st_size * 4 // 5])
     with pytest.raises(ValueError, match=r"1 files cannot be decoded: .*train/cat/04"):
         load_split(f"imagefolder:{folder}?size=16")
     split = load_split(f"imagefolder:{folder}?size=16&on_error=skip")

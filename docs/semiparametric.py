@@ -1,8 +1,9 @@
 """Does cross-fitting help overfit teachers, and the correction underfit ones? Random forests on two tables.
 
-`python docs/semiparametric.py DIR [--repeats 5] [--rows 10000] [--tables magic04,adult]`, where DIR holds UCI's magic04.data, adult.data and
-adult.test. Prints the table of docs/semiparametric.md. Everything passes through a store: the forest's probabilities
-become logits in a .npy file, `ArrayAnswers` caches them, students learn from the store alone.
+`python docs/semiparametric.py DIR [--repeats 5] [--rows 10000] [--tables magic04,adult]`, where DIR holds UCI's
+magic04.data, adult.data and adult.test. Prints the table of docs/semiparametric.md. Everything passes through a
+store: the forest's probabilities become logits in a .npy file, `ArrayAnswers` caches them, and students learn from
+the store alone.
 """
 
 import argparse

@@ -1,0 +1,119 @@
+"""The trainer's parts: schedules, rounded weights, running average, accumulation, settings that make no sense."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.datasets import Split
+from pipeline.fit import BatchLoss, Training, fit
+from pipeline.fit.weights import BUCKET, round_in_place, rounded, rounded_parameters, weight_bytes
+from pipeline.models import build_model
+from pipeline.models.preprocessing import fit_preprocessing
+from pipeline.train_student.evaluate import cut_validation, fit_scaling
+from pipeline.views import Views
+
+
+class Labels(BatchLoss):
+    def __init__(self, split: Split) -> None:
+        self.labels = torch.from_numpy(split.labels)
+
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        return F.cross_entropy(logits_BC, self.labels[rows_B], reduction="none")
+
+
+def trained(split: Split, training: Training) -> tuple[torch.nn.Module, float]:
+    torch.manual_seed(0)
+    model = build_model("mlp:8", split)
+    history = fit(model, split, Labels(split), training, views=Views(), preprocessing=fit_preprocessing(split))
+    return model, history[-1].loss
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "one-cycle", "constant"])
+def test_a_schedule_stays_below_its_peak_and_follows_the_warm_up(schedule: str) -> None:
+    training = Training(epochs=10, lr=0.2, schedule=schedule, warmup_epochs=2)
+    rates = [training.learning_rate(step, 50) for step in range(500)]
+    assert max(rates) == pytest.approx(0.2, rel=0.01)
+    assert min(rates) > 0
+    np.testing.assert_allclose(rates[:100], 0.2 * np.arange(1, 101) / 100)
+    if schedule != "constant":
+        assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_bucket_has_as_many_values_as_its_bits_allow(bits: int) -> None:
+    weight = torch.randn(7, 100, generator=torch.Generator().manual_seed(0))
+    near = rounded(weight, bits)
+    for bucket in range(-(-weight.numel() // BUCKET)):
+        own, exact = (t.reshape(-1)[bucket * BUCKET : (bucket + 1) * BUCKET] for t in (near, weight))
+        assert len(own.unique()) <= 2**bits
+        assert (own - exact).abs().max() <= (exact.max() - exact.min()) / (2**bits - 1) / 2 + 1e-6
+    torch.testing.assert_close(rounded(near, bits), near)  # what is rounded stays
+
+
+def test_the_gradient_passes_straight_through(digits: Split) -> None:
+    model = build_model("mlp:8", digits)
+    sum(weight.sum() for weight in rounded_parameters(model, 2).values()).backward()  # type: ignore[union-attr]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all((gradients[name] == 1).all() for name in gradients if name.endswith("weight"))
+    assert weight_bytes(model, 8) < weight_bytes(model) / 3.5
+
+
+def test_training_with_few_bits_ends_with_few_values(digits: Split) -> None:
+    model, loss = trained(digits, Training(epochs=2, weight_bits=4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    round_in_place(model, 4)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    assert loss < 1.5
+
+
+def test_accumulation_changes_nothing_but_rounding(digits: Split) -> None:
+    once, _ = trained(digits, Training(epochs=1))
+    parts, _ = trained(digits, Training(epochs=1, accumulate=4))
+    for a, b in zip(once.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_lags_behind_the_weights(digits: Split) -> None:
+    last, _ = trained(digits, Training(epochs=1))
+    average, _ = trained(digits, Training(epochs=1, ema_decay=0.9))
+    start = build_model("mlp:8", digits)
+    assert any((a != b).any() for a, b in zip(last.parameters(), average.parameters(), strict=True))
+    assert len(list(start.parameters())) == len(list(average.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "half"}, "unknown precision"),
+        ({"select": "beset"}, "did you mean 'best'"),
+        ({"momentum": 1.0}, "--momentum is 1.0"),
+        ({"weight_bits": 3}, "--student-bits is 3"),
+        ({"accumulate": 0}, "--accumulate is 0"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs is -1.0"),
+        ({"compile": True, "weight_bits": 4}, "do not go together"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(Training(), **settings)  # type: ignore[arg-type]
+
+
+def test_validation_rows_are_stratified_and_the_same_for_every_run(digits: Split) -> None:
+    rows, validation = cut_validation(digits, 0.2)
+    assert sorted([*rows, *validation]) == list(range(len(digits)))
+    np.testing.assert_allclose(np.bincount(digits.labels[validation]) / np.bincount(digits.labels), 0.2, atol=0.01)
+    assert (cut_validation(digits, 0.2)[1] == validation).all()
+    assert len(cut_validation(digits, 0.0)[1]) == 0
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="--val-share"):
+            cut_validation(digits, share)
+
+
+def test_scaling_by_counts_is_the_scaling(digits: Split) -> None:
+    assert fit_scaling(digits, np.arange(len(digits))) == fit_preprocessing(digits)

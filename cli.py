@@ -152,7 +152,7 @@ def cache_teacher(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; part of the teacher's identity")] = "fp32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Faster convolutions on many GPUs")] = False,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the teacher")] = False,
-    workers: Annotated[int, typer.Option(help="Threads that read and transform ahead of the teacher")] = 2,
+    workers: Annotated[int, typer.Option(help="Threads that read and transform ahead of the teacher")] = 1,
     part: Annotated[
         str, typer.Option(help="i/n, i from 0: write share i of n, beside other processes; torchrun sets it itself")
     ] = "",

@@ -69,7 +69,7 @@ class NetworkAnswers:
         batch_size: int = 256,
         device: torch.device | None = None,
         compute: Compute | None = None,
-        workers: int = 2,
+        workers: int = 1,
     ) -> None:
         views.check(split)
         if batch_size < 1:

@@ -31,7 +31,7 @@ def build_answers(
     batch_size: int = 256,
     device: torch.device | None = None,
     compute: Compute | None = None,
-    workers: int = 2,
+    workers: int = 1,
 ) -> Answers:
     """Who answers: an array of logits, an estimator that is fitted here, or networks with weights.
 

@@ -68,7 +68,7 @@ def speeds() -> None:
     arrays = {name: torch.from_numpy(array) for name, array in stored.items()}
     rate = CORES * 4096 / best_seconds(lambda: prepare(arrays, labels_N, TOPK, predictor=predictor), 10, 2)
     report("prepare_rows_per_s", rate, None, True)
-    names = ("index", "log_prob_code", "row_terms")
+    names = ("index", "log_prob_code", "row_terms_predicted")
     ready = prepare(arrays, labels_N, TOPK, predictor=predictor)
     slab = {name: ready[name].repeat(49, 1) for name in names}  # 200,704 rows
     labels = labels_N.repeat(49)

@@ -44,7 +44,8 @@ def prepare(
 
     Returns:
         Dense: the arrays. Else the arrays without logsumexp, log_tail_mass and label_log_prob, whose place
-        `row_terms` float32 [B, 3] takes: the head's offset, the tail's shift, the label's logit.
+        `row_terms_*` float32 [B, 3] takes: the head's offset, the tail's shift, the label's logit. The name
+        says which tail they are for ("bucket" shares that of "predicted"), and `decode` takes no other.
     """
     _check_rule(tail)
     if encoding.kind == "dense":
@@ -56,7 +57,10 @@ def prepare(
         folds = None if folds_B is None else folds_B[rows]
         terms[rows] = _row_terms(part, labels_B[rows], encoding, predictor, folds, tail)
     spent = ("logsumexp", "log_tail_mass", "label_log_prob")
-    return {**{name: array for name, array in arrays.items() if name not in spent}, "row_terms": terms}
+    return {
+        **{name: array for name, array in arrays.items() if name not in spent},
+        _terms_name(tail, predictor): terms,
+    }
 
 
 def decode(
@@ -88,9 +92,14 @@ def decode(
     _check_rule(tail)
     if encoding.kind == "dense":
         return _decode_dense(arrays, encoding)
-    if "row_terms" not in arrays:
+    terms_name = _terms_name(tail, predictor)
+    if any(name.startswith("row_terms_") and name != terms_name for name in arrays):
+        raise ValueError(
+            f"expected a slab prepared for {terms_name[10:]} tails, found another; prepare it for {tail}"
+        )
+    if terms_name not in arrays:
         arrays = prepare(arrays, labels_B, encoding, predictor=predictor, folds_B=folds_B, tail=tail)
-    offset_B, shift_B, label_logit_B = arrays["row_terms"].unbind(1)
+    offset_B, shift_B, label_logit_B = arrays[terms_name].unbind(1)
     values_BK = gap_decode(arrays["log_prob_code"]) if encoding.bits == 8 else arrays["log_prob"].float()
     head_BK, index_BK = values_BK.add_(offset_B[:, None]), arrays["index"].long()
     if tail == "renormalise":
@@ -116,6 +125,12 @@ def decode(
 def _check_rule(tail: str) -> None:
     if tail not in TAIL_RULES:
         raise ValueError(f"expected a tail rule among {', '.join(TAIL_RULES)}, found {tail!r}")
+
+
+def _terms_name(tail: str, predictor: TailPredictor | None) -> str:
+    if tail == "renormalise":
+        return "row_terms_renormalise"
+    return "row_terms_uniform" if tail == "uniform" or predictor is None else "row_terms_predicted"
 
 
 def _label_or_best(labels_B: Tensor, index_BK: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ def test_tail_mass_is_exact_and_a_prepared_slab_decodes_the_same(
     ready = prepare(arrays, labels_B, encoding, predictor=fitted)
     again_BC = decode(ready, labels_B, encoding, predictor=fitted)
     torch.testing.assert_close(again_BC, decoded_BC, rtol=0, atol=1e-4)
+    for tail in ("uniform", "renormalise"):
+        with pytest.raises(ValueError, match="prepare it for"):
+            decode(ready, labels_B, encoding, predictor=fitted, tail=tail)
+        other = prepare(arrays, labels_B, encoding, predictor=fitted, tail=tail)
+        expected_BC = decode(arrays, labels_B, encoding, predictor=fitted, tail=tail)
+        assert torch.equal(decode(other, labels_B, encoding, predictor=fitted, tail=tail), expected_BC)
 
 
 def test_label_outside_the_head_decodes_to_its_own_value(fitted: TailPredictor) -> None:

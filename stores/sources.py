@@ -158,7 +158,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme != "http" or req.type == "https"):
-            raise StoreError(f"{req.full_url} leads to {newurl[:200]}, expected a web address; do not use this store")
+            fp.close()
+            raise _astray(req.full_url, newurl[:200])
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -193,9 +194,16 @@ class WebSource:
             return self._opener.open(f"{self._url}/{urllib.parse.quote(path)}{self._query}", timeout=_TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()
+            if 300 <= error.code < 400:
+                where = str(error.headers.get("Location"))[:200]
+                raise _astray(f"{self.name}/{path}", where) from None
             if error.code in (403, 404, 410):
                 raise FileNotFoundError(f"{self.name}/{path} (HTTP {error.code})") from None
             raise OSError(f"{self.name}/{path}: HTTP {error.code} {error.reason}") from error
+
+
+def _astray(address: str, target: str) -> StoreError:
+    return StoreError(f"{address} leads to {target}, expected a web address as safe as it; do not use this store")
 
 
 def _error_handlers() -> tuple[urllib.request.BaseHandler, ...]:

@@ -77,12 +77,18 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Waits for its threads when it closes."""
+
+    daemon_threads = False
+
+
 @contextlib.contextmanager
 def web_server(folder: Path, answer: Answer = lambda handler: False) -> Iterator[tuple[str, list[str]]]:
     """The address of a server of `folder`, and the list of paths asked for, which grows."""
     requests: list[str] = []
     handler = functools.partial(Handler, directory=str(folder), requests=requests, answer=answer)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -81,6 +81,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Waits for its threads when it closes."""
 
     daemon_threads = False
+    request_queue_size = 128  # with the default of 5, connections that come at once wait a second
 
 
 @contextlib.contextmanager

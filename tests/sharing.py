@@ -70,8 +70,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
-        if not self.answer(self):
-            super().do_GET()
+        with contextlib.suppress(ConnectionError):  # whoever asked may be gone
+            if not self.answer(self):
+                super().do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -86,17 +86,13 @@ def speeds() -> None:
     write_seconds = best_seconds(lambda: dense.fill_(1.0), 100)
     seconds = best_seconds(batch, 200)
     rate = CORES * BATCH / seconds
-    report(
-        "gather_and_decode_rows_per_s", rate, 1_000_000, rate >= 1_000_000 or seconds <= 1.5 * write_seconds
-    )
+    report("gather_and_decode_rows_per_s", rate, 1_000_000, rate >= 1_000_000 or seconds <= 1.5 * write_seconds)
 
 
 def examples_of(logits_NC: Tensor) -> Tensor:
     """EXAMPLES rows that look like the real ones and share no bytes with one another."""
     generator = torch.Generator().manual_seed(1)
-    rows = torch.cat(
-        [logits_NC[:, torch.randperm(CLASSES, generator=generator)] for _ in range(EXAMPLES // 1000)]
-    )
+    rows = torch.cat([logits_NC[:, torch.randperm(CLASSES, generator=generator)] for _ in range(EXAMPLES // 1000)])
     return noisy(rows[torch.randperm(len(rows), generator=generator)], 100)
 
 
@@ -105,9 +101,7 @@ def noisy(logits: Tensor, seed: int) -> Tensor:
     return logits + 0.3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def store_bytes(
-    logits: Tensor, labels: Tensor, encoding: Encoding, predictor: TailPredictor, num_views: int
-) -> float:
+def store_bytes(logits: Tensor, labels: Tensor, encoding: Encoding, predictor: TailPredictor, num_views: int) -> float:
     """Bytes of a whole store over its rows; constants as their share of SHARED_ROWS rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "S.zarr"
@@ -142,9 +136,7 @@ def sizes(folder: str) -> None:
     """Whole stores of `topk` and `topk+tail`."""
     real_NC = torch.from_numpy(np.load(Path(folder) / "logits" / "nips17_logits.npy"))
     logits = examples_of(real_NC)
-    labels = torch.multinomial(
-        torch.softmax(logits, 1), 1, generator=torch.Generator().manual_seed(2)
-    ).squeeze(1)
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=torch.Generator().manual_seed(2)).squeeze(1)
     for encoding, name, goal in ((TOPK, "topk_10", 27), (TAIL, "topk_tail_10_2_bits", 300)):
         predictor = fit_predictor(real_NC, encoding)
         assert predictor is not None
@@ -162,17 +154,11 @@ def main() -> int:
     if folder:
         sizes(folder)
     else:
-        print(
-            json.dumps(
-                {"name": "encoding/bytes", "skipped": "set LOGITBANK_DATA to a folder with real logits"}
-            )
-        )
+        print(json.dumps({"name": "encoding/bytes", "skipped": "set LOGITBANK_DATA to a folder with real logits"}))
     return 0
 
 
 if __name__ == "__main__":
     if any(os.environ.get(key) != value for key, value in KEEP_MEMORY.items()):
-        os.execve(
-            sys.executable, [sys.executable, "-m", "bench.encoding", *sys.argv[1:]], os.environ | KEEP_MEMORY
-        )
+        os.execve(sys.executable, [sys.executable, "-m", "bench.encoding", *sys.argv[1:]], os.environ | KEEP_MEMORY)
     sys.exit(main())

@@ -209,9 +209,7 @@ def goals(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     tail = by_name["topk+tail 10, 2 bits"]
     for temperature in ("1", "2", "4"):
         name = f"topk_tail_10_2_bits_kl_t{temperature}"
-        results.append(
-            {"name": name, "value": tail[temperature], "goal": 0.06, "ok": tail[temperature] <= 0.06}
-        )
+        results.append({"name": name, "value": tail[temperature], "goal": 0.06, "ok": tail[temperature] <= 0.06})
     size = tail["bytes"]
     return [*results, {"name": "topk_tail_10_2_bits_bytes", "value": size, "goal": 300, "ok": size <= 300}]
 
@@ -224,11 +222,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = os.environ.get("LOGITBANK_DATA")
     if not folder:
-        print(
-            json.dumps(
-                {"name": "rate_distortion", "skipped": "set LOGITBANK_DATA to a folder with real logits"}
-            )
-        )
+        print(json.dumps({"name": "rate_distortion", "skipped": "set LOGITBANK_DATA to a folder with real logits"}))
         return 0
     quick = arguments.out is None
     wide = measure(nips17(Path(folder), arguments.views), quick=quick)

@@ -94,9 +94,7 @@ def decode(
         return _decode_dense(arrays, encoding)
     terms_name = _terms_name(tail, predictor)
     if any(name.startswith("row_terms_") and name != terms_name for name in arrays):
-        raise ValueError(
-            f"expected a slab prepared for {terms_name[10:]} tails, found another; prepare it for {tail}"
-        )
+        raise ValueError(f"expected a slab prepared for {terms_name[10:]} tails, found another; prepare it for {tail}")
     if terms_name not in arrays:
         arrays = prepare(arrays, labels_B, encoding, predictor=predictor, folds_B=folds_B, tail=tail)
     offset_B, shift_B, label_logit_B = arrays[terms_name].unbind(1)
@@ -173,9 +171,7 @@ def _decode_dense(arrays: Mapping[str, Tensor], encoding: Encoding) -> Tensor:
     if encoding.bits == 16:
         log_prob_BC = arrays["log_prob"].float()
     else:
-        log_prob_BC = affine_decode(
-            arrays["log_prob_code"], arrays["log_prob_scale"], arrays["log_prob_floor"]
-        )
+        log_prob_BC = affine_decode(arrays["log_prob_code"], arrays["log_prob_scale"], arrays["log_prob_floor"])
     return log_prob_BC + arrays["logsumexp"].float()[:, None]
 
 

@@ -75,9 +75,7 @@ def encode(
         arrays = {"index": index_BK, "log_tail_mass": log_tail_B - logsumexp_B}
         arrays |= _encode_head(best_BK, logsumexp_B, rank_B, encoding)
     label_log_prob_B = torch.where(labelled_B, label_logit_B - logsumexp_B, math.nan)
-    if (
-        encoding.kind != "dense"
-    ):  # a label in the head is there already: here it takes only 6 bits of precision
+    if encoding.kind != "dense":  # a label in the head is there already: here it takes only 6 bits of precision
         in_head_B = (arrays["index"] == labels_B[:, None]).any(1)
         label_log_prob_B = torch.where(in_head_B, round_mantissa(label_log_prob_B, 5), label_log_prob_B)
     arrays |= {"label_log_prob": to_float16(label_log_prob_B), "label_rank": rank_B}
@@ -130,9 +128,7 @@ def _rank(logits_BC: Tensor, label_logit_B: Tensor, best_BK: Tensor) -> Tensor:
     return rank_B
 
 
-def _encode_head(
-    best_BK: Tensor, logsumexp_B: Tensor, rank_B: Tensor, encoding: Encoding
-) -> dict[str, Tensor]:
+def _encode_head(best_BK: Tensor, logsumexp_B: Tensor, rank_B: Tensor, encoding: Encoding) -> dict[str, Tensor]:
     if encoding.bits == 8:
         return {"log_prob_code": gap_encode(best_BK, logsumexp_B, rank_B)}
     label_B = best_BK.gather(1, (rank_B - 1).clamp(0, encoding.top_k - 1)[:, None]).squeeze(1)

@@ -154,9 +154,7 @@ def _under(half_B: Tensor, step_B: Tensor) -> Tensor:
     return torch.minimum(torch.nextafter(half_B, lowest), (half_B.float() - step_B).to(torch.float16))
 
 
-def affine_encode(
-    logits_BC: Tensor, logsumexp_B: Tensor, label_logit_B: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def affine_encode(logits_BC: Tensor, logsumexp_B: Tensor, label_logit_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities in one byte each: code 0 is -inf, code c is `floor + c * scale`.
 
     Arguments and order as in `float16_keeping_order`.

@@ -40,9 +40,7 @@ def _edges(levels: Tensor) -> Tensor:
 def gaussian_levels(width: int) -> Tensor:
     """The 2^width levels of the quantiser of N(0, 1) with least mean squared error, float64, rising."""
     steps = (torch.arange(2**width, dtype=torch.float64) + 0.5) / 2**width
-    levels: Tensor = torch.special.ndtri(steps) * math.sqrt(
-        3.0
-    )  # their density is the cube root of the normal's
+    levels: Tensor = torch.special.ndtri(steps) * math.sqrt(3.0)  # their density is the cube root of the normal's
     for _ in range(400):
         edges = _edges(levels)
         mass = torch.special.ndtr(edges).diff()
@@ -86,9 +84,7 @@ class TailBasis:
         levels: float32, `gaussian_levels` of widths 1..8, one after another.
     """
 
-    def __init__(
-        self, *, basis_FMC: Tensor, scale_FM: Tensor, width_FM: Tensor, levels: Tensor | None = None
-    ) -> None:
+    def __init__(self, *, basis_FMC: Tensor, scale_FM: Tensor, width_FM: Tensor, levels: Tensor | None = None) -> None:
         self.basis_FMC = basis_FMC.to(torch.float16)
         self.scale_FM = scale_FM.float()
         self.width_FM = width_FM.to(torch.uint8)
@@ -101,9 +97,7 @@ class TailBasis:
         self._start_FM = width_long_FM.cumsum(1) - width_long_FM
 
     @classmethod
-    def fit(
-        cls, residual_train: Tensor, residual_left_out: Tensor, num_bytes: int, max_rank: int
-    ) -> "TailBasis":
+    def fit(cls, residual_train: Tensor, residual_left_out: Tensor, num_bytes: int, max_rank: int) -> "TailBasis":
         """Principal directions of the training residuals, bits by the variances of those left out.
 
         Args:
@@ -206,9 +200,7 @@ class TailBasis:
         )
         sound = basis.dim() == 3 and scale.shape == width.shape == basis.shape[:2]
         if not sound or levels.shape != (2 ** (MAX_WIDTH + 1) - 2,) or (width > MAX_WIDTH).any():
-            raise ValueError(
-                "expected a tail basis as the format says, found other shapes; fetch the store again"
-            )
+            raise ValueError("expected a tail basis as the format says, found other shapes; fetch the store again")
         return cls(basis_FMC=basis, scale_FM=scale, width_FM=width, levels=levels)
 
     @classmethod

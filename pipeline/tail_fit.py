@@ -126,9 +126,7 @@ class TailFit:
         if not tail_bytes:
             return predictor
         if not len(train) or not len(left_out):
-            raise ValueError(
-                f"expected 8 or more rows to fit a tail code, found {self._seen}; raise --predictor-rows"
-            )
+            raise ValueError(f"expected 8 or more rows to fit a tail code, found {self._seen}; raise --predictor-rows")
         predictor = predictor or no_prediction(self.num_classes, self.gauges[0])
         most = self.num_classes if self.num_classes <= DENSE_CLASSES else MAX_BASIS
         train_residual = residual(train[:BASIS_ROWS], self.top_k, predictor)

@@ -135,14 +135,10 @@ class TailPredictor:
         if self.num_folds == 1:
             return None
         if folds_B is None:
-            raise ValueError(
-                f"expected each row's fold among {self.num_folds} fold teachers, found none; pass folds_B"
-            )
+            raise ValueError(f"expected each row's fold among {self.num_folds} fold teachers, found none; pass folds_B")
         return folds_B.to(index_BK.device).long()
 
-    def _full(
-        self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None
-    ) -> Tensor:
+    def _full(self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None) -> Tensor:
         num_rows, top_k = index_BK.shape
         row = index_BK.new_empty((num_rows, top_k + 1))
         weight = torch.empty((num_rows, top_k + 1), dtype=torch.float16, device=index_BK.device)
@@ -157,9 +153,7 @@ class TailPredictor:
         shape_BC = shape_BC.float()
         return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])
 
-    def _low_rank(
-        self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None
-    ) -> Tensor:
+    def _low_rank(self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None) -> Tensor:
         assert self.factor_FDC is not None
         row_BK = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
         inner_BD = embedding_bag(row_BK, self._table, per_sample_weights=feature_BK, mode="sum")
@@ -195,11 +189,7 @@ class TailPredictor:
         factor = torch.from_numpy(np.array(constants["tail_factor"])) if "tail_factor" in constants else None
         inner = bias.shape[-1] if factor is None else factor.shape[1] if factor.dim() == 3 else -1
         expected = (*bias.shape, inner), (bias.shape[0], inner, bias.shape[-1])
-        if (
-            bias.dim() != 2
-            or matrix.shape != expected[0]
-            or (factor is not None and factor.shape != expected[1])
-        ):
+        if bias.dim() != 2 or matrix.shape != expected[0] or (factor is not None and factor.shape != expected[1]):
             shapes = f"tail_matrix {list(matrix.shape)} and tail_bias {list(bias.shape)}"
             raise ValueError(f"expected a tail predictor of one shape, found {shapes}; fetch the store again")
         if gauge.shape != (3,) or not gauge.isfinite().all():
@@ -209,9 +199,7 @@ class TailPredictor:
         kth, offset, limit = gauge.tolist()
         basis = TailBasis.from_constants(constants)
         if basis is not None and (len(basis.basis_FMC), basis.basis_FMC.shape[2]) != tuple(bias.shape):
-            raise ValueError(
-                "expected tail_basis and tail_bias of the same folds and classes; fetch the store again"
-            )
+            raise ValueError("expected tail_basis and tail_bias of the same folds and classes; fetch the store again")
         return cls(
             matrix_FCD=matrix,
             bias_FC=bias,
@@ -262,9 +250,7 @@ def shift_to_mass(shape_BC: Tensor, known: Tensor, log_mass_B: Tensor, cap_B: Te
     shift_B = torch.where(total_B > 0, log_mass_B - top_B - total_B.log(), 0.0)
     over_R = (top_B + shift_B > cap_B).nonzero().squeeze(1)
     if len(over_R):
-        shift_B[over_R] = _shift_under_cap(
-            free_BC[over_R], log_mass_B[over_R], cap_B[over_R], shift_B[over_R]
-        )
+        shift_B[over_R] = _shift_under_cap(free_BC[over_R], log_mass_B[over_R], cap_B[over_R], shift_B[over_R])
     return shift_B
 
 

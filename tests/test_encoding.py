@@ -54,9 +54,7 @@ def rows(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("tail", TAIL_RULES)
 @settings(max_examples=40, deadline=None)
 @given(case=rows())
-def test_every_row_decodes_to_a_distribution(
-    encoding: Encoding, tail: str, case: tuple[Tensor, Tensor]
-) -> None:
+def test_every_row_decodes_to_a_distribution(encoding: Encoding, tail: str, case: tuple[Tensor, Tensor]) -> None:
     logits_BC, labels_B = case
     student_BC = torch.linspace(-3, 3, CLASSES).expand_as(logits_BC)
     decoded_BC = round_trip(logits_BC, labels_B, encoding, tail=tail, student_BC=student_BC, temperature=2.0)

@@ -18,9 +18,7 @@ from tests.test_tail_predictor import teacher_logits
 
 def test_lossless_is_exact_and_reports_every_key() -> None:
     encoding = Encoding(kind="dense", num_classes=40, bits=32)
-    measured = measure_fidelity(
-        teacher_logits(3000), torch.arange(3000) % 40, encoding, temperatures=(1, 2.5)
-    )
+    measured = measure_fidelity(teacher_logits(3000), torch.arange(3000) % 40, encoding, temperatures=(1, 2.5))
     assert measured == {
         "1": 0.0,
         "2.5": 0.0,

@@ -86,9 +86,7 @@ def test_hostile_rows_decode_to_distributions(encoding: Encoding, fitted: TailPr
 
 
 @pytest.mark.parametrize("encoding", [TOPK, TAIL], ids=["topk", "topk+tail"])
-def test_tail_mass_is_exact_and_a_prepared_slab_decodes_the_same(
-    encoding: Encoding, fitted: TailPredictor
-) -> None:
+def test_tail_mass_is_exact_and_a_prepared_slab_decodes_the_same(encoding: Encoding, fitted: TailPredictor) -> None:
     logits_BC, labels_B = teacher_logits(300, seed=5), torch.arange(300) % CLASSES
     labels_B[::7] = -1
     arrays = as_tensors(encode(logits_BC, labels_B, encoding, predictor=fitted))
@@ -136,9 +134,7 @@ def test_bucket_gives_the_tail_the_students_shape(fitted: TailPredictor) -> None
         offset_BC = (bucket_BC - student_BC).masked_fill(~outside_BC, math.nan)
         spread_B = offset_BC.nan_to_num(-math.inf).amax(1) - offset_BC.nan_to_num(math.inf).amin(1)
         torch.testing.assert_close(spread_B, torch.zeros(20), rtol=0, atol=1e-4)
-        mass = [
-            (torch.softmax(x_BC / temperature, 1) * outside_BC).sum(1) for x_BC in (predicted_BC, bucket_BC)
-        ]
+        mass = [(torch.softmax(x_BC / temperature, 1) * outside_BC).sum(1) for x_BC in (predicted_BC, bucket_BC)]
         torch.testing.assert_close(mass[0], mass[1], rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="student"):
         decode(arrays, labels_B, TOPK, tail="bucket")

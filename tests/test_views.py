@@ -134,10 +134,11 @@ def test_randaugment_changes_most_images_and_is_stronger_with_magnitude(colours:
 def test_a_mixed_image_is_mostly_its_own(colours: Split) -> None:
     seeds = view_seeds(0, colours.keys, 0)
     share = own_share(seeds) / 256
-    others = colours.samples[partners(seeds, colours.rows_by_key)]
+    images = np.asarray(colours.samples)
+    others = images[partners(seeds, colours.rows_by_key)]
     assert share.min() >= 0.5
     mixed = Views(transform="mixup").samples(colours, slice(None), 0)
-    expected = share[:, None, None, None] * colours.samples + (1 - share[:, None, None, None]) * others
+    expected = share[:, None, None, None] * images + (1 - share[:, None, None, None]) * others
     assert np.abs(mixed - expected).max() <= 0.5 + 1e-9
     cut = Views(transform="cutmix").samples(colours, slice(None), 0)
     own = (cut == colours.samples).all(axis=3)
@@ -152,7 +153,7 @@ def test_probes_catch_another_version_of_every_step(colours: Split, monkeypatch:
         entry, old = TRANSFORMS[name], TRANSFORMS[name].apply
 
         def changed(*arguments: np.ndarray, old: Callable[..., np.ndarray] = old) -> np.ndarray:
-            return np.bitwise_xor(old(*arguments), 1)
+            return np.asarray(np.bitwise_xor(old(*arguments), 1))
 
         with monkeypatch.context() as patch:
             patch.setitem(TRANSFORMS, name, replace(entry, apply=changed))

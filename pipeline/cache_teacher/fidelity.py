@@ -33,9 +33,7 @@ class PredictorFit:
         self._fits: dict[int, TailFit] = {}
         self._gauges: tuple[Gauge, ...] = ()
 
-    def update(
-        self, logits_BC: Tensor, folds_B: Tensor | None = None, held_out_B: Tensor | None = None
-    ) -> None:
+    def update(self, logits_BC: Tensor, folds_B: Tensor | None = None, held_out_B: Tensor | None = None) -> None:
         """Adds rows of the teacher's raw logits.
 
         Args:
@@ -66,9 +64,7 @@ class PredictorFit:
         """The predictor for `encode`, `decode` and the store's constants; None when it would not help."""
         if not self._fits:
             if self.encoding.kind == "topk+tail":
-                raise ValueError(
-                    "expected rows of logits to fit a tail code, found none; raise --predictor-rows"
-                )
+                raise ValueError("expected rows of logits to fit a tail code, found none; raise --predictor-rows")
             return None
         gauge = None
         fitted: dict[int, TailPredictor | None] = {}
@@ -146,9 +142,7 @@ def measure_fidelity(
         mine = None if predictor is None else predictor.to(logits_BC.device)
         decoded_BC = decode(arrays, labels_B, encoding, predictor=mine, folds_B=folds_B, tail=tail)
         outside_BC = torch.ones_like(logits_BC)
-        outside_BC = (
-            outside_BC.scatter_(1, arrays["index"].long(), 0) if "index" in arrays else outside_BC * 0
-        )
+        outside_BC = outside_BC.scatter_(1, arrays["index"].long(), 0) if "index" in arrays else outside_BC * 0
         best_B = logits_BC.gather(1, decoded_BC.argmax(1, keepdim=True)).squeeze(1)
         part = {"top1_agreement": float((best_B == logits_BC.amax(1)).float().mean())}
         for temperature in temperatures:
@@ -207,9 +201,7 @@ def choose_encoding(
         The encoding; the lossless `dense` with 32 bits when nothing smaller will do.
     """
     if not kl_budget > 0:
-        raise ValueError(
-            f"expected a KL budget above 0 nats, found {kl_budget}; for exact answers use dense --bits 32"
-        )
+        raise ValueError(f"expected a KL budget above 0 nats, found {kl_budget}; for exact answers use dense --bits 32")
     if len(logits_NC) < 64:
         raise ValueError(f"expected a sample of 64 rows or more, found {len(logits_NC)}; sample more rows")
     if held_out_N is None:

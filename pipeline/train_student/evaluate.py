@@ -15,7 +15,6 @@ from pipeline.datasets import Split
 from pipeline.fit import predict
 from pipeline.metrics import measure, measure_classes, measure_fidelity, reliability_of
 from pipeline.models import Preprocessing
-from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.train_student.signal import Signal
 from pipeline.views import Views
 
@@ -23,7 +22,6 @@ Rows = npt.NDArray[np.int64]
 VALIDATION_SEED = 0
 _SAMPLE = 2000
 _DECODE_ROWS = 4096
-_COUNTED_ROWS = 1000
 
 
 def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
@@ -45,27 +43,6 @@ def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
     if share and not chosen.any():
         raise ValueError(f"--val-share {share} of {split.spec} leaves no labelled validation rows; take a larger share")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
-
-
-def fit_scaling(split: Split, rows: Rows) -> Preprocessing:
-    """Mean and deviation of the rows' channels or columns, as ``fit_preprocessing`` has them.
-
-    Of images from counts of the 256 values: exact, in a tenth of the time.
-    """
-    if not split.is_image or not isinstance(split.samples, np.ndarray):  # no image, or not in memory
-        return fit_preprocessing(split, rows)
-    counts = np.zeros((split.input_shape[-1], 256))
-    for start in range(0, len(rows), _COUNTED_ROWS):
-        pixels = np.asarray(split.samples[rows[start : start + _COUNTED_ROWS]])
-        for channel, count in enumerate(counts):
-            count += np.bincount(pixels[..., channel].ravel(), minlength=256)
-    share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
-    mean = share @ values
-    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
-    return Preprocessing(
-        mean=tuple(round(float(value), 6) for value in mean),
-        std=tuple(round(float(value), 6) if value > 1e-6 else 1.0 for value in std),
-    )
 
 
 def rows_digest(split: Split, rows: Rows) -> str:

@@ -16,6 +16,7 @@ from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Training, fit
 from pipeline.fit.weights import weight_bytes
 from pipeline.metrics import measure
 from pipeline.models import Preprocessing, build_model, own_preprocessing
+from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_into, load_state, save_weights, weights_digest
 from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
 from pipeline.train_student.evaluate import (
@@ -23,7 +24,6 @@ from pipeline.train_student.evaluate import (
     cut_validation,
     evaluate_against_teacher,
     evaluate_test,
-    fit_scaling,
     measure_rows,
     rows_digest,
 )
@@ -139,7 +139,7 @@ def train_student(
         if wants and not len(validation):
             raise ValueError(f"{what} needs validation rows; pass --val-share 0.1")
     views = Views.from_attributes(store.views)
-    scaling = preprocessing or own_preprocessing(student) or fit_scaling(split, rows)
+    scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows)
     scaling.check(split)
     _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
     settings = {

@@ -108,7 +108,8 @@ class TeacherSignal:
 
     def rows(self, rows_B: Tensor) -> dict[str, Tensor]:
         """The stored arrays of the given rows, on the device."""
-        return {name: array[rows_B].to(self.device) for name, array in self._slab.items() if name not in _BESIDE_LOGITS}
+        wanted = {name: array for name, array in self._slab.items() if name not in _BESIDE_LOGITS}
+        return {name: array.index_select(0, rows_B).to(self.device) for name, array in wanted.items()}
 
     def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         logits_BC = decode(

@@ -1,5 +1,6 @@
 """stores/README.md is enough to read a store: a decoder in numpy, written from its sentences alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ Array = npt.NDArray[Any]
 
 
 def logsumexp(x: Array) -> float:
-    best = float(x.max(initial=-np.inf))
-    return best + float(np.log(np.exp(x - best).sum())) if np.isfinite(best) else -np.inf
+    best = float(x.max(initial=-math.inf))
+    if not np.isfinite(best):
+        return -math.inf
+    return best + float(np.log(np.exp(x - best).sum()))
 
 
 def step(code: int) -> float:
     if code in (0, 255):
-        return -np.inf if code else 0.0
+        return -math.inf if code else 0.0
     return -max(round(0.2 * (np.exp(0.07 * code) - 1) * 1024), 1) / 1024
 
 

@@ -20,13 +20,13 @@ def logsumexp(x: Array) -> float:
     best = float(x.max(initial=-math.inf))
     if not np.isfinite(best):
         return -math.inf
-    return best + float(np.log(np.exp(x - best).sum()))
+    return best + math.log(float(np.exp(x - best).sum()))
 
 
 def step(code: int) -> float:
     if code in (0, 255):
         return -math.inf if code else 0.0
-    return -max(round(0.2 * (np.exp(0.07 * code) - 1) * 1024), 1) / 1024
+    return -max(round(0.2 * math.expm1(0.07 * code) * 1024), 1) / 1024
 
 
 def tail_shape(row: dict[str, Array], constants: dict[str, Array], fold: int, head: Array) -> Array:

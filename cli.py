@@ -48,6 +48,7 @@ Optimizer = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or ada
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate; it falls to zero along a cosine")]
 WeightDecay = Annotated[float, typer.Option(help="Weight decay")]
 Seed = Annotated[int, typer.Option(help="Seed of initialisation and of the order of examples")]
+OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 
 
@@ -268,6 +269,7 @@ def train_student(
         str, typer.Option(help="How several teachers become one: mean-prob or mean-logit")
     ] = "mean-prob",
     tail: Annotated[str, typer.Option(help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
+    transform: OwnTransform = "",
     epochs: Epochs = 30,
     batch_size: BatchSize = 64,
     accumulate: Annotated[int, typer.Option(help="Forward passes that share one step; --batch-size stays")] = 1,
@@ -422,6 +424,7 @@ def inspect(
 def verify(
     store: Store,
     data: Annotated[str, typer.Option(help="Also prove that the store belongs to this data")] = "",
+    transform: OwnTransform = "",
 ) -> None:
     """Check every byte of a store, and with --data that every row belongs to its example."""
     from stores import open_store, verify_store
@@ -438,7 +441,9 @@ def verify(
     if data:
         from pipeline.datasets import load_split
         from pipeline.train_student.signal import check_data
+        from pipeline.views import allow_transform
 
+        allow_transform(transform)
         check_data(opened, load_split(data))
     teachers = ", ".join(opened.teachers)
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
@@ -695,7 +700,7 @@ def _run_spec(options: Mapping[str, Any]) -> "RunSpec":
     names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
     names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
     training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
-    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail")
+    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
     return RunSpec(
         **{name: str(options[name]) for name in texts},
         store=str(_here(options["store"])),

@@ -23,12 +23,12 @@ OPTIONS = {
     " channels-last compile workers part limit dry-run log-json mean std device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
-    " epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs weight-decay grad-clip ema-decay"
-    " precision channels-last compile val-share select seed mean std device threads",
+    " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs weight-decay grad-clip"
+    " ema-decay precision channels-last compile val-share select seed mean std device threads",
     "sweep": "store out loss student set seeds jobs threads",
     "compare": "plot html baseline",
     "inspect": "json",
-    "verify": "data",
+    "verify": "data transform",
     "copy": "views teacher threads",
     "merge": "out names",
     "subset": "out rows data teacher",
@@ -118,6 +118,18 @@ def test_inspect_tells_people_and_machines(work: Path) -> None:
     assert described["num_folds"] == 3
     assert set(described["fidelity"]) >= {"1", "4"}
     assert {"format_version", "encoding", "bytes_per_row", "teachers", "dataset"} <= described.keys()
+
+
+def test_views_of_ones_own_reach_stage_two_only_when_named(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def factory():\n    return lambda images, seeds: images[:, ::-1].copy()\n")
+    own = f"{tmp_path}/own.py:factory"
+    store, out = str(tmp_path / "s.zarr"), str(tmp_path / "r")
+    cached = run("cache-teacher", "--teacher", "mlp:32", "--weights", "t", "--transform", own, "--out", store, cwd=work)
+    assert cached.returncode == 0, cached.stderr
+    student = ("train-student", "--store", store, "--student", "mlp:8", "--epochs", "1", "--out", out)
+    assert "own.py" in fails(*student, cwd=work)
+    done = run(*student, "--transform", own, cwd=work)
+    assert done.returncode == 0, done.stderr
 
 
 def test_decode_writes_what_stage_two_hears(work: Path, tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ from pipeline.fit import EpochRecord, Training
 from pipeline.models import Preprocessing
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
+from pipeline.views import allow_transform
 from stores import Store, open_store
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """Every option of a run; ``eval_data`` empty means the data's own test split, teacher empty the only one."""
+    """Every option of a run; ``eval_data`` empty means the data's own test split, teacher empty the only one.
+
+    ``transform`` is the user's own ``file.py:factory`` where the store's views were made by it, else empty.
+    """
 
     store: str
     data: str
@@ -30,6 +34,7 @@ class RunSpec:
     combine: str = "mean-prob"
     tail: str = "predicted"
     init: str = ""
+    transform: str = ""
     val_share: float = 0.0
     preprocessing: Preprocessing | None = None
     device: str = "cpu"
@@ -49,7 +54,8 @@ class RunSpec:
         )
 
     def open(self) -> "Inputs":
-        """Reads the data and opens the store."""
+        """Reads the data and opens the store; runs the user's transform factory if one is named."""
+        allow_transform(self.transform)
         return Inputs(
             store=open_store(Path(self.store)),
             split=load_split(self.data),

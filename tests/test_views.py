@@ -176,7 +176,10 @@ def nothing():
 """
 
 
-def test_user_code_runs_only_when_its_file_is_named(colours: Split, tmp_path: Path) -> None:
+def test_user_code_runs_only_when_its_file_is_named(
+    colours: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.views.transforms._user_code", {})  # other tests of this process name files too
     (tmp_path / "own.py").write_text(USER)
     stored = {"transform": "own.py:invert", "num_views": 1, "seed": 0}
     with pytest.raises(ValueError, match="name its path"):

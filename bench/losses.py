@@ -3,8 +3,8 @@
 `python -m bench.losses [--device cuda] [--compile] [NAME ...]` prints one JSON object per line:
 {name, value, goal, ok}, value = median time of the loss / median time of the baseline, measured in turns within
 one run. The baseline is log_softmax of both tensors, F.kl_div and its backward, at T = 1 with no scaling. On the
-CPU it is the process's own time, and the process first starts itself again with glibc told to keep freed memory:
-other programs and page faults would be most of what one sees.
+CPU it is the process's own time on one thread, and the process first starts itself again with glibc told to keep
+freed memory: other programs, page faults and waiting threads would be most of what one sees.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHAPES = ((256, 1000), (256, 21841))
 GOAL = 2.5
 
 
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432", "OMP_NUM_THREADS": "1"}
 
 
 def baseline(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor) -> Tensor:

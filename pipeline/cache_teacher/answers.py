@@ -22,7 +22,6 @@ from pipeline.views import Views
 Rows = npt.NDArray[np.integer]
 
 ARRAY_PREFIX = "array:"
-_HASH_BYTES = 1 << 24
 
 
 class Answers(Protocol):
@@ -172,10 +171,8 @@ class ArrayAnswers:
         self.training_fingerprint: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
         with self.path.open("rb") as file:
-            while chunk := file.read(_HASH_BYTES):
-                digest.update(chunk)
+            digest = hashlib.file_digest(file, "sha256")
         return {
             "architecture": ARRAY_PREFIX + self.path.name,
             "weights_sha256": [digest.hexdigest()],

@@ -5,19 +5,46 @@ Heavy imports stay inside the commands, so that ``--help`` answers at once.
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.options import (
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    Folds,
+    FoldSeed,
+    FoldStrategy,
+    GradClip,
+    LearningRate,
+    Mean,
+    Optimizer,
+    OwnTransform,
+    Seed,
+    Std,
+    Store,
+    Threads,
+    ViewTransform,
+    WeightDecay,
+    choose_encoding,
+    find_device,
+    fold_plan,
+    here,
+    input_scaling,
+    read_names,
+    read_numbers,
+    read_rows,
+    read_settings,
+    read_views,
+    run_spec,
+)
+
 if TYPE_CHECKING:
     import click
-    import torch
 
-    from pipeline.folds import FoldPlan
-    from pipeline.models import Preprocessing
-    from pipeline.train_student.spec import RunSpec
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,31 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Offline teacher-logit cache for knowledge distillation: run the teacher once, train many students.",
 )
-
-Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
-Mean = Annotated[str, typer.Option(help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
-Std = Annotated[str, typer.Option(help="Input standard deviation, likewise")]
-Folds = Annotated[int, typer.Option(help="Cross-fitting folds B; 0 means none (or what the weights say)")]
-FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified, kfold, group or hash")]
-FoldSeed = Annotated[int, typer.Option(help="Seed of the fold assignment")]
-ViewTransform = Annotated[
-    str,
-    typer.Option(
-        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
-        " or your own file.py:factory"
-    ),
-]
-GradClip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0 leaves it unbounded")]
-Epochs = Annotated[int, typer.Option(help="Passes over the data")]
-BatchSize = Annotated[int, typer.Option(help="Examples a step")]
-Optimizer = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw")]
-LearningRate = Annotated[float, typer.Option(help="Peak learning rate; it falls to zero along a cosine")]
-WeightDecay = Annotated[float, typer.Option(help="Weight decay")]
-Seed = Annotated[int, typer.Option(help="Seed of initialisation and of the order of examples")]
-OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
-Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 
 
 @app.callback()
@@ -112,10 +114,10 @@ def train_teacher(
             model,
             training,
             out,
-            plan=_fold_plan(folds, fold_strategy, fold_seed),
+            plan=fold_plan(folds, fold_strategy, fold_seed),
             transform=allow_transform(transform),
-            preprocessing=_preprocessing(mean, std),
-            device=_device(device, threads),
+            preprocessing=input_scaling(mean, std),
+            device=find_device(device, threads),
             on_epoch=report,
         )
     for path in paths:
@@ -181,21 +183,21 @@ def cache_teacher(
 
     share = find_part(part)
     split = load_split(data)
-    measured_at = _numbers("--temperatures", temperatures)
+    measured_at = read_numbers("--temperatures", temperatures)
     chosen = (
         Budget(kl=kl_budget, temperatures=measured_at)
         if kl_budget
-        else _encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
+        else choose_encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
     )
     answers = build_answers(
         split,
         teacher,
         weights,
         Views(transform=allow_transform(transform), num_views=views, seed=view_seed),
-        plan=_fold_plan(folds, fold_strategy, fold_seed),
-        preprocessing=_preprocessing(mean, std),
+        plan=fold_plan(folds, fold_strategy, fold_seed),
+        preprocessing=input_scaling(mean, std),
         batch_size=batch_size,
-        device=_device(device, threads, local=share.local),
+        device=find_device(device, threads, local=share.local),
         compute=Compute(precision=precision, channels_last=channels_last, compile=compile_model),
         workers=workers,
     )
@@ -242,7 +244,7 @@ def assign_folds(
     from pipeline.datasets import load_split
     from pipeline.folds import write_assignment
 
-    plan = _fold_plan(folds, fold_strategy, fold_seed)
+    plan = fold_plan(folds, fold_strategy, fold_seed)
     if plan is None:
         raise ValueError("--folds is 0; expected at least 2")
     assigned = write_assignment(load_split(data), plan, out)
@@ -299,7 +301,7 @@ def train_student(
     from pipeline.train_student.folder import refuse_finished
 
     refuse_finished(out)
-    spec = _run_spec(context.params)
+    spec = run_spec(context.params)
     with tqdm(total=epochs, unit="epoch", disable=None) as bar:
 
         def report(record: EpochRecord) -> None:
@@ -340,14 +342,14 @@ def sweep(
 
     from pipeline.train_student.sweep import Event, plan_runs, run_sweep, total_epochs
 
-    grid = {option: values.split(",") for option, values in _settings(settings or []).items()}
+    grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     base = ["--store", str(store), "--out", str(out), *context.args]
     parsed = _command("train-student").make_context("sweep", base)
     if "--seed" in context.args:
         raise ValueError("--seed is not an option of sweep; pass --seeds")
-    spec = _run_spec(parsed.params)
+    spec = run_spec(parsed.params)
     planned = plan_runs(
-        spec, out, losses=_names("--loss", loss), students=_names("--student", student), grid=grid, seeds=seeds
+        spec, out, losses=read_names("--loss", loss), students=read_names("--student", student), grid=grid, seeds=seeds
     )
     failed: list[Event] = []
     with tqdm(total=total_epochs(planned), unit="epoch", disable=None) as bar:
@@ -416,7 +418,7 @@ def inspect(
     """Show what a store holds: data, teachers, views, folds, encoding, fidelity, accuracy, versions."""
     from pipeline.describe import describe_store, format_description
 
-    description = describe_store(_here(store))
+    description = describe_store(here(store))
     typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
 
 
@@ -429,7 +431,7 @@ def verify(
     """Check every byte of a store, and with --data that every row belongs to its example."""
     from stores import open_store, verify_store
 
-    store = _here(store)
+    store = here(store)
     problems = verify_store(store)
     if len(problems) == 1 and problems[0].array is None:  # no store at all
         raise ValueError(problems[0].message)
@@ -473,8 +475,8 @@ def copy(
         copied = copy_store(
             source,
             target,
-            num_views=_num_views(views),
-            teachers=_names("--teacher", teacher) if teacher else None,
+            num_views=read_views(views),
+            teachers=read_names("--teacher", teacher) if teacher else None,
             num_threads=max(threads, 1),
             report=report,
         )
@@ -495,8 +497,8 @@ def merge(
     from pipeline.exchange import describe_examples
     from stores.merge import merge_stores
 
-    paths = [_here(store) for store in stores]
-    merged = merge_stores(paths, out, describe=describe_examples, names=_names("--names", names) if names else ())
+    paths = [here(store) for store in stores]
+    merged = merge_stores(paths, out, describe=describe_examples, names=read_names("--names", names) if names else ())
     served = ", ".join(f"{name} ({rows} rows)" for name, rows in merged.served.items())
     typer.echo(f"wrote {out}: {merged.num_examples} examples, teachers: {served}")
 
@@ -518,15 +520,15 @@ def subset(
 
     if bool(rows) == bool(data):
         raise ValueError("expected one of --rows and --data; pass --rows a:b, or --data for the examples of a set")
-    path = _here(store)
+    path = here(store)
     if data:
         from pipeline.datasets import load_split
 
         split = load_split(data)
         chosen = rows_of(open_store(path), split.keys, split.labels)
     else:
-        chosen = np.arange(open_store(path).num_examples)[_row_slice(rows)]
-    names = _names("--teacher", teacher) if teacher else None
+        chosen = np.arange(open_store(path).num_examples)[read_rows(rows)]
+    names = read_names("--teacher", teacher) if teacher else None
     subset_store(path, out, chosen, describe=describe_examples, teachers=names)
     typer.echo(f"wrote {out}: {len(chosen)} rows")
 
@@ -544,10 +546,10 @@ def diff(
     from pipeline.diff import diff_teachers, format_diff
     from stores import open_store
 
-    chosen: list[str | None] = [*_names("--teachers", teachers)] if teachers else [None, None]
+    chosen: list[str | None] = [*read_names("--teachers", teachers)] if teachers else [None, None]
     if len(chosen) != 2:
         raise ValueError(f"--teachers is {teachers!r}; expected two names, such as a,b")
-    opened = [open_store(_here(path)) for path in (first, second)]
+    opened = [open_store(here(path)) for path in (first, second)]
     found = diff_teachers((opened[0], chosen[0]), (opened[1], chosen[1]), view=view, temperature=temperature)
     typer.echo(json.dumps(found, indent=2) if as_json else format_diff(found))
 
@@ -560,7 +562,7 @@ def card(
     """Write a store's card: Markdown that says what it is, who answered, how well, and how to use it."""
     from pipeline.card import store_card
 
-    text = store_card(_here(store))
+    text = store_card(here(store))
     if out:
         Path(out).write_text(text)
     typer.echo(f"wrote {out}" if out else text)
@@ -636,131 +638,10 @@ def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str
     )
 
 
-def _device(name: str, threads: int, local: int = 0) -> "torch.device":
-    import torch
-
-    if threads > 0:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        name = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
-    return device
-
-
-def _fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
-    from pipeline.folds import FoldPlan
-
-    if folds < 0 or folds == 1:
-        raise ValueError(f"--folds is {folds}; expected 0 (none) or at least 2")
-    return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
-
-
-def _preprocessing(mean: str, std: str) -> "Preprocessing | None":
-    from pipeline.models import Preprocessing
-
-    if bool(mean) != bool(std):
-        raise ValueError("--mean and --std belong together; pass both or neither")
-    return Preprocessing(mean=_numbers("--mean", mean), std=_numbers("--std", std)) if mean else None
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}; expected numbers with commas between, such as 0.5,0.5,0.5") from None
-
-
-def _names(option: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(f"{option} is {text!r}; expected names with commas between")
-    return names
-
-
 def _command(name: str) -> "click.Command":
     group: Any = typer.main.get_command(app)
     command: click.Command = group.commands[name]
     return command
-
-
-def _run_spec(options: Mapping[str, Any]) -> "RunSpec":
-    """The options of train-student, as the library takes them."""
-    from pipeline.fit import Training
-    from pipeline.train_student.losses import parse_objective
-    from pipeline.train_student.spec import RunSpec
-
-    settings = _settings(options["settings"] or [])
-    if options["label_smoothing"]:
-        settings["ce.smoothing"] = str(options["label_smoothing"])
-    parse_objective(options["loss"], settings)
-    names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
-    names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
-    training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
-    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
-    return RunSpec(
-        **{name: str(options[name]) for name in texts},
-        store=str(_here(options["store"])),
-        settings=settings,
-        training=training,
-        val_share=options["val_share"],
-        preprocessing=_preprocessing(options["mean"], options["std"]),
-        device=str(_device(options["device"], options["threads"])),
-    )
-
-
-def _here(store: Path) -> Path:
-    """The store's folder on this machine; a store that is elsewhere is copied into the cache first."""
-    from stores import local_store
-
-    return local_store(store)
-
-
-def _num_views(views: str) -> int | None:
-    if not views:
-        return None
-    first, dash, last = views.partition("-")
-    if not first.isdecimal() or int(first) != 0 or (dash and not last.isdecimal()):
-        raise ValueError(
-            f"--views is {views!r}; expected 0 or 0-LAST: views are replayed by number, so a part starts with view 0"
-        )
-    return int(last or first) + 1
-
-
-def _row_slice(text: str) -> slice:
-    first, colon, last = text.partition(":")
-    if not colon or not all(part.isdecimal() or not part for part in (first, last)):
-        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100")
-    return slice(int(first) if first else None, int(last) if last else None)
-
-
-def _settings(pairs: list[str]) -> dict[str, str]:
-    settings = {}
-    for pair in pairs:
-        option, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
-        settings[option.strip()] = value.strip()
-    return settings
-
-
-def _encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:
-    from pipeline.encoding import Encoding
-
-    if kind == "auto":
-        kind = "dense" if num_classes <= 256 else "topk"
-    if kind == "dense":
-        return Encoding(kind=kind, num_classes=num_classes, bits=bits)
-    return Encoding(
-        kind=kind,
-        num_classes=num_classes,
-        top_k=top_k,
-        tail_bits=tail_bits if kind == "topk+tail" else 0,
-        bits=bits,
-    )
 
 
 def main() -> None:

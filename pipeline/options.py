@@ -1,0 +1,163 @@
+"""Options that commands share, and how the text of an option is read.
+
+Heavy imports stay inside the functions, so that ``--help`` answers at once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.folds import FoldPlan
+    from pipeline.models import Preprocessing
+    from pipeline.train_student.spec import RunSpec
+
+Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
+Mean = Annotated[str, typer.Option(help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
+Std = Annotated[str, typer.Option(help="Input standard deviation, likewise")]
+Folds = Annotated[int, typer.Option(help="Cross-fitting folds B; 0 means none (or what the weights say)")]
+FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified, kfold, group or hash")]
+FoldSeed = Annotated[int, typer.Option(help="Seed of the fold assignment")]
+ViewTransform = Annotated[
+    str,
+    typer.Option(
+        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
+        " or your own file.py:factory"
+    ),
+]
+GradClip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0 leaves it unbounded")]
+Epochs = Annotated[int, typer.Option(help="Passes over the data")]
+BatchSize = Annotated[int, typer.Option(help="Examples a step")]
+Optimizer = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate; it falls to zero along a cosine")]
+WeightDecay = Annotated[float, typer.Option(help="Weight decay")]
+Seed = Annotated[int, typer.Option(help="Seed of initialisation and of the order of examples")]
+OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
+Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
+
+
+def find_device(name: str, threads: int, local: int = 0) -> "torch.device":
+    import torch
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        name = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
+    return device
+
+
+def fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
+    from pipeline.folds import FoldPlan
+
+    if folds < 0 or folds == 1:
+        raise ValueError(f"--folds is {folds}; expected 0 (none) or at least 2")
+    return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
+
+
+def input_scaling(mean: str, std: str) -> "Preprocessing | None":
+    from pipeline.models import Preprocessing
+
+    if bool(mean) != bool(std):
+        raise ValueError("--mean and --std belong together; pass both or neither")
+    return Preprocessing(mean=read_numbers("--mean", mean), std=read_numbers("--std", std)) if mean else None
+
+
+def read_numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; expected numbers with commas between, such as 0.5,0.5,0.5") from None
+
+
+def read_names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{option} is {text!r}; expected names with commas between")
+    return names
+
+
+def run_spec(options: Mapping[str, Any]) -> "RunSpec":
+    """The options of train-student, as the library takes them."""
+    from pipeline.fit import Training
+    from pipeline.train_student.losses import parse_objective
+    from pipeline.train_student.spec import RunSpec
+
+    settings = read_settings(options["settings"] or [])
+    if options["label_smoothing"]:
+        settings["ce.smoothing"] = str(options["label_smoothing"])
+    parse_objective(options["loss"], settings)
+    names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
+    names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
+    training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
+    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
+    return RunSpec(
+        **{name: str(options[name]) for name in texts},
+        store=str(here(options["store"])),
+        settings=settings,
+        training=training,
+        val_share=options["val_share"],
+        preprocessing=input_scaling(options["mean"], options["std"]),
+        device=str(find_device(options["device"], options["threads"])),
+    )
+
+
+def here(store: Path) -> Path:
+    """The store's folder on this machine; a store that is elsewhere is copied into the cache first."""
+    from stores import local_store
+
+    return local_store(store)
+
+
+def read_views(views: str) -> int | None:
+    if not views:
+        return None
+    first, dash, last = views.partition("-")
+    if not first.isdecimal() or int(first) != 0 or (dash and not last.isdecimal()):
+        raise ValueError(
+            f"--views is {views!r}; expected 0 or 0-LAST: views are replayed by number, so a part starts with view 0"
+        )
+    return int(last or first) + 1
+
+
+def read_rows(text: str) -> slice:
+    first, colon, last = text.partition(":")
+    if not colon or not all(part.isdecimal() or not part for part in (first, last)):
+        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100")
+    return slice(int(first) if first else None, int(last) if last else None)
+
+
+def read_settings(pairs: list[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
+        settings[option.strip()] = value.strip()
+    return settings
+
+
+def choose_encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:
+    from pipeline.encoding import Encoding
+
+    if kind == "auto":
+        kind = "dense" if num_classes <= 256 else "topk"
+    if kind == "dense":
+        return Encoding(kind=kind, num_classes=num_classes, bits=bits)
+    return Encoding(
+        kind=kind,
+        num_classes=num_classes,
+        top_k=top_k,
+        tail_bits=tail_bits if kind == "topk+tail" else 0,
+        bits=bits,
+    )

@@ -23,6 +23,7 @@ FORBIDDEN = {
     "pipeline.demo": ("cli", "typer"),
     "pipeline.plots": ("cli", "typer", "pipeline.cache_teacher"),
     "pipeline.report": ("cli", "typer", "pipeline.cache_teacher"),
+    "pipeline.options": ("cli", "pipeline.cache_teacher"),  # the command line's own options
     "cli": (),
 }
 _LOSSES = ("pipeline.train_student.losses", "pipeline.train_student.row_weights")

@@ -5,11 +5,12 @@ Nothing that is read from a store, from weights or from data ever gets here.
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 _IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
@@ -38,11 +39,7 @@ def load_factory(text: str) -> Callable[..., Any]:
             path = Path(match["file"])
             if not path.is_file():
                 raise ValueError(f"{text}: no such file {path}; expected path/to/file.py:factory")
-            spec = importlib.util.spec_from_file_location(f"_user_code_{file_sha256(path)[:16]}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            module = _run_file(path)
         else:
             match = _IN_MODULE.fullmatch(text)
             if match is None:
@@ -56,6 +53,16 @@ def load_factory(text: str) -> Callable[..., Any]:
     if not callable(factory):
         raise ValueError(f"{text}: it defines no function {match['name']!r}; name the factory")
     return factory  # type: ignore[no-any-return]
+
+
+def _run_file(path: Path) -> ModuleType:
+    """The file as a module; never from Python's cache of bytecode, which misses a change of the same size and second."""
+    source = path.read_bytes()
+    module = ModuleType(f"_user_code_{hashlib.sha256(source).hexdigest()[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # classes look their module up by name
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module
 
 
 def call_factory(text: str, offered: Mapping[str, Any]) -> Any:

@@ -56,7 +56,7 @@ def load_factory(text: str) -> Callable[..., Any]:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """The file as a module; never from Python's cache of bytecode, which misses a change of the same size and second."""
+    """The file as a module, never from Python's bytecode cache: that misses a change of equal size within a second."""
     source = path.read_bytes()
     module = ModuleType(f"_user_code_{hashlib.sha256(source).hexdigest()[:16]}")
     module.__file__ = str(path)

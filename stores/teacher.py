@@ -40,6 +40,7 @@ class Teacher:
         self.num_views: int = attributes["views"]["num_views"]
         self._documents = load_teacher(root, name)
         own = self._documents[""]["attributes"]
+        self.digest: str = own["digest"]
         self.identity: dict[str, Any] = own["identity"]
         self.encoding: dict[str, Any] = own["encoding"]
         self.folds: dict[str, Any] | None = own.get("folds")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.spelling import unknown
 from pipeline.train_student.signal import Signal, TeacherSignal
+from pipeline.train_student.slab import Grouping, default_budget
 from stores import Store
 
 COMBINE = ("mean-prob", "mean-logit")
@@ -24,6 +25,7 @@ def open_signal(
     combine: str = "mean-prob",
     tail: str = "predicted",
     device: torch.device | None = None,
+    memory_budget: int | None = None,
 ) -> "TeacherSignal | Ensemble":
     """The signal of the teacher, or of the teachers, that a text names.
 
@@ -33,11 +35,13 @@ def open_signal(
         combine: How several become one, a name of ``COMBINE``.
         tail: Tail rule for classes that are not stored.
         device: Where logits are wanted.
+        memory_budget: Bytes for slabs, of all teachers together (default: half of the memory that can still be had).
     """
     if combine not in COMBINE:
         raise ValueError(unknown("way to combine teachers", combine, COMBINE))
     names = parse_teachers(teacher)
-    parts = [TeacherSignal(store, name=name, tail=tail, device=device) for name in names or [None]]
+    share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
+    parts = [TeacherSignal(store, name=name, tail=tail, device=device, memory_budget=share) for name in names or [None]]
     if len(parts) == 1:
         return parts[0]
     return Ensemble(parts, list(names.values()), combine=combine)
@@ -83,6 +87,24 @@ class Ensemble:
     def prefetch(self, view: int) -> None:
         for part in self.parts:
             part.prefetch(view)
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """The largest blocks among those of the parts, as many as every part can hold."""
+        own = [part.grouping for part in self.parts if part.grouping is not None]
+        if not own:
+            return None
+        block_rows = max(grouping.block_rows for grouping in own)
+        rows = min(grouping.block_rows * grouping.num_blocks for grouping in own)
+        return Grouping(block_rows=block_rows, num_blocks=max(rows // block_rows, 1))
+
+    def expect(self, groups: Sequence[Tensor]) -> None:
+        for part in self.parts:
+            part.expect(groups)
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
 
     def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         share_BM = self._served_NM[rows_B] * self.weights_M

@@ -4,8 +4,10 @@ Shapes: B batch, C classes, N examples, V views.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,15 +18,17 @@ from torch import Tensor
 
 from pipeline.datasets import Split
 from pipeline.datasets.split import set_fingerprint
-from pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite, prepare
+from pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite
 from pipeline.spelling import unknown
 from pipeline.tail_predictor import TailPredictor
+from pipeline.train_student.slab import BlockedSlab, Grouping, PreparedTeacher, Records, WholeSlab, default_budget
+from pipeline.train_student.slab_file import remove_unused
 from pipeline.views import Views, check_probes
 from stores import Store
+from stores.share import default_cache
 
 _DECODE_ROWS = 4096
 _WARNING_SAMPLE, _WARNING_SHARE = 2000, 0.01
-_BESIDE_LOGITS = ("label_rank", "mask")
 
 
 class Signal(Protocol):
@@ -52,6 +56,19 @@ class Signal(Protocol):
         """Rows that have an answer in the loaded view, bool [N]."""
         ...
 
+    @property
+    def grouping(self) -> Grouping | None:
+        """How rows must be shuffled to be read block by block; None when whole slabs fit into memory."""
+        ...
+
+    def expect(self, groups: Sequence[Tensor]) -> None:
+        """With a grouping: the rows of the loaded view that will be asked for, group after group."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the signal holds; it can be loaded again."""
+        ...
+
     def warnings(self, temperature: float) -> list[str]:
         """What a user should know before training at this temperature."""
         ...
@@ -60,11 +77,15 @@ class Signal(Protocol):
 class TeacherSignal:
     """The teacher's dense logits for any rows of the view that was loaded last.
 
+    A slab that fits into the memory budget is whole in memory, and shared with other processes that read it. One
+    that does not is read block by block; then rows come fastest in an order of ``grouping``.
+
     Args:
         store: A finished store, already checked against the data (``check_data``).
         name: Which teacher (default: the only one).
         tail: Tail rule for classes that are not stored: predicted, bucket, uniform or renormalise.
         device: Where logits are wanted.
+        memory_budget: Bytes for slabs (default: half of the memory that can still be had).
     """
 
     def __init__(
@@ -74,6 +95,7 @@ class TeacherSignal:
         name: str | None = None,
         tail: str = "predicted",
         device: torch.device | None = None,
+        memory_budget: int | None = None,
     ) -> None:
         self.teacher = store.teacher(name)
         self.encoding = Encoding.from_attributes(self.teacher.encoding)
@@ -82,34 +104,62 @@ class TeacherSignal:
             raise ValueError(unknown("tail rule", tail, TAIL_RULES))
         self.labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
         self.folds = None if store.folds is None else torch.from_numpy(np.asarray(store.folds, dtype=np.int64))
-        self._predictor = TailPredictor.from_constants(self.teacher.constants())
-        self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
-        self._slab: Mapping[str, Tensor] = {}
+        predictor = TailPredictor.from_constants(self.teacher.constants())
+        self._predictor_here = None if predictor is None else predictor.to(self.device)
+        self._prepared = PreparedTeacher(
+            self.teacher,
+            self.labels,
+            self.encoding,
+            predictor=predictor,
+            folds_N=self.folds,
+            tail=tail,
+            digest=store.attributes["digest"],
+        )
+        budget = default_budget() if memory_budget is None else memory_budget
+        self.grouping = self._prepared.grouping(budget, num_slabs=min(store.num_views, 2))
+        self._shared = default_cache() / "slabs"
+        self._slab: WholeSlab | BlockedSlab | None = None
         self._view = -1
-        self._coming: dict[int, Future[dict[str, Tensor]]] = {}
+        self._coming: dict[int, Future[WholeSlab]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="slab")
 
     def load(self, view: int) -> None:
-        if view != self._view:
+        if view == self._view:
+            return
+        self._slab, self._view = None, -1  # two slabs at most are in memory
+        if self.grouping is None:
             coming = self._coming.pop(view, None)
-            self._slab, self._view = {}, -1  # two slabs at most are in memory
-            self._slab = coming.result() if coming is not None else self._read(view)
-            self._view = view
+            self._slab = self._prepared.whole(view, self._shared) if coming is None else coming.result()
+        else:
+            read = partial(self._prepared.block, view)
+            self._slab = BlockedSlab(read, self._prepared.dtype, self.grouping, self._thread)
+        self._view = view
 
     def prefetch(self, view: int) -> None:
-        if view != self._view and view not in self._coming:
-            self._coming[view] = self._thread.submit(self._read, view)
+        if self.grouping is None and view != self._view and view not in self._coming:
+            self._coming[view] = self._thread.submit(self._prepared.whole, view, self._shared)
 
-    def _read(self, view: int) -> dict[str, Tensor]:
-        """One view's slab, checked against its checksums, with all that does not depend on the batch computed."""
-        slab = {name: torch.from_numpy(array) for name, array in self.teacher.slab(view).items()}
-        ready = prepare(slab, self.labels, self.encoding, predictor=self._predictor, folds_B=self.folds, tail=self.tail)
-        return {**ready, **{name: slab[name] for name in _BESIDE_LOGITS if name in slab}}
+    def expect(self, groups: Sequence[Tensor]) -> None:
+        if isinstance(self._slab, BlockedSlab):
+            self._slab.expect(groups)
+
+    def close(self) -> None:
+        for coming in self._coming.values():
+            coming.cancel()
+        self._coming, self._slab, self._view = {}, None, -1
+        with suppress(OSError):
+            remove_unused(self._shared)
+
+    def _take(self, rows_B: Tensor) -> Records:
+        if self._slab is None:
+            raise ValueError("no view is loaded; call load(view) first")
+        return self._slab.take(rows_B.numpy())
 
     def rows(self, rows_B: Tensor) -> dict[str, Tensor]:
-        """The stored arrays of the given rows, on the device."""
-        wanted = {name: array for name, array in self._slab.items() if name not in _BESIDE_LOGITS}
-        return {name: array.index_select(0, rows_B).to(self.device) for name, array in wanted.items()}
+        """What `decode` needs of the given rows, on the device."""
+        records_B = self._take(rows_B)
+        wanted = [name for name in records_B.dtype.names or () if name != "label_rank"]
+        return {name: torch.from_numpy(records_B[name]).to(self.device) for name in wanted}
 
     def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         logits_BC = decode(
@@ -127,21 +177,43 @@ class TeacherSignal:
     def label_in_head(self, rows_B: Tensor) -> Tensor | None:
         if self.encoding.kind == "dense":
             return None
-        return (self._slab["label_rank"][rows_B].long() <= self.encoding.top_k).to(self.device)
+        return torch.from_numpy(self._take(rows_B)["label_rank"] <= self.encoding.top_k).to(self.device)
 
     def served(self) -> npt.NDArray[np.bool_]:
-        mask = self._slab.get("mask")
-        return np.ones(len(self.labels), np.bool_) if mask is None else mask.numpy().astype(np.bool_)
+        if "mask" not in self.teacher.arrays:
+            return np.ones(len(self.labels), np.bool_)
+        return self.teacher.slab(self._view, ["mask"])["mask"].astype(np.bool_)
 
     def warnings(self, temperature: float) -> list[str]:
+        return [*self._of_reading(), *self._of_tail(temperature)]
+
+    def _of_reading(self) -> list[str]:
+        """What reading block by block means for the order of rows."""
+        if self.grouping is None:
+            return []
+        mixed = self.grouping.block_rows * self.grouping.num_blocks
+        lines = [
+            f"a view of teacher {self.teacher.name!r} takes {self._prepared.num_bytes / 1e9:.3g} GB and does not fit"
+            f" the memory budget: rows are read and shuffled in groups of {mixed} ({self.grouping.num_blocks} blocks)"
+        ]
+        first_N = self.labels[: self.grouping.block_rows]
+        if len(torch.unique(first_N)) < len(torch.unique(self.labels)) / 2:
+            lines.append(
+                "the first block holds fewer than half of the classes, so a group does too: cache a shuffled order,"
+                " --data '...?shuffle=0', or raise --memory-budget"
+            )
+        return lines
+
+    def _of_tail(self, temperature: float) -> list[str]:
         """A line when, at this temperature, most of some rows' mass lies in classes that the store only predicts."""
         if self.encoding.kind != "topk":
             return []
         self.load(0)
-        rows_B = torch.arange(0, len(self.labels), max(1, len(self.labels) // _WARNING_SAMPLE))
+        num_rows = len(self.labels) if self.grouping is None else self.grouping.block_rows
+        rows_B = torch.arange(0, num_rows, max(1, num_rows // _WARNING_SAMPLE))
         flat_BC = torch.zeros((len(rows_B), self.encoding.num_classes), device=self.device)
         prob_BC = torch.softmax(self.logits(rows_B, flat_BC, temperature) / temperature, dim=-1)
-        head_B = prob_BC.gather(1, self._slab["index"][rows_B].to(self.device).long()).sum(dim=-1)
+        head_B = prob_BC.gather(1, torch.from_numpy(self._take(rows_B)["index"]).to(self.device).long()).sum(dim=-1)
         share = float((head_B < 0.5).float().mean())
         if share < _WARNING_SHARE:
             return []
@@ -214,13 +286,14 @@ def decode_to_file(
     signal = TeacherSignal(store, name=teacher, tail=tail)
     signal.load(view)
     shape = (len(chosen), signal.encoding.num_classes)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial.npy")
-    target = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.partial.npy")
+    target = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
     for start in range(0, len(chosen), _DECODE_ROWS):
         rows_B = chosen[start : start + _DECODE_ROWS]
         target[start : start + len(rows_B)] = decode_log_prob(signal.logits(rows_B), temperature).numpy()
     target.flush()
-    partial.replace(out)
+    beside.replace(out)
+    signal.close()
     return shape
 
 

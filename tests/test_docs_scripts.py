@@ -1,0 +1,122 @@
+"""The scripts behind docs/semiparametric.md and docs/students.md, each from end to end on very little data."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from docs import semiparametric, students
+from pipeline.datasets import load_split
+from pipeline.models import build_model
+from pipeline.models.weights import save_weights
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Files as UCI writes them: MAGIC with ten numbers a row, Adult with names, spaces and a dot in the test file."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 10))
+    labels = np.where(x[:, 0] + 0.5 * rng.normal(size=400) > 0, "g", "h")
+    rows = [",".join([*map(str, row), label]) for row, label in zip(x.round(3), labels, strict=True)]
+    (tmp_path / "magic04.data").write_text("\n".join(rows) + "\n\n")
+    (tmp_path / "adult.data").write_text("39, State-gov, <=50K\n50, Private, >50K\n\n")
+    (tmp_path / "adult.test").write_text("|1x3 Cross validator\n25, ?, >50K.\n")
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, script: Any, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+    script.main()
+
+
+def test_cross_fitting_on_tables_is_measured(
+    tables: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {
+        depth: tuple(replace(one, training=replace(one.training, epochs=2)) for one in learners)
+        for depth, learners in semiparametric.STUDENTS.items()
+    }
+    monkeypatch.setattr(semiparametric, "STUDENTS", short)
+    monkeypatch.setattr(semiparametric, "TREES", 5)
+    run(monkeypatch, semiparametric, tables, "--repeats", 2, "--rows", 200, "--tables", "magic04:0.1")
+    said = capsys.readouterr().out
+    records = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [record["student"] for record in records] == ["mlp:32x2", "mlp:32x2", "mlp:128x2"] * 2
+    assert {method for record in records for method in record["found"]} == {"teacher", *semiparametric.SMALL.methods}
+    assert all(measures["nll"] > 0 for record in records for measures in record["found"].values())
+    assert len([line for line in said.splitlines() if line.startswith("| magic04:0.1 |")]) == 4 + 4 + 2
+    found = [record["found"] for record in records if record["student"] == "mlp:128x2"]
+    expected = np.mean([one["KD, cross-fitted"]["nll"] - one["KD, seen"]["nll"] for one in found])
+    row = next(line for line in said[said.index("NLL\n") :].splitlines() if "mlp:128x2 | KD" in line)
+    assert f"| {expected:+.4f} ± " in row
+
+
+def test_an_overfit_forest_answers_seen_rows_better(tables: Path) -> None:
+    """The labels here are noisy: only answers that were learned from them can be nearly as sure as they are."""
+    x, y = semiparametric.read_table(tables, "magic04")
+    semiparametric.write_repeat(tables / "t.npz", x, y, rows=300, tests=100, flip=0.3, seed=0)
+    split = load_split(f"npz:{tables}/t.npz")
+    semiparametric.cache(tables, split, None, seed=0)
+    agree = {
+        name: (np.load(tables / f"{name}.npy").argmax(axis=1) == split.labels).mean() for name in ("plain", "crossfit")
+    }
+    assert agree["plain"] > 0.95
+    assert agree["crossfit"] < 0.8
+
+
+def test_labels_are_flipped_in_training_alone(tables: Path) -> None:
+    x, y = semiparametric.read_table(tables, "magic04")
+    for flip in (0.0, 0.25):
+        semiparametric.write_repeat(tables / f"{flip}.npz", x, y, rows=300, tests=100, flip=flip, seed=3)
+    clean, noisy = np.load(tables / "0.0.npz"), np.load(tables / "0.25.npz")
+    for name in ("x", "x_test", "y_test"):
+        np.testing.assert_array_equal(clean[name], noisy[name])
+    assert (clean["y"] != noisy["y"]).mean() == pytest.approx(0.25, abs=0.08)
+    both = np.concatenate([clean["x"], clean["x_test"]])
+    assert len(np.unique(both, axis=0)) == len(both) == 400
+
+
+def test_categories_become_columns(tables: Path) -> None:
+    x, y = semiparametric.read_table(tables, "adult")
+    np.testing.assert_array_equal(x, [[39, 0, 0, 1], [50, 0, 1, 0], [25, 1, 0, 0]])
+    np.testing.assert_array_equal(y, [0, 1, 1])
+
+
+def test_students_of_stores_and_of_the_online_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (48, 32, 32, 3), dtype=np.uint8), np.arange(48) % 10
+    np.savez(tmp_path / "cifar.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
+    torch.manual_seed(0)
+    teacher = build_model("resnet20", load_split(f"npz:{tmp_path}/cifar.npz"))
+    save_weights(tmp_path / "resnet20.safetensors", teacher, {})
+    arguments = ["--data", f"npz:{tmp_path}/cifar.npz", "--weights", tmp_path / "resnet20.safetensors"]
+    arguments += ["--rows", 40, "--test-rows", 20, "--seeds", 2, "--online-seeds", 2, "--epochs", 3]
+    monkeypatch.setattr(students, "TRAINING", replace(students.TRAINING, batch_size=16))
+    run(monkeypatch, students, tmp_path / "out", *arguments)
+    said = capsys.readouterr().out
+    weights = re.findall(r"\| (\d) \| `(\w+)` \| `(\w+)` \| yes \|", said)
+    assert [seed for seed, _, _ in weights] == ["0", "1"]
+    assert all(stored == online for _, stored, online in weights)
+    assert weights[0][1] != weights[1][1]
+    methods = [
+        "kd store=dense_32",
+        "kd teacher online",
+        "ce",
+        "kd store=dense_8",
+        "kd store=topk",
+        "kd store=topk_tail",
+    ]
+    assert [line.split("  ")[0] for line in said.splitlines() if re.match(r"(kd|ce) ", line)] == methods
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    run(monkeypatch, students, tmp_path / "out", *arguments)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == results
+    table = said[said.index("method ") :]
+    assert capsys.readouterr().out == table, "what is finished is not done again"

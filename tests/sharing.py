@@ -102,13 +102,13 @@ def web_server(folder: Path, answer: Answer = lambda handler: False) -> Iterator
 
 @contextlib.contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an empty bucket on an S3-compatible server on loopback; needs moto[server] and s3fs."""
+    """The address of an empty bucket on an S3-compatible server on loopback."""
     import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    address = f"http://127.0.0.1:{server._server.server_port}"
+    address = "http://{}:{}".format(*server.get_host_and_port())
     for name, value in (("ENDPOINT_URL", address), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -71,10 +73,8 @@ def test_a_table_without_names_or_test_file(tmp_path: Path) -> None:
 
 
 def test_parquet_is_the_same_table(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     table = {"age": [30.5, None, 20.0, 40.0], "job": ["a", "b", None, "a"], "y": [1, 0, 1, None]}
-    parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     (tmp_path / "t.csv").write_text("age,job,y\n30.5,a,1\n,b,0\n20.0,,1\n40.0,a,\n")
     found, same = (load_split(f"{kind}:{tmp_path}/t.{kind}?label=y&test_share=0") for kind in ("parquet", "csv"))
     assert (found.samples == same.samples).all()

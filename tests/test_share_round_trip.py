@@ -1,6 +1,5 @@
 """What a team does: cache, push, pull a part, check it, train, add a teacher, push back, train from all."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,8 @@ from stores import copy_store, local_store, open_store, verify_store
 from stores.merge import merge_stores
 from tests.sharing import memory_bucket, s3_server
 
-HAVE_S3 = all(importlib.util.find_spec(name) for name in ("s3fs", "moto"))
 
-
-@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.skipif(not HAVE_S3, reason="no s3fs, moto"))])
+@pytest.fixture(params=["memory", "s3"])
 def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with memory_bucket() if request.param == "memory" else s3_server(monkeypatch) as url:
         yield url

@@ -1,9 +1,4 @@
-"""Copies to and from a real S3-compatible server on loopback.
-
-Skipped where `moto[server]` and `s3fs` are missing: they bring some sixty packages, so they are no part of the
-"dev" extra. `pip install 'moto[server]' s3fs` runs this test; the rules it checks are those that
-`tests/test_share.py` checks against fsspec's store in memory.
-"""
+"""Copies to and from a real S3-compatible server on loopback: the rules of `tests/test_share.py` over the wire."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +7,6 @@ import pytest
 
 from stores.share import copy_store
 from tests.sharing import add_teacher, contents, make_store, s3_server
-
-pytest.importorskip("s3fs")
-pytest.importorskip("moto.server")
 
 
 @pytest.fixture

@@ -289,20 +289,34 @@ def train_student(
     val_share: Annotated[float, typer.Option(help="Share of the training rows held out for validation")] = 0.0,
     select: Annotated[str, typer.Option(help="Keep the last epoch, or the best by validation accuracy")] = "last",
     seed: Seed = 0,
+    memory_budget: Annotated[
+        float,
+        typer.Option(help="GB for the teacher's slabs, larger ones are read block by block; 0: half of what is free"),
+    ] = 0.0,
+    workers: Annotated[int, typer.Option(help="Threads that read and transform the next batches meanwhile")] = 1,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Curves for TensorBoard in OUT/tensorboard")
+    ] = False,
     mean: Mean = "",
     std: Std = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Stage two: train a student from a store, without the teacher. A stopped run goes on where it was."""
+    """Stage two: train a student from a store, without the teacher. A stopped run goes on where it was.
+
+    Under torchrun several processes train one student: each takes its share of every batch.
+    """
+    import torch
     from tqdm import tqdm
 
-    from pipeline.fit import EpochRecord
+    from pipeline.fit import EpochRecord, Processes
     from pipeline.train_student.folder import refuse_finished
 
     refuse_finished(out)
-    spec = run_spec(context.params)
-    with tqdm(total=epochs, unit="epoch", disable=None) as bar:
+    processes = Processes.find()
+    spec = run_spec(context.params, local=processes.local)
+    silent = None if processes.first else True
+    with tqdm(total=epochs, unit="epoch", disable=silent) as bar, processes.joined(torch.device(spec.device)):
 
         def report(record: EpochRecord) -> None:
             validation = {} if record.val_accuracy is None else {"val": f"{record.val_accuracy:.4f}"}
@@ -310,11 +324,13 @@ def train_student(
             bar.update()
 
         try:
-            result = spec.run(out, spec.open(), report)
+            result = spec.run(out, spec.open(), report, processes)
         except KeyboardInterrupt:
             bar.close()
             typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
             raise typer.Exit(130) from None
+    if not processes.first:
+        return
     for warning in result["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(
@@ -566,6 +582,30 @@ def card(
     if out:
         Path(out).write_text(text)
     typer.echo(f"wrote {out}" if out else text)
+
+
+@app.command()
+def export(
+    store: Store,
+    out: Annotated[Path, typer.Argument(help="The file or folder to write: .npz, .parquet, .tar, a folder of tars")],
+    to: Annotated[str, typer.Option(help="npz, parquet or webdataset; empty: as the ending says")] = "",
+    teacher: Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")] = "",
+    views: Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")] = "",
+    dense: Annotated[bool, typer.Option("--dense", help="All classes, also where the store holds the top K")] = False,
+) -> None:
+    """Write a store's log-probabilities for people without Zarr, as plain arrays, a table, or tar shards."""
+    from tqdm import tqdm
+
+    from pipeline.export import choose_format, export_store
+
+    choose_format(out, to)
+    num_views = read_views(views)
+    with tqdm(unit="row", unit_scale=True, disable=None) as bar:
+        values = export_store(
+            here(store), out, to=to, teacher=teacher or None, num_views=num_views, dense=dense, on_rows=bar.update
+        )
+    answers = "all classes" if values.dense else f"top {values.encoding.top_k} of {values.encoding.num_classes} classes"
+    typer.echo(f"wrote {out}: {values.store.num_examples} rows x {values.num_views} views, {answers}")
 
 
 @app.command()

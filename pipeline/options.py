@@ -87,8 +87,8 @@ def read_names(option: str, text: str) -> list[str]:
     return names
 
 
-def run_spec(options: Mapping[str, Any]) -> "RunSpec":
-    """The options of train-student, as the library takes them."""
+def run_spec(options: Mapping[str, Any], local: int = 0) -> "RunSpec":
+    """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
     from pipeline.fit import Training
     from pipeline.train_student.losses import parse_objective
     from pipeline.train_student.spec import RunSpec
@@ -97,6 +97,9 @@ def run_spec(options: Mapping[str, Any]) -> "RunSpec":
     if options["label_smoothing"]:
         settings["ce.smoothing"] = str(options["label_smoothing"])
     parse_objective(options["loss"], settings)
+    for option in ("memory_budget", "workers"):
+        if options[option] < 0:
+            raise ValueError(f"--{option.replace('_', '-')} is {options[option]}; expected at least 0")
     names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
     names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
     training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
@@ -108,7 +111,10 @@ def run_spec(options: Mapping[str, Any]) -> "RunSpec":
         training=training,
         val_share=options["val_share"],
         preprocessing=input_scaling(options["mean"], options["std"]),
-        device=str(find_device(options["device"], options["threads"])),
+        device=str(find_device(options["device"], options["threads"], local)),
+        memory_budget=int(options["memory_budget"] * 1e9) or None,
+        workers=options["workers"],
+        tensorboard=options["tensorboard"],
     )
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.ahead import in_order
 from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.compute import Compute, in_order
+from pipeline.cache_teacher.compute import Compute
 from pipeline.cache_teacher.estimators import EstimatorAnswers
 from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.summary import leak_warning, suspected_leaks

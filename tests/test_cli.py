@@ -24,7 +24,8 @@ OPTIONS = {
     "assign-folds": "out folds data fold-strategy fold-seed",
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
     " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs weight-decay grad-clip"
-    " ema-decay precision channels-last compile val-share select seed mean std device threads",
+    " ema-decay precision channels-last compile val-share select seed memory-budget workers"
+    " tensorboard mean std device threads",
     "sweep": "store out loss student set seeds jobs threads",
     "compare": "plot html baseline",
     "inspect": "json",
@@ -34,6 +35,7 @@ OPTIONS = {
     "subset": "out rows data teacher",
     "diff": "teachers view temperature json",
     "card": "out",
+    "export": "to teacher views dense",
     "decode": "out teacher view temperature tail rows",
     "losses": "",
     "models": "",

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.compute import PRECISIONS, Compute, in_order
+from pipeline.ahead import in_order
+from pipeline.cache_teacher.compute import PRECISIONS, Compute
 from pipeline.cache_teacher.teachers import TeacherSet, fold_attributes
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan, Folds

@@ -1,22 +1,16 @@
-"""How a teacher's forward passes are computed: precision, memory layout, compilation, reading ahead.
+"""How a teacher's forward passes are computed: precision, memory layout, compilation.
 
 Shapes: B batch.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.spelling import unknown
-
-Job = TypeVar("Job")
-Made = TypeVar("Made")
 
 
 class Precision(NamedTuple):
@@ -69,22 +63,3 @@ class Compute:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device.type, dtype=PRECISIONS[self.precision].dtype)
-
-
-def in_order(make: Callable[[Job], Made], jobs: Sequence[Job], workers: int) -> Iterator[Made]:
-    """``map(make, jobs)`` that threads work ahead for, at most two jobs a thread, results in their order."""
-    if workers < 1 or len(jobs) < 2:
-        yield from map(make, jobs)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="reader") as pool:
-        ahead: deque[Future[Made]] = deque()
-        try:
-            for job in jobs:
-                ahead.append(pool.submit(make, job))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()

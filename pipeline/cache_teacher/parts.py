@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.torchrun import find_rank
+
 _SPELLING = re.compile(r"(\d{1,6})/(\d{1,6})")
 
 
@@ -42,12 +44,7 @@ def find_part(text: str, environment: Mapping[str, str] = os.environ) -> Part:
         if match is None:
             raise ValueError(f"--part is {text!r}; expected i/n with i from 0 to n - 1, such as 0/4")
         return Part(number=int(match[1]), num_parts=int(match[2]))
-    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+    rank = find_rank(environment)
+    if rank is None:
         return Part()
-    rank = environment["RANK"]
-    return Part(
-        number=int(rank),
-        num_parts=int(environment["WORLD_SIZE"]),
-        together=True,
-        local=int(environment.get("LOCAL_RANK", rank)),
-    )
+    return Part(number=rank.number, num_parts=rank.count, together=True, local=rank.local)

@@ -3,11 +3,13 @@
 training.py     Training: every setting of a run, and the learning rate as a function of the step
 loop.py         fit: the loop, top to bottom; predict: logits in evaluation mode
 weights.py      running average of the weights, and weights rounded to few bits with a straight-through gradient
+processes.py    several processes that train one model together, as torchrun starts them
 checkpoint.py   everything that a killed run needs to go on bit for bit, in one safetensors file
 """
 
 from pipeline.fit.checkpoint import Checkpoint
 from pipeline.fit.loop import BatchLoss, fit, predict
+from pipeline.fit.processes import Processes
 from pipeline.fit.training import OPTIMIZERS, SCHEDULES, EpochRecord, Training
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "BatchLoss",
     "Checkpoint",
     "EpochRecord",
+    "Processes",
     "Training",
     "fit",
     "predict",

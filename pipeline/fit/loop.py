@@ -6,6 +6,9 @@ Shapes: B batch, C classes, N examples.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from pipeline.ahead import in_order
 from pipeline.datasets import Split
 from pipeline.fit.checkpoint import Checkpoint, Run
+from pipeline.fit.processes import LEAST_ROWS, Processes
 from pipeline.fit.training import OPTIMIZERS, PRECISIONS, EpochRecord, Training
 from pipeline.fit.weights import WeightAverage, round_in_place, rounded_parameters
 from pipeline.models import Preprocessing
 from pipeline.views import Views
 
 EVALUATION_BATCH = 500
+VALIDATION = ("val_accuracy", "val_nll")
 
 Rows = npt.NDArray[np.integer]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -31,6 +37,10 @@ class BatchLoss:
 
     def begin_epoch(self, epoch: int) -> None:
         """Epochs count from 0."""
+
+    def order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows int64 [N] in the order in which the epoch shows them."""
+        return rows[torch.randperm(len(rows), generator=generator)]
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
         """Loss [B] of logits [B, C] for the examples with the given row numbers, int64 [B] on the CPU."""
@@ -50,6 +60,8 @@ def fit(
     evaluate: Evaluate | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    workers: int = 0,
+    processes: Processes | None = None,
 ) -> list[EpochRecord]:
     """Trains ``model`` in place; epoch e reads view e modulo V.
 
@@ -67,7 +79,9 @@ def fit(
         device: Where to train (default: CPU).
         evaluate: ``val_accuracy`` and ``val_nll`` of the model as it would be kept, after every epoch.
         checkpoint: Where the run is saved after every epoch, and from where it goes on.
-        on_epoch: Called after every epoch, restored ones first.
+        on_epoch: Called after every epoch in process 0, restored ones first.
+        workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
+        processes: Those that train the model together; process 0 evaluates and saves.
 
     Returns:
         One record an epoch.
@@ -75,14 +89,16 @@ def fit(
     Raises:
         ValueError: The loss is no longer finite, or the checkpoint belongs to another run.
     """
-    device = device or torch.device("cpu")
+    device, processes = device or torch.device("cpu"), processes or Processes()
     memory = torch.channels_last if training.channels_last and split.is_image else torch.preserve_format
     precision = PRECISIONS[training.precision]
     model.to(device, memory_format=memory)  # type: ignore[call-overload]
-    forward = _forward(model, training)
+    forward = _forward(model, training, processes, device)
     chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
     labels = torch.from_numpy(split.labels)
-    steps_per_epoch = len(_batches(chosen, training.batch_size))
+    processes.check(training.batch_size, len(chosen))
+    least = LEAST_ROWS * processes.count
+    steps_per_epoch = len(_batches(chosen, training.batch_size, least))
     run = Run(
         model=model,
         optimizer=OPTIMIZERS[training.optimizer](model.parameters(), training),
@@ -93,25 +109,29 @@ def fit(
     )
     if checkpoint is not None:
         checkpoint.restore(run, training)
-    for record in run.history if on_epoch is not None else ():
+    for record in run.history if on_epoch is not None and processes.first else ():
         on_epoch(record)  # type: ignore[misc]
     for epoch in range(len(run.history), training.epochs):
         started = time.perf_counter()
         loss.begin_epoch(epoch)
         model.train()
-        sum_loss, num_correct, num_labelled = torch.zeros(3, device=device).unbind()
-        shuffled = chosen[torch.randperm(len(chosen), generator=run.order)]
-        for step, step_rows in enumerate(_batches(shuffled, training.batch_size), epoch * steps_per_epoch):
+        sums = torch.zeros(3, device=device)
+        sum_loss, num_correct, num_labelled = sums
+        batches = _batches(loss.order(chosen, run.order), training.batch_size, least)
+        passes = [_passes(processes.share(rows), training.accumulate) for rows in batches]
+        shown = partial(_samples, split, views, epoch % views.num_views, device)
+        samples = in_order(shown, list(chain.from_iterable(passes)), workers)
+        for step, (step_rows, step_passes) in enumerate(zip(batches, passes, strict=True), epoch * steps_per_epoch):
             for group in run.optimizer.param_groups:
                 group["lr"] = training.learning_rate(step, steps_per_epoch)
             run.optimizer.zero_grad(set_to_none=True)
-            for rows_B in step_rows.tensor_split(min(training.accumulate, max(len(step_rows) // 2, 1))):
-                samples = torch.from_numpy(views.samples(split, rows_B.numpy(), epoch % views.num_views))
-                inputs = preprocessing(samples.to(device)).to(memory_format=memory)
+            for rows_B in step_passes:
+                inputs = preprocessing(next(samples).to(device, non_blocking=True)).to(memory_format=memory)
                 with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
                     logits_BC = forward(inputs)
                 loss_B = loss(logits_BC, rows_B)
-                run.scaler.scale(loss_B.sum() / len(step_rows)).backward()  # type: ignore[no-untyped-call]
+                share = loss_B.sum() * processes.count / len(step_rows)  # gradients are averaged over processes
+                run.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
                 sum_loss += loss_B.detach().sum()
                 labels_B = labels[rows_B].to(device)
                 num_correct += (logits_BC.detach().argmax(dim=-1) == labels_B).sum()
@@ -123,10 +143,13 @@ def fit(
             run.scaler.update()
             if run.average is not None:
                 run.average.update(model)
+        processes.sum_(sums)
         mean_loss = float(sum_loss) / len(chosen)
         if not math.isfinite(mean_loss):
             raise ValueError(f"the loss is {mean_loss} in epoch {epoch + 1}; lower --lr or the loss's weights")
-        validation = _evaluate(run, training, evaluate)
+        validation = _evaluate(run, training, evaluate) if processes.first else {}
+        if evaluate is not None:
+            validation = processes.from_first(validation, VALIDATION, device)
         record = EpochRecord(
             epoch=epoch + 1,
             loss=mean_loss,
@@ -136,21 +159,40 @@ def fit(
             **validation,
         )
         run.history.append(record)
-        if checkpoint is not None:
+        if checkpoint is not None and processes.first:
             checkpoint.save(run, training)
-        if on_epoch is not None:
+        if on_epoch is not None and processes.first:
             on_epoch(record)
     model.load_state_dict(_kept(run, training))
     return run.history
 
 
-def _forward(model: nn.Module, training: Training) -> Callable[[Tensor], Tensor]:
-    """The model as it is run in training: compiled, or with rounded weights."""
-    if training.weight_bits:
-        bits = training.weight_bits
-        return lambda inputs: torch.func.functional_call(model, rounded_parameters(model, bits), (inputs,))
-    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if training.compile else model
-    return compiled
+class _Rounded(nn.Module):
+    """A model as it is with its weights rounded; gradients pass straight through to the exact ones."""
+
+    def __init__(self, model: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.model, self.bits = model, bits
+
+    def forward(self, inputs: Tensor) -> Any:
+        return torch.func.functional_call(self.model, rounded_parameters(self.model, self.bits), (inputs,))
+
+
+def _forward(model: nn.Module, training: Training, processes: Processes, device: torch.device) -> nn.Module:
+    """The model as it is run in training: with rounded weights, shared between processes, compiled."""
+    module = _Rounded(model, training.weight_bits) if training.weight_bits else model
+    module = processes.parallel(module, device)
+    return cast(nn.Module, torch.compile(module)) if training.compile else module
+
+
+def _samples(split: Split, views: Views, view: int, device: torch.device, rows_B: Tensor) -> Tensor:
+    samples = torch.from_numpy(views.samples(split, rows_B.numpy(), view))
+    return samples.pin_memory() if device.type == "cuda" else samples
+
+
+def _passes(rows_B: Tensor, accumulate: int) -> tuple[Tensor, ...]:
+    """The rows of each forward pass of a step; batch norm needs two."""
+    return rows_B.tensor_split(min(accumulate, max(len(rows_B) // LEAST_ROWS, 1)))
 
 
 def _kept(run: Run, training: Training) -> dict[str, Tensor]:
@@ -183,10 +225,10 @@ def _evaluate(run: Run, training: Training, evaluate: Evaluate | None) -> dict[s
     return measured
 
 
-def _batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches of rows; a single last row joins the batch before it (batch norm needs two)."""
+def _batches(rows: Tensor, batch_size: int, least: int) -> list[Tensor]:
+    """Batches of rows; a last one of fewer than ``least`` joins the batch before it."""
     batches = list(torch.split(rows, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 

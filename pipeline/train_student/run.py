@@ -4,7 +4,7 @@ Shapes: B batch, C classes, N examples.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.datasets import Split
-from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Training, fit
+from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
 from pipeline.fit.weights import weight_bytes
 from pipeline.metrics import measure
 from pipeline.models import Preprocessing, build_model, own_preprocessing
@@ -27,7 +27,7 @@ from pipeline.train_student.evaluate import (
     measure_rows,
     rows_digest,
 )
-from pipeline.train_student.folder import HISTORY, RESULT, WEIGHTS, RunFolder, refuse_finished
+from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, refuse_finished
 from pipeline.train_student.losses import Objective, StepContext
 from pipeline.train_student.search import search_options
 from pipeline.train_student.signal import Signal, check_data
@@ -58,6 +58,14 @@ class DistillationLoss(BatchLoss):
             self.served = None if served.all() else served
             if epoch + 1 < self.epochs:
                 self.signal.prefetch((epoch + 1) % self.num_views)
+
+    def order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        grouping = self.signal.grouping
+        if grouping is None or not self.objective.uses_teacher:
+            return super().order(rows, generator)
+        groups = grouping.groups(rows, generator)
+        self.signal.expect(groups)
+        return torch.cat(groups)
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
         if self.served is not None and not self.served[rows_B].all():
@@ -101,6 +109,9 @@ def train_student(
     val_share: float = 0.0,
     preprocessing: Preprocessing | None = None,
     device: torch.device | None = None,
+    memory_budget: int | None = None,
+    workers: int = 0,
+    processes: Processes | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> dict[str, Any]:
     """Trains one student from a store; a run that was stopped goes on from its last whole epoch.
@@ -120,16 +131,22 @@ def train_student(
         val_share: Share of the training rows that is held out for validation, stratified.
         preprocessing: The student's input scaling; the default is its own, or mean and deviation of its rows.
         device: Where to train.
+        memory_budget: Bytes for slabs (default: half of the memory that can still be had); what does not fit is
+            read block by block.
+        workers: Threads that read and transform the next batches meanwhile.
+        processes: Those that train the student together, each calling this with the same arguments; process 0
+            writes.
         on_epoch: Called after every epoch, those of a resumed run first.
 
     Returns:
-        What ``result.json`` holds.
+        What ``result.json`` holds; nothing in processes other than 0.
 
     Raises:
         ValueError: The store does not belong to the data, or lacks what the loss needs; ``out`` holds another run.
     """
     refuse_finished(out)
-    signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device)
+    processes = processes or Processes()
+    signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget)
     warnings = check_needs(objective, store, signal)
     check_data(store, split)
     if test is not None and test.num_classes != split.num_classes:
@@ -138,6 +155,8 @@ def train_student(
     for what, wants in (("--select best", training.select == "best"), ("an option that is auto", objective.search)):
         if wants and not len(validation):
             raise ValueError(f"{what} needs validation rows; pass --val-share 0.1")
+    if objective.search and processes.count > 1:
+        raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
     views = Views.from_attributes(store.views)
     scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows)
     scaling.check(split)
@@ -158,6 +177,8 @@ def train_student(
         "preprocessing": scaling.attributes(),
         "store": store_identity(store, signal),
         "test": None if test is None else test.fingerprint,
+        "grouping": None if signal.grouping is None else asdict(signal.grouping),
+        "processes": processes.count,
     }
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -183,8 +204,15 @@ def train_student(
             evaluate=evaluate if len(validation) else None,
             checkpoint=checkpoint,
             on_epoch=on_epoch,
+            workers=workers,
+            processes=processes,
         )
         return model, history
+
+    if not processes.first:
+        train(objective, training, Checkpoint(out / CHECKPOINT))
+        signal.close()
+        return {}
 
     with RunFolder(out, settings) as folder:
         objective, searched = search_options(
@@ -231,6 +259,7 @@ def train_student(
             "store": {"path": str(store.path), **store_identity(store, signal)},
             "device": str(device or "cpu"),
             "num_threads": torch.get_num_threads(),
+            "processes": processes.count,
             "versions": library_versions(),
         }
         if test is not None:
@@ -249,6 +278,7 @@ def train_student(
         }
         save_weights(out / WEIGHTS, model, metadata)
         folder.finish(result)
+    signal.close()
     return result
 
 

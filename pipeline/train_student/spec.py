@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from pipeline.datasets import Split, load_split, with_split
-from pipeline.fit import EpochRecord, Training
+from pipeline.fit import EpochRecord, Processes, Training
 from pipeline.models import Preprocessing
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
+from pipeline.train_student.tensorboard import Curves
 from pipeline.views import allow_transform
 from stores import Store, open_store
 
@@ -20,7 +21,8 @@ from stores import Store, open_store
 class RunSpec:
     """Every option of a run; ``eval_data`` empty means the data's own test split, teacher empty the only one.
 
-    ``transform`` is the user's own ``file.py:factory`` where the store's views were made by it, else empty.
+    ``transform`` is the user's own ``file.py:factory`` where the store's views were made by it, else empty;
+    ``memory_budget`` counts bytes.
     """
 
     store: str
@@ -38,6 +40,9 @@ class RunSpec:
     val_share: float = 0.0
     preprocessing: Preprocessing | None = None
     device: str = "cpu"
+    memory_budget: int | None = None
+    workers: int = 0
+    tensorboard: bool = False
 
     def attributes(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,25 +67,48 @@ class RunSpec:
             test=load_split(self.eval_data or with_split(self.data, "test")),
         )
 
-    def run(self, out: Path, inputs: "Inputs", on_epoch: Callable[[EpochRecord], None] | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        out: Path,
+        inputs: "Inputs",
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+        processes: Processes | None = None,
+    ) -> dict[str, Any]:
         """Trains the student; see ``train_student``."""
-        return train_student(
-            inputs.store,
-            inputs.split,
-            inputs.test,
-            self.student,
-            parse_objective(self.loss, self.settings),
-            self.training,
-            out,
-            teacher=self.teacher or None,
-            combine=self.combine,
-            tail=self.tail,
-            init=Path(self.init) if self.init else None,
-            val_share=self.val_share,
-            preprocessing=self.preprocessing,
-            device=torch.device(self.device),
-            on_epoch=on_epoch,
-        )
+        curves = Curves(out) if self.tensorboard else None
+        result = None
+
+        def tell(record: EpochRecord) -> None:
+            if curves is not None:
+                curves.epoch(record)
+            if on_epoch is not None:
+                on_epoch(record)
+
+        try:
+            result = train_student(
+                inputs.store,
+                inputs.split,
+                inputs.test,
+                self.student,
+                parse_objective(self.loss, self.settings),
+                self.training,
+                out,
+                teacher=self.teacher or None,
+                combine=self.combine,
+                tail=self.tail,
+                init=Path(self.init) if self.init else None,
+                val_share=self.val_share,
+                preprocessing=self.preprocessing,
+                device=torch.device(self.device),
+                memory_budget=self.memory_budget,
+                workers=self.workers,
+                processes=processes,
+                on_epoch=tell,
+            )
+        finally:
+            if curves is not None:
+                curves.close(result)
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,11 +163,7 @@ class ArrayAnswers:
             )
         self.path, self.array = path, array
         self.split, self.views = split, views
-        self.folds: Folds | None = None
-        self.fold_attributes: Mapping[str, Any] | None = None
-        if plan is not None:
-            self.folds = plan.assign(split)
-            self.fold_attributes = fold_attributes(plan, split, self.folds, proof="declared")
+        self.folds, self.fold_attributes = declared_folds(plan, split)
         self.groups = split.groups if plan is None else plan.groups(split)
         self.training_fingerprint: str | None = None
 
@@ -182,3 +178,11 @@ class ArrayAnswers:
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return torch.from_numpy(np.asarray(self.array[view][rows], dtype=np.float32))
+
+
+def declared_folds(plan: FoldPlan | None, split: Split) -> tuple[Folds | None, Mapping[str, Any] | None]:
+    """Folds [N] and how a store records them, for answers whose teacher nobody can ask: the caller says so."""
+    if plan is None:
+        return None, None
+    folds = plan.assign(split)
+    return folds, fold_attributes(plan, split, folds, proof="declared")

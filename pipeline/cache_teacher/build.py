@@ -13,11 +13,21 @@ from torch import Tensor
 from pipeline.cache_teacher.answers import ARRAY_PREFIX, Answers, ArrayAnswers, NetworkAnswers, Rows
 from pipeline.cache_teacher.compute import Compute
 from pipeline.cache_teacher.estimators import SKLEARN_PREFIX, EstimatorAnswers
+from pipeline.cache_teacher.spoken import EXPORT_PREFIX, ExportAnswers
 from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.cache_teacher.tinyvit import TINYVIT_PREFIX, TinyVitAnswers
 from pipeline.datasets import Split, few_rows, take
 from pipeline.folds import FoldPlan, Folds, fold_digest
 from pipeline.models import Preprocessing
 from pipeline.views import Views
+
+# Caches that are not read, and why.
+_REFUSED = {
+    "fkd:": "FKD's labels are pickles, one an image, and nothing is unpickled here: it could run any code",
+    "ml-dr:": "ml-dr's reinforcements are pickles, one an image, and nothing is unpickled here: it could run any code",
+    "distillkit:": "DistillKit's rows are sequences of tokens, whose answers belong to no example of a dataset",
+}
+_NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
 
 
 def build_answers(
@@ -33,11 +43,12 @@ def build_answers(
     compute: Compute | None = None,
     workers: int = 1,
 ) -> Answers:
-    """Who answers: an array of logits, an estimator that is fitted here, or networks with weights.
+    """Who answers: somebody who has already spoken, an estimator that is fitted here, or networks with weights.
 
     Args:
         split: The examples.
-        teacher: ``array:FILE.npy``, ``sklearn:NAME?option=value``, or a name of the model table.
+        teacher: ``array:FILE.npy``, ``export:FILE``, ``tinyvit:DIR?keys=paths&pixels=plain``,
+            ``sklearn:NAME?option=value``, or a name of the model table.
         weights: Of a network; see ``load_teachers``.
         views: Which pixels they see.
         plan: Cross-fitting folds.
@@ -50,10 +61,17 @@ def build_answers(
     Raises:
         ValueError: Something is missing, unknown, or does not fit together.
     """
-    if teacher.startswith((ARRAY_PREFIX, SKLEARN_PREFIX)) and weights:
+    for prefix, reason in _REFUSED.items():
+        if teacher.startswith(prefix):
+            raise ValueError(f"{teacher}: {reason}; write its logits to a .npy file in the data's order for array:FILE")
+    if teacher.startswith(_NO_WEIGHTS) and weights:
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayAnswers(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
+    if teacher.startswith(EXPORT_PREFIX):
+        return ExportAnswers(Path(teacher.removeprefix(EXPORT_PREFIX)), split, views, plan=plan)
+    if teacher.startswith(TINYVIT_PREFIX):
+        return TinyVitAnswers(teacher, split, views, plan=plan)
     if teacher.startswith(SKLEARN_PREFIX):
         if views.transform != "none" or views.num_views > 1:
             raise ValueError(f"{teacher} answers the examples as they are; leave out --views and --transform")

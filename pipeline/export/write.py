@@ -1,0 +1,98 @@
+"""Writes a store's answers for people without Zarr."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.export.document import describe
+from pipeline.export.npz import write_npz
+from pipeline.export.parquet import import_pyarrow, write_parquet
+from pipeline.export.tar import write_shards, write_tar
+from pipeline.export.values import Values
+from pipeline.spelling import unknown
+from stores import open_store
+from stores.files import partial_path, remove_abandoned, writing
+
+FORMATS = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset"}
+
+
+def choose_format(out: Path, wanted: str = "") -> str:
+    """``npz``, ``parquet`` or ``webdataset``, by name or else by the ending of ``out``.
+
+    Raises:
+        ValueError: Unknown, or a name that contradicts the ending.
+    """
+    if wanted and wanted not in FORMATS.values():
+        raise ValueError(unknown("format", wanted, FORMATS.values()))
+    by_ending = FORMATS.get(out.suffix, "")
+    if not wanted and not by_ending:
+        raise ValueError(
+            f"{out}: its ending names no format; pass --to npz or parquet, or --to webdataset for a folder of tar files"
+        )
+    is_folder = wanted == "webdataset" and not by_ending
+    if wanted and by_ending != wanted and not is_folder:
+        endings = {name: ending for ending, name in FORMATS.items()}
+        raise ValueError(f"{out}: --to {wanted} writes {endings[wanted]} files; choose another name")
+    return wanted or by_ending
+
+
+def export_store(
+    path: Path,
+    out: Path,
+    *,
+    to: str = "",
+    teacher: str | None = None,
+    num_views: int | None = None,
+    dense: bool = False,
+    on_rows: Callable[[int], None] | None = None,
+) -> Values:
+    """Writes one teacher of a store as .npz, .parquet, .tar or a folder of .tar shards, block by block.
+
+    The export is built beside ``out`` and appears there when it is whole.
+
+    Args:
+        path: A finished store on this machine.
+        out: A file or folder that is not there yet.
+        to: ``npz``, ``parquet`` or ``webdataset``; "" looks at the ending. A webdataset without the ending .tar is a
+            folder of shards.
+        teacher: Which teacher (default: the only one).
+        num_views: The first views only.
+        dense: All classes, also where the store holds the top K and predicts the others.
+        on_rows: Called with the number of rows of each chunk that was decoded.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: ``out`` is there, or something asked for is not in the store.
+    """
+    to = choose_format(out, to)
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another name or remove it")
+    if to == "parquet":
+        import_pyarrow()
+    store = open_store(path)
+    values = Values(store, teacher, num_views=num_views, dense=dense, on_rows=on_rows)
+    document = describe(
+        store,
+        values.teacher,
+        values.arrays,
+        num_views=values.num_views,
+        tail="predicted" if values.predicts else "",
+    )
+    folder = to == "webdataset" and out.suffix != ".tar"
+    write = {"npz": write_npz, "parquet": write_parquet, "webdataset": write_shards if folder else write_tar}[to]
+    partial = partial_path(out)
+    try:
+        with writing(str(out)):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(out.parent, f".{out.name}.")
+            if folder:
+                partial.mkdir()
+            write(values, document, partial)
+            partial.rename(out)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+    return values

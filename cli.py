@@ -657,6 +657,9 @@ def datasets() -> None:
 
     for source in SOURCES.values():
         typer.echo(f"{source.example:44} {source.about}")
+    typer.echo(
+        f"{'...&limit=n&shuffle=SEED':44} of any: n examples evenly spread, in a random order that stays the same"
+    )
 
 
 @app.command()

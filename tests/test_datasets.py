@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import SOURCES, Split, load_split, with_split
+from pipeline.datasets import SOURCES, Split, load_split, shuffled_rows, with_split
 from pipeline.datasets.split import content_keys, order_fingerprint, set_fingerprint
 
 
@@ -120,3 +120,19 @@ def test_every_source_has_an_example_of_its_form() -> None:
     for kind, source in SOURCES.items():
         assert source.example.startswith(kind)
         assert (":" in source.example) == source.takes_name
+
+
+def test_a_shuffled_order_is_the_same_everywhere(digits: Split) -> None:
+    shuffled = load_split("digits?shuffle=3")
+    assert sorted(shuffled.keys.tolist()) == sorted(digits.keys.tolist())
+    assert (shuffled.keys != digits.keys).mean() > 0.9
+    rows = shuffled_rows(len(digits), 3)
+    assert (shuffled.labels == digits.labels[rows]).all()
+    assert (shuffled.samples == digits.samples[rows]).all()
+    assert shuffled_rows(6, 0).tolist() == [2, 0, 4, 3, 1, 5]  # frozen: stores are written in this order
+    assert load_split(shuffled.spec).fingerprint == shuffled.fingerprint
+    few = load_split("digits?shuffle=3&limit=10")
+    assert len(few) == 10
+    assert load_split(few.spec).fingerprint == few.fingerprint
+    with pytest.raises(ValueError, match="shuffle is 'x'; expected a seed"):
+        load_split("digits?shuffle=x")

@@ -1,5 +1,6 @@
 """Data sources. ``load_split("torchvision:CIFAR10?root=data&split=test")`` gives a ``Split``."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -79,7 +80,10 @@ SOURCES: dict[str, Source] = {
 
 
 def load_split(spec: str) -> Split:
-    """Loads the split that a data spec ``SOURCE[:NAME][?option=value&...]`` describes; limit=n keeps n examples.
+    """Loads the split that a data spec ``SOURCE[:NAME][?option=value&...]`` describes.
+
+    Every source takes two options more: limit=n keeps n examples, shuffle=SEED gives them in a random order that is
+    the same on every machine (for data that is sorted by class and read block by block).
 
     Raises:
         ValueError: Unknown source, option or split, or data that is not there.
@@ -90,6 +94,12 @@ def load_split(spec: str) -> Split:
         if not limit.isdigit():
             raise ValueError(f"data {spec!r}: limit is {limit!r}; expected a number of examples")
         return take(load_split(_spell(kind, name, options)), int(limit))
+    seed = options.pop("shuffle", None)
+    if seed is not None:
+        if not seed.isdigit():
+            raise ValueError(f"data {spec!r}: shuffle is {seed!r}; expected a seed, a whole number from 0")
+        split = load_split(_spell(kind, name, options))
+        return _rows(split, shuffled_rows(len(split), int(seed)), f"shuffle={seed}")
     own = f"{kind}:{name}"
     if is_file_factory(own):
         return load_own(own, options)
@@ -124,12 +134,22 @@ def few_rows(num_examples: int, limit: int) -> npt.NDArray[np.int64]:
     return np.arange(limit) * num_examples // limit
 
 
+def shuffled_rows(num_examples: int, seed: int) -> npt.NDArray[np.int64]:
+    """A random order, int64 [num_examples], that no version of a library changes: sorted by digits of SHAKE-128."""
+    digits = hashlib.shake_128(f"shuffle {seed}".encode()).digest(8 * num_examples)
+    return np.argsort(np.frombuffer(digits, "<u8"), kind="stable")
+
+
 def take(split: Split, limit: int) -> Split:
     """A few examples of a split, for trials; ``limit=n`` in a data spec gives the same ones."""
-    rows = few_rows(len(split), limit)
+    return _rows(split, few_rows(len(split), limit), f"limit={limit}")
+
+
+def _rows(split: Split, rows: npt.NDArray[np.int64], option: str) -> Split:
+    """Some rows of a split, in their order; ``option`` is what the data spec says of them."""
     return replace(
         split,
-        spec=f"{split.spec}{'&' if '?' in split.spec else '?'}limit={limit}",
+        spec=f"{split.spec}{'&' if '?' in split.spec else '?'}{option}",
         samples=getattr(split.samples, "subset", split.samples.__getitem__)(rows),
         labels=split.labels[rows],
         groups=None if split.groups is None else split.groups[rows],

@@ -4,6 +4,7 @@ Shapes: B batch, C classes, N examples.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -210,11 +211,11 @@ def train_student(
         return model, history
 
     if not processes.first:
-        train(objective, training, Checkpoint(out / CHECKPOINT))
-        signal.close()
+        with closing(signal):
+            train(objective, training, Checkpoint(out / CHECKPOINT))
         return {}
 
-    with RunFolder(out, settings) as folder:
+    with closing(signal), RunFolder(out, settings) as folder:
         objective, searched = search_options(
             objective,
             training,
@@ -278,7 +279,6 @@ def train_student(
         }
         save_weights(out / WEIGHTS, model, metadata)
         folder.finish(result)
-    signal.close()
     return result
 
 

@@ -1,0 +1,99 @@
+"""Several processes train the student that one would: the same steps, each on a share of every batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding
+from pipeline.fit import Processes
+from pipeline.models.weights import load_state
+from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SETTINGS, WEIGHTS
+from pipeline.views import Views
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "s.zarr"
+    teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
+    cache_teacher(
+        NetworkAnswers(digits, teachers, Views()), path, encoding=Encoding(kind="dense", num_classes=10, bits=8)
+    )
+    return path
+
+
+def train(count: int, store: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += [str(ROOT / "cli.py"), "train-student", "--store", str(store), "--out", str(out), "--threads", "1"]
+    command += ["--student", "mlp:16", "--optimizer", "adamw", "--lr", "0.002", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_processes_train_the_student_that_one_does(store: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "3", "--val-share", "0.1", "--accumulate", "2", "--ema-decay", "0.9", "--select", "best")
+    for count in (1, 2):
+        done = train(count, store, tmp_path / str(count), *options)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test accuracy") == 1
+    assert sorted(path.name for path in (tmp_path / "2").iterdir()) == [HISTORY, RESULT, SETTINGS, WEIGHTS]
+    one, two = (json.loads((tmp_path / name / RESULT).read_text()) for name in "12")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.01)
+    assert two["validation"]["nll"] == pytest.approx(one["validation"]["nll"], abs=1e-3)
+    weights = [load_state(tmp_path / name / WEIGHTS) for name in "12"]
+    for name, values in weights[0].items():  # sums in another order, through AdamW
+        torch.testing.assert_close(weights[1][name], values, rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: Path) -> None:
+    """The second epoch's checkpoint, put back as if the run had been killed there, leads to the same student."""
+    options = ("--epochs", "3", "--student-bits", "4")
+    code = (
+        "import sys, shutil; from pathlib import Path; sys.argv[0] = 'cli'; import cli\n"
+        "from pipeline.fit.checkpoint import Checkpoint\n"
+        "save = Checkpoint.save\n"
+        "def kept(self, run, training):\n"
+        "    save(self, run, training)\n"
+        "    if len(run.history) == 2: shutil.copy(self.path, self.path.parent.parent / 'second')\n"
+        "Checkpoint.save = kept\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "watched.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(tmp_path / "watched.py"), "train-student", "--store", str(store), "--out", str(tmp_path / "whole")]
+    command += ["--student", "mlp:16", "--optimizer", "adamw", "--lr", "0.002", "--threads", "1", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / SETTINGS).write_bytes((tmp_path / "whole" / SETTINGS).read_bytes())
+    (stopped / CHECKPOINT).write_bytes((tmp_path / "second").read_bytes())
+    other = train(1, store, stopped, *options)
+    assert other.returncode != 0
+    assert "other settings (processes 2, here 1)" in other.stderr
+    done = train(2, store, stopped, *options)
+    assert done.returncode == 0, done.stderr
+    assert len((stopped / HISTORY).read_text().splitlines()) == 4
+    whole, resumed = load_state(tmp_path / "whole" / WEIGHTS), load_state(stopped / WEIGHTS)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_share_of_a_batch() -> None:
+    rows = torch.arange(11)
+    shares = [Processes(number=number, count=3).share(rows) for number in range(3)]
+    assert torch.cat(shares).tolist() == rows.tolist()
+    assert {len(share) for share in shares} <= {3, 4}
+    Processes().check(batch_size=1, num_rows=1)
+    with pytest.raises(ValueError, match="3 processes share each batch, which has 5 examples; expected at least 6"):
+        Processes(count=3).check(batch_size=5, num_rows=100)

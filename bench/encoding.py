@@ -1,8 +1,9 @@
 """Speed of encoding and decoding, and bytes of whole stores of real answers.
 
-`python -m bench.encoding` prints one JSON object per line: {name, value, goal, ok}. Speeds are wall clock
-on two threads, C = 1000, k = 10, the best of many rounds, since noise only adds; the process first starts
-itself again with glibc told to keep freed memory. Bytes need LOGITBANK_DATA: whole stores on disk of 20,000
+`python -m bench.encoding` prints one JSON object per line: {name, value, goal, ok}. C = 1000, k = 10, the best of many
+rounds, since noise only adds. The encoder's speed is the processor time of one thread times two cores; decoding is
+measured by the wall clock in two processes at once, two students that read one store. The process first starts itself
+again with glibc told to keep freed memory. Bytes need LOGITBANK_DATA: whole stores on disk of 20,000
 examples by 8 views made from the 1,000 real rows of logits/nips17_logits.npy, each with noise (standard
 deviation 0.3) and with classes renumbered at random, so that no row repeats another's bytes; constants
 count as if shared by 1.28 million rows.
@@ -10,6 +11,8 @@ count as if shared by 1.28 million rows.
 
 import json
 import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,15 +24,21 @@ import torch
 from torch import Tensor
 
 from bench.losses import KEEP_MEMORY
+from pipeline.cache_teacher.answers import ArrayAnswers
 from pipeline.cache_teacher.fidelity import fit_predictor
-from pipeline.encoding import Encoding, decode, encode, prepare
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding, encode, prepare
 from pipeline.tail_predictor import TailPredictor
-from stores import TeacherWriter, create_store
+from pipeline.train_student.signal import TeacherSignal
+from pipeline.views import Views
+from stores import TeacherWriter, create_store, open_store
 
 CLASSES, TOP_K, BATCH, CORES = 1000, 10, 256, 2
 TOPK = Encoding(kind="topk", num_classes=CLASSES, top_k=TOP_K)
 TAIL = Encoding(kind="topk+tail", num_classes=CLASSES, top_k=TOP_K, tail_bits=2)
-EXAMPLES, VIEWS, SHARED_ROWS = 20_000, 8, 1_280_000
+NUM_EXAMPLES, NUM_VIEWS, SHARED_ROWS = 20_000, 8, 1_280_000
+ROWS, ROUNDS = 256 * 100, 20  # of the store that students read
 
 
 def report(name: str, value: float, goal: float | None, ok: bool) -> None:
@@ -68,31 +77,73 @@ def speeds() -> None:
     arrays = {name: torch.from_numpy(array) for name, array in stored.items()}
     rate = CORES * 4096 / best_seconds(lambda: prepare(arrays, labels_N, TOPK, predictor=predictor), 10, 2)
     report("prepare_rows_per_s", rate, None, True)
-    names = ("index", "log_prob_code", "row_terms_predicted")
-    ready = prepare(arrays, labels_N, TOPK, predictor=predictor)
-    slab = {name: ready[name].repeat(49, 1) for name in names}  # 200,704 rows
-    labels = labels_N.repeat(49)
-    batches = iter(torch.randint(len(labels), (100_000, BATCH), generator=torch.Generator().manual_seed(0)))
 
-    def batch() -> Tensor:
-        rows = next(batches)
-        gathered = {
-            name: array.index_select(0, rows) if array.dtype != torch.uint16 else array[rows]
-            for name, array in slab.items()
-        }
-        return decode(gathered, labels.index_select(0, rows), TOPK, predictor=predictor)
 
+def students(num_students: int = CORES) -> None:
+    """Shuffled batches from one store to dense logits, as stage two takes them, in several processes at once."""
+    logits_NC, num_rows = made_up_logits(ROWS), ROWS
+    rng = np.random.default_rng(0)
+    split = Split(
+        name="bench",
+        split="train",
+        spec="bench",
+        samples=rng.random((num_rows, 4), dtype=np.float32),
+        labels=rng.integers(0, CLASSES, num_rows),
+        num_classes=CLASSES,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/logits.npy", logits_NC.numpy())
+        answers = ArrayAnswers(Path(f"{folder}/logits.npy"), split, Views())
+        cache_teacher(answers, Path(f"{folder}/s.zarr"), encoding=TOPK, predictor_rows=4096)
+        environment = os.environ | {"LOGITBANK_CACHE": folder}
+        command = [sys.executable, "-m", "bench.encoding", "--student", f"{folder}/s.zarr"]
+        processes = [
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(num_students)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # it is ready
+        found = []
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            found.append(json.loads(process.communicate()[0]))
+    rate = sum(one["rows_per_s"] for one in found)
+    of_write = statistics.mean(one["of_write"] for one in found)
+    ok = rate >= 1_000_000 or of_write <= 1.5
+    report(f"gather_and_decode_rows_per_s_{num_students}_processes_wall_clock", rate, 1_000_000, ok)
+    report("gather_and_decode_over_writing_the_dense_array", of_write, 1.5, ok)
+
+
+def student(store: Path) -> None:
+    """One of the processes: the best of many rounds by the wall clock, since noise only adds."""
+    signal = TeacherSignal(open_store(store))
+    signal.load(0)
+    batches = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).split(BATCH)  # type: ignore[no-untyped-call]
     dense = torch.empty(BATCH, CLASSES)
-    write_seconds = best_seconds(lambda: dense.fill_(1.0), 100)
-    seconds = best_seconds(batch, 200)
-    rate = CORES * BATCH / seconds
-    report("gather_and_decode_rows_per_s", rate, 1_000_000, rate >= 1_000_000 or seconds <= 1.5 * write_seconds)
+
+    def every(work: Callable[[Tensor], object]) -> float:
+        begin = time.perf_counter()
+        for rows in batches:
+            work(rows)
+        return (time.perf_counter() - begin) / len(batches)
+
+    every(signal.logits)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    rounds = [(every(signal.logits), every(lambda rows: dense.fill_(1.0))) for _ in range(ROUNDS)]
+    seconds, write = (min(times[i] for times in rounds) for i in (0, 1))
+    print(json.dumps({"rows_per_s": BATCH / seconds, "of_write": seconds / write}))
+    signal.close()
 
 
 def examples_of(logits_NC: Tensor) -> Tensor:
-    """EXAMPLES rows that look like the real ones and share no bytes with one another."""
+    """NUM_EXAMPLES rows that look like the real ones and share no bytes with one another."""
     generator = torch.Generator().manual_seed(1)
-    rows = torch.cat([logits_NC[:, torch.randperm(CLASSES, generator=generator)] for _ in range(EXAMPLES // 1000)])
+    rows = torch.cat([logits_NC[:, torch.randperm(CLASSES, generator=generator)] for _ in range(NUM_EXAMPLES // 1000)])
     return noisy(rows[torch.randperm(len(rows), generator=generator)], 100)
 
 
@@ -105,12 +156,12 @@ def store_bytes(logits: Tensor, labels: Tensor, encoding: Encoding, predictor: T
     """Bytes of a whole store over its rows; constants as their share of SHARED_ROWS rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "S.zarr"
-        dataset = {"name": "bench", "split": "train", "num_examples": EXAMPLES, "num_classes": CLASSES}
+        dataset = {"name": "bench", "split": "train", "num_examples": NUM_EXAMPLES, "num_classes": CLASSES}
         create_store(
             path,
             dataset={**dataset, "fingerprint": "0"},
             views={"num_views": num_views},
-            keys=np.random.default_rng(0).integers(2**63, size=EXAMPLES).astype(np.uint64),
+            keys=np.random.default_rng(0).integers(2**63, size=NUM_EXAMPLES).astype(np.uint64),
             labels=labels.numpy().astype(np.int32),
         )
         writer = TeacherWriter(
@@ -120,7 +171,7 @@ def store_bytes(logits: Tensor, labels: Tensor, encoding: Encoding, predictor: T
             encoding=encoding.attributes(),
             arrays=encoding.row_arrays(),
             constants=predictor.constants(),
-            block_rows=EXAMPLES,
+            block_rows=NUM_EXAMPLES,
         )
         for cell in writer.pending():
             writer.write(cell, encode(noisy(logits, cell.view), labels, encoding, predictor=predictor))
@@ -129,7 +180,7 @@ def store_bytes(logits: Tensor, labels: Tensor, encoding: Encoding, predictor: T
         constants = set(predictor.constants())
         everything = sum(file.stat().st_size for file in files)
         shared = sum(file.stat().st_size for file in files if constants & set(file.parts))
-    return (everything - shared) / (EXAMPLES * num_views) + shared / SHARED_ROWS
+    return (everything - shared) / (NUM_EXAMPLES * num_views) + shared / SHARED_ROWS
 
 
 def sizes(folder: str) -> None:
@@ -140,16 +191,20 @@ def sizes(folder: str) -> None:
     for encoding, name, goal in ((TOPK, "topk_10", 27), (TAIL, "topk_tail_10_2_bits", 300)):
         predictor = fit_predictor(real_NC, encoding)
         assert predictor is not None
-        for num_views in (VIEWS, 1):
+        for num_views in (NUM_VIEWS, 1):
             size = store_bytes(logits, labels, encoding, predictor, num_views)
-            held = goal if num_views == VIEWS else None  # with one view, its key and label weigh in full
+            held = goal if num_views == NUM_VIEWS else None  # with one view, its key and label weigh in full
             report(f"{name}_bytes_{num_views}_views", size, held, held is None or size <= held)
 
 
 def main() -> int:
     """All of it."""
     torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--student"]:
+        student(Path(sys.argv[2]))
+        return 0
     speeds()
+    students()
     folder = os.environ.get("LOGITBANK_DATA")
     if folder:
         sizes(folder)

@@ -1,0 +1,68 @@
+"""A run's curves as TensorBoard reads them, also when the run was stopped and went on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split
+from pipeline.encoding import Encoding
+from pipeline.fit import EpochRecord, Training
+from pipeline.train_student.spec import RunSpec
+from pipeline.train_student.tensorboard import FOLDER
+from pipeline.views import Views
+
+
+@pytest.fixture
+def spec(digits: Split, plain_teacher: Path, tmp_path: Path) -> RunSpec:
+    path = tmp_path / "s.zarr"
+    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
+    training = Training(epochs=3)
+    return RunSpec(
+        store=str(path), data="digits", student="mlp:8", loss="kd", training=training, settings={}, tensorboard=True
+    )
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder))
+    read.Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
+def test_curves_hold_every_epoch_once(spec: RunSpec, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def stop(record: EpochRecord) -> None:
+        if record.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(spec, val_share=0.1).run(out, spec.open(), stop)
+    records: list[EpochRecord] = []
+    result = replace(spec, val_share=0.1).run(out, spec.open(), records.append)
+    found = curves(out / FOLDER)
+    assert set(found) == {
+        *("loss/training", "accuracy/training", "accuracy/validation", "nll/validation", "lr", "seconds"),
+        *("accuracy/test", "nll/test", "ece/test"),
+    }
+    assert [step for step, _ in found["loss/training"]] == [1, 2, 3]
+    for record, (_, value) in zip(records, found["nll/validation"], strict=True):
+        assert value == pytest.approx(record.val_nll)
+    ((step, value),) = found["accuracy/test"]
+    assert (step, value) == (3, pytest.approx(result["accuracy"]))
+
+
+def test_without_tensorboard_it_is_said_at_once(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train_student.tensorboard.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"--tensorboard needs another package: pip install 'logitbank\[tensorboard\]'"
+    ):
+        spec.run(tmp_path / "run", spec.open())
+    assert not (tmp_path / "run").exists()

@@ -26,6 +26,7 @@ from pipeline.options import (
     Seed,
     Std,
     Store,
+    TeacherArch,
     Threads,
     ViewTransform,
     WeightDecay,
@@ -323,16 +324,17 @@ def train_student(
             bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}", **validation)
             bar.update()
 
+        def warn(warning: str) -> None:
+            bar.write(f"warning: {warning}", file=sys.stderr)
+
         try:
-            result = spec.run(out, spec.open(), report, processes)
+            result = spec.run(out, spec.open(), report, processes, warn)
         except KeyboardInterrupt:
             bar.close()
             typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
             raise typer.Exit(130) from None
     if not processes.first:
         return
-    for warning in result["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
     typer.echo(
         f"wrote {out}: test accuracy {result['accuracy']:.4f}, NLL {result['nll']:.4f}, ECE {result['ece']:.4f}"
         f" ({result['seconds']:.1f} s)"
@@ -443,9 +445,25 @@ def verify(
     store: Store,
     data: Annotated[str, typer.Option(help="Also prove that the store belongs to this data")] = "",
     transform: OwnTransform = "",
+    recompute: Annotated[
+        int, typer.Option(help="Also run the teacher on so many random rows and compare; needs --data and --weights")
+    ] = 0,
+    weights: Annotated[str, typer.Option(help="With --recompute: the teacher's, as in cache-teacher")] = "",
+    teacher: Annotated[str, typer.Option(help="With --recompute: which teacher, when the store holds several")] = "",
+    teacher_arch: TeacherArch = "",
+    seed: Annotated[int, typer.Option(help="With --recompute: which rows")] = 0,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
 ) -> None:
-    """Check every byte of a store, and with --data that every row belongs to its example."""
+    """Check every byte of a store; with --data that rows belong to their examples, with --recompute to the teacher."""
     from stores import open_store, verify_store
+
+    if recompute and not data:
+        raise ValueError("--recompute needs the examples; pass --data")
+    if weights and not recompute:
+        raise ValueError("--weights is for --recompute; pass --recompute 64 as well")
 
     store = here(store)
     problems = verify_store(store)
@@ -462,7 +480,29 @@ def verify(
         from pipeline.views import allow_transform
 
         allow_transform(transform)
-        check_data(opened, load_split(data))
+        split = load_split(data)
+        check_data(opened, split)
+        if recompute:
+            from pipeline.cache_teacher.again import answer_again
+            from pipeline.cache_teacher.recompute import recompute as run
+
+            chosen = opened.teacher(teacher or None)
+            answers = answer_again(
+                opened,
+                chosen,
+                split,
+                weights,
+                architecture=teacher_arch,
+                preprocessing=input_scaling(mean, std),
+                device=find_device(device, threads),
+            )
+            found = run(opened, chosen, answers, recompute, seed)
+            typer.echo(str(found))
+            if found.problems:
+                raise ValueError(
+                    f"{store}: teacher {chosen.name!r} is not the one that runs here: {'; '.join(found.problems)};"
+                    " get the weights and the input scaling that the store names, or do not use it"
+                )
     teachers = ", ".join(opened.teachers)
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
 
@@ -623,7 +663,7 @@ def decode(
     from stores import open_store
 
     shape = decode_to_file(
-        open_store(store), out, teacher=teacher or None, view=view, temperature=temperature, tail=tail, rows=rows
+        open_store(here(store)), out, teacher=teacher or None, view=view, temperature=temperature, tail=tail, rows=rows
     )
     typer.echo(f"wrote {out}: float32 {list(shape)}")
 

@@ -39,6 +39,9 @@ LearningRate = Annotated[float, typer.Option(help="Peak learning rate; it falls 
 WeightDecay = Annotated[float, typer.Option(help="Weight decay")]
 Seed = Annotated[int, typer.Option(help="Seed of initialisation and of the order of examples")]
 OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
+TeacherArch = Annotated[
+    str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
+]
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 
 

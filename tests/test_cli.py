@@ -29,7 +29,7 @@ OPTIONS = {
     "sweep": "store out loss student set seeds jobs threads",
     "compare": "plot html baseline",
     "inspect": "json",
-    "verify": "data transform",
+    "verify": "data transform recompute weights teacher teacher-arch seed mean std device threads",
     "copy": "views teacher threads",
     "merge": "out names",
     "subset": "out rows data teacher",

@@ -3,7 +3,7 @@
 Shapes: N examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,23 +119,71 @@ def load_teachers(
     )
 
 
+def load_again(
+    split: Split,
+    architecture: str,
+    weights: str,
+    *,
+    num_teachers: int,
+    preprocessing: Preprocessing | None,
+    recorded: Sequence[Preprocessing],
+) -> tuple[tuple[Teacher, ...], str | None]:
+    """The teachers that are said to have answered a store's rows, without a proof of what they were trained on.
+
+    Args:
+        split: The examples.
+        architecture: As in ``load_teachers``.
+        weights: As in ``load_teachers``.
+        num_teachers: How many the store has: 1, or one a fold.
+        preprocessing: Overrides the weights' metadata and the model's own configuration.
+        recorded: The store's own of each teacher, taken where nothing else says it.
+
+    Returns:
+        The teachers in fold order, and the fingerprint of their training set where the weights say it.
+
+    Raises:
+        ValueError: Missing weights, of another architecture, or of another number of teachers.
+    """
+    if weights == RANDOM_INIT:
+        scaling = preprocessing or own_preprocessing(architecture) or recorded[0]
+        return _untrained_teachers(split, architecture, num_teachers, scaling), None
+    paths = _fold_paths(weights, None) or [_single_path(weights)]
+    if len(paths) != num_teachers:
+        raise ValueError(
+            f"{weights}: found weights of {len(paths)} teachers, the store was answered by {num_teachers}; give"
+            f" {'one file' if num_teachers == 1 else 'a folder with one file a fold, or a {fold} pattern'}"
+        )
+    loaded = [
+        _load(split, architecture, path, preprocessing, fallback)
+        for path, fallback in zip(paths, recorded, strict=True)
+    ]
+    return tuple(teacher for teacher, _ in loaded), loaded[0][1].get("data_fingerprint")
+
+
 def _untrained(
     split: Split, architecture: str, plan: FoldPlan | None, preprocessing: Preprocessing | None
 ) -> TeacherSet:
     """Networks that have seen nothing: what a student learns from them, it does not learn from a teacher."""
     scaling = preprocessing or own_preprocessing(architecture) or fit_preprocessing(split)
+    teachers = _untrained_teachers(split, architecture, 1 if plan is None else plan.num_folds, scaling)
+    if plan is None:
+        return TeacherSet(teachers=teachers)
+    folds = plan.assign(split)
+    attributes = fold_attributes(plan, split, folds, proof="untrained")
+    return TeacherSet(teachers=teachers, folds=folds, plan=plan, proof="untrained", fold_attributes=attributes)
+
+
+def _untrained_teachers(
+    split: Split, architecture: str, num_teachers: int, scaling: Preprocessing
+) -> tuple[Teacher, ...]:
     scaling.check(split)
     teachers = []
-    for fold in range(1 if plan is None else plan.num_folds):
+    for fold in range(num_teachers):
         torch.manual_seed(fold)
         model = build_model(architecture, split).eval()
         identity = {"architecture": architecture, "weights_sha256": weights_digest(model.state_dict())}
         teachers.append(Teacher(model=model, preprocessing=scaling, identity={**identity, "weights": RANDOM_INIT}))
-    if plan is None:
-        return TeacherSet(teachers=tuple(teachers))
-    folds = plan.assign(split)
-    attributes = fold_attributes(plan, split, folds, proof="untrained")
-    return TeacherSet(teachers=tuple(teachers), folds=folds, plan=plan, proof="untrained", fold_attributes=attributes)
+    return tuple(teachers)
 
 
 def _refuse_twins(teachers: list[Teacher], paths: list[Path]) -> None:
@@ -181,7 +229,11 @@ def _single_path(weights: str) -> Path:
 
 
 def _load(
-    split: Split, architecture: str, path: Path, preprocessing: Preprocessing | None
+    split: Split,
+    architecture: str,
+    path: Path,
+    preprocessing: Preprocessing | None,
+    fallback: Preprocessing | None = None,
 ) -> tuple[Teacher, dict[str, Any]]:
     state = load_state(path)
     metadata = read_metadata(path)
@@ -192,7 +244,7 @@ def _load(
     load_into(model, state, architecture=architecture, source=str(path))
     if preprocessing is None and "preprocessing" in metadata:
         preprocessing = Preprocessing.from_attributes(metadata["preprocessing"])
-    scaling = preprocessing or own_preprocessing(architecture)
+    scaling = preprocessing or own_preprocessing(architecture) or fallback
     if scaling is None:
         raise ValueError(
             f"{path}: nothing says how {architecture!r} wants its input scaled; pass --mean and --std"

@@ -1,0 +1,182 @@
+"""Did this teacher give these answers: some of them computed again and compared with what the store holds.
+
+Float rounding differs from batch to batch and from machine to machine, and an encoding loses a little; a sound store
+must pass all the same. So the answers computed now go through the store's own encoding as well. What that loses on
+these very rows, plus what rounding may add, is the limit for the distance to the stored answers.
+
+Shapes: B rows, C classes, V views, N examples.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.cache_teacher.again import differences
+from pipeline.cache_teacher.answers import Answers
+from pipeline.encoding import Encoding, decode, encode, finite
+from pipeline.tail_predictor import TailPredictor
+from stores import Store, Teacher
+
+NUM_PAIRS = 64
+# KL T^2 is half the variance of the logits' error: these are errors of 0.045 and 0.2, several times what convolutions
+# in TF32 and whole networks in half precision were seen to differ by.
+ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
+_AT_ONCE = 256
+_TEMPERATURE, _MOST_TEMPERATURES = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?"), 8
+_FIDELITY_FACTOR, _FIDELITY_SIGMA = 2.0, 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputed:
+    """What came out, means over (row, view) pairs; distances are KL(teacher now || stored) T^2 in nats.
+
+    Attributes:
+        num_pairs: How many were compared.
+        agreement: Share whose best class is the same.
+        distance: By temperature.
+        encoding_loss: What the encoding itself loses on the same pairs.
+        encoding_agreement: The agreement that it leaves.
+        limit: The largest distance that a sound store has.
+        problems: Why the store's answers are not this teacher's, as phrases; empty when they are.
+    """
+
+    num_pairs: int
+    agreement: float
+    encoding_agreement: float
+    distance: dict[str, float]
+    encoding_loss: dict[str, float]
+    limit: dict[str, float]
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        def listed(values: dict[str, float]) -> str:
+            return " / ".join(f"{value:.2g}" for value in values.values())
+
+        return (
+            f"recomputed {self.num_pairs} answers: top-1 agreement {self.agreement:.4f} (after the encoding alone"
+            f" {self.encoding_agreement:.4f}), KL T^2 {listed(self.distance)} nats at T = {' / '.join(self.distance)}"
+            f" (the encoding alone {listed(self.encoding_loss)}; limit {listed(self.limit)})"
+        )
+
+
+def recompute(
+    store: Store, teacher: Teacher, answers: Answers, num_pairs: int = NUM_PAIRS, seed: int = 0
+) -> Recomputed:
+    """Runs the teacher on random (row, view) pairs; in a cross-fitted store, the teacher of the row's fold.
+
+    Args:
+        store: A finished store.
+        teacher: Whose answers are checked.
+        answers: The network that is said to have given them.
+        num_pairs: How many pairs; all of them where there are fewer.
+        seed: Which pairs.
+
+    Raises:
+        ValueError: ``num_pairs`` is none.
+    """
+    if num_pairs < 1:
+        raise ValueError(f"--recompute is {num_pairs}; expected at least 1")
+    parts = list(_compared(store, teacher, answers, _pairs(store, teacher, num_pairs, seed)))
+    measured = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    identity = answers.identity()
+    rounding = ROUNDING[identity["precision"]]
+    names = [key.removeprefix("kl ") for key in measured if key.startswith("kl ")]
+    distance = {name: float(measured[f"kl {name}"].mean()) for name in names}
+    loss = {name: float(measured[f"loss {name}"].mean()) for name in names}
+    limit = {name: loss[name] + rounding for name in names}
+    problems = differences(teacher.identity, identity)
+    problems += [
+        f"its answers are KL T^2 {distance[name]:.2g} nats from the stored ones at T = {name}, the limit is"
+        f" {limit[name]:.2g}"
+        for name in names
+        if not distance[name] <= limit[name]
+    ][:1]
+    problems += [
+        f"the encoding loses KL T^2 {loss[name]:.2g} nats at T = {name}, the store says {recorded:.2g}"
+        for name in names
+        if isinstance(recorded := teacher.fidelity.get(name), int | float)
+        and not loss[name]
+        <= _FIDELITY_FACTOR * recorded + rounding + _FIDELITY_SIGMA * _error(measured[f"loss {name}"])
+    ][:1]
+    return Recomputed(
+        num_pairs=len(measured["agree"]),
+        agreement=float(measured["agree"].mean()),
+        encoding_agreement=float(measured["encoding agrees"].mean()),
+        distance=distance,
+        encoding_loss=loss,
+        limit=limit,
+        problems=problems,
+    )
+
+
+def _pairs(store: Store, teacher: Teacher, num_pairs: int, seed: int) -> npt.NDArray[np.int64]:
+    """Distinct (view, row) pairs in order, int64 [B, 2], of rows that the teacher serves."""
+    served = np.arange(store.num_examples)
+    if "mask" in teacher.arrays:
+        served = np.flatnonzero(teacher.slab(0, ["mask"])["mask"])
+    total = store.num_views * len(served)
+    flat = np.random.default_rng(seed).choice(total, min(num_pairs, total), replace=False, shuffle=False)
+    flat.sort()
+    return np.stack([flat // len(served), served[flat % len(served)]], axis=1)
+
+
+def _compared(
+    store: Store, teacher: Teacher, answers: Answers, pairs: npt.NDArray[np.int64]
+) -> Iterator[dict[str, Tensor]]:
+    """Measures of each pair, float64 [B], a part of a block at a time."""
+    encoding = Encoding.from_attributes(teacher.encoding)
+    predictor = TailPredictor.from_constants(teacher.constants())
+    names = [name for name in teacher.fidelity if _TEMPERATURE.fullmatch(name) and float(name) > 0][:_MOST_TEMPERATURES]
+    names = names or ["1", "2", "4"]
+    labels_N = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
+    folds_N = None if store.folds is None else torch.from_numpy(np.asarray(store.folds, dtype=np.int64))
+    for view, block, rows in _by_block(teacher, pairs):
+        stored = teacher.block(view, block, [name for name in teacher.arrays if name != "mask"])
+        own_B = rows - teacher.rows(block).start
+        labels_B, folds_B = labels_N[rows], None if folds_N is None else folds_N[rows]
+
+        def decoded(arrays: dict[str, Any], labels_B: Tensor = labels_B, folds_B: Tensor | None = folds_B) -> Tensor:
+            tensors_B = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            return finite(decode(tensors_B, labels_B, encoding, predictor=predictor, folds_B=folds_B))
+
+        now_BC = answers(rows, view).cpu()
+        stored_BC = decoded({name: array[own_B] for name, array in stored.items()})
+        same_BC = decoded(encode(now_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B))
+        now_BC = finite(now_BC)
+        best_B = now_BC.argmax(1)
+        part = {
+            "agree": (stored_BC.argmax(1) == best_B).double(),
+            "encoding agrees": (same_BC.argmax(1) == best_B).double(),
+        }
+        for name in names:
+            part[f"kl {name}"] = _kl(now_BC, stored_BC, float(name))
+            part[f"loss {name}"] = _kl(now_BC, same_BC, float(name))
+        yield part
+
+
+def _by_block(teacher: Teacher, pairs: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+    """(view, block, rows), at most ``_AT_ONCE`` rows of one block at a time."""
+    cells = np.stack([pairs[:, 0], pairs[:, 1] // teacher.block_rows], axis=1)
+    starts = np.flatnonzero(np.r_[True, (np.diff(cells, axis=0) != 0).any(axis=1)])
+    for start, stop in zip(starts, np.r_[starts[1:], len(pairs)], strict=True):
+        for first in range(start, stop, _AT_ONCE):
+            view, block = (int(number) for number in cells[start])
+            yield view, block, pairs[first : min(first + _AT_ONCE, stop), 1]
+
+
+def _kl(teacher_BC: Tensor, decoded_BC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || decoded) of each row in nats, float64 [B]."""
+    log_p_BC = torch.log_softmax(teacher_BC.double() / temperature, 1)
+    log_q_BC = torch.log_softmax(decoded_BC.double() / temperature, 1)
+    return temperature**2 * (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(1)
+
+
+def _error(values_B: Tensor) -> float:
+    """Standard error of the mean."""
+    return float(values_B.std()) / len(values_B) ** 0.5 if len(values_B) > 1 else 0.0

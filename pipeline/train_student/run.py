@@ -114,6 +114,7 @@ def train_student(
     workers: int = 0,
     processes: Processes | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Trains one student from a store; a run that was stopped goes on from its last whole epoch.
 
@@ -138,6 +139,7 @@ def train_student(
         processes: Those that train the student together, each calling this with the same arguments; process 0
             writes.
         on_epoch: Called after every epoch, those of a resumed run first.
+        on_warning: Told what the user should know, before the first step.
 
     Returns:
         What ``result.json`` holds; nothing in processes other than 0.
@@ -161,6 +163,8 @@ def train_student(
     views = Views.from_attributes(store.views)
     scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows)
     scaling.check(split)
+    for warning in warnings if on_warning is not None and processes.first else ():
+        on_warning(warning)  # type: ignore[misc]
     _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
     settings = {
         "student": student,

@@ -73,6 +73,7 @@ class RunSpec:
         inputs: "Inputs",
         on_epoch: Callable[[EpochRecord], None] | None = None,
         processes: Processes | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> dict[str, Any]:
         """Trains the student; see ``train_student``."""
         curves = Curves(out) if self.tensorboard else None
@@ -104,6 +105,7 @@ class RunSpec:
                 workers=self.workers,
                 processes=processes,
                 on_epoch=tell,
+                on_warning=on_warning,
             )
         finally:
             if curves is not None:

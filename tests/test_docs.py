@@ -1,0 +1,82 @@
+"""The pages hold what they promise: commands run, programs run, outputs look as shown, links lead somewhere.
+
+``tests/pages.py`` says how the blocks of a page are read.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import generate_cli, generate_parts
+from pipeline.torchvision_ops import prepare_torchvision
+from tests.pages import ROOT, anchors, blocks, commands, known_options, links, options_of, run_page
+
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+ALSO_LINKED = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "stores/README.md")}
+RUN_ELSEWHERE = {"sharing.md": "test_share_docs.py"}  # by tests of their own
+RUNNABLE = [
+    name
+    for name, page in PAGES.items()
+    if name not in RUN_ELSEWHERE and any(block.kind in ("bash", "python", "py") for block in blocks(page))
+]
+CALLS = [
+    (name, words)
+    for name, page in PAGES.items()
+    for block in blocks(page)
+    if block.kind in ("bash", "console")
+    for words in commands(block.text)
+]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with torch 2.13
+def test_what_a_page_tells_to_do_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of the page, in order, in an empty folder."""
+    prepare_torchvision()  # which Lightning imports
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = set(sys.modules)
+    try:
+        printed = "".join(text for _, text in run_page(PAGES[name]))
+    finally:
+        for own in tmp_path.glob("*.py"):  # another page may have a module of the same name
+            if own.stem not in modules:
+                sys.modules.pop(own.stem, None)
+    learnt = re.search(r"^training accuracy (.*)$", printed, flags=re.MULTILINE)
+    assert learnt is None or float(learnt[1]) > 0.8
+
+
+@pytest.mark.parametrize(("name", "words"), CALLS, ids=[f"{name}-{' '.join(words[:3])}" for name, words in CALLS])
+def test_options_in_pages_exist(name: str, words: list[str]) -> None:
+    called = options_of(words)
+    if called is not None:
+        command, options = called
+        assert options <= known_options(command)
+
+
+@pytest.mark.parametrize("name", [*PAGES, *ALSO_LINKED])
+def test_links_lead_somewhere(name: str) -> None:
+    page, folder = (PAGES[name], DOCS / name) if name in PAGES else (ALSO_LINKED[name], ROOT / name)
+    for path, anchor in links(page):
+        target = (folder.parent / path) if path else folder
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
+
+
+def test_the_map_names_every_page() -> None:
+    mapped = {(DOCS / path).resolve() for path, _ in links(PAGES["README.md"]) if path}
+    missing = [name for name in PAGES if name != "README.md" and (DOCS / name).resolve() not in mapped]
+    assert not missing, "link them in docs/README.md"
+
+
+def test_pages_run_elsewhere_are_run_there() -> None:
+    for name, test in RUN_ELSEWHERE.items():
+        assert Path(name).stem in (ROOT / "tests" / test).read_text()
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert generate_cli.PAGE.read_text() == generate_cli.page(), "run python -m docs.generate_cli"
+    assert generate_parts.PAGE.read_text() == generate_parts.page(), "run python -m docs.generate_parts"

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.plots import plot_curves, plot_intervals, plot_reliability
 from pipeline.train_student.compare import Comparison
 from pipeline.train_student.runs import FinishedRun
+from pipeline.whole_file import whole_file
 
 Methods = Mapping[str, Mapping[int, FinishedRun]]
 
@@ -64,9 +65,8 @@ def write_report(
     if failed:
         body += ["<h2>Failed</h2>", _table(("run", "error"), [((n, n), (str(e), str(e))) for n, e in failed.items()])]
     page = _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as beside:
+        beside.write_text(page, encoding="utf-8")
 
 
 Cell = tuple[float | str, str]  # what it is sorted by, and what is shown

@@ -5,7 +5,6 @@ metadata, JSON: the history so far, the scaler of float16, and the settings that
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 
 from pipeline.fit.training import EpochRecord, Training
 from pipeline.fit.weights import WeightAverage
+from pipeline.whole_file import whole_file
 
 State = dict[str, Tensor]
 
@@ -78,12 +78,8 @@ class Checkpoint:
         # a tensor that shares memory with another, or is not contiguous, cannot be written as it is
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         blob = save(whole, metadata={"checkpoint": json.dumps(content)})
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        with whole_file(self.path) as beside:
+            beside.write_bytes(blob)
 
     def restore(self, run: Run, training: Training) -> bool:
         """Puts the run where it was; False when there is no checkpoint.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from pipeline.whole_file import whole_file
 
 METADATA_KEY = "logitbank"
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
@@ -21,9 +22,8 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
     """Writes the state dict and its metadata (JSON) to a safetensors file, whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     blob = save(state, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(blob)
-    partial.replace(path)
+    with whole_file(path) as beside:
+        beside.write_bytes(blob)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.fit import EpochRecord
+from pipeline.whole_file import whole_file
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
 CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
@@ -45,7 +46,8 @@ class RunFolder:
         self._lock = _exclusive(self.path)
         try:
             found = self._read(SETTINGS)
-            if found is None and {file.name for file in self.path.iterdir()} - {SPEC, ERROR}:
+            found_files = {file.name for file in self.path.iterdir() if not file.name.startswith(".")}
+            if found is None and found_files - {SPEC, ERROR}:
                 raise ValueError(f"{self.path} exists already and is not a run; choose another --out or remove it")
             if found is not None and found != self.settings:
                 raise ValueError(
@@ -79,12 +81,10 @@ class RunFolder:
         self.write(SEARCH, list(tried))
 
     def write_history(self, history: Sequence[EpochRecord]) -> None:
-        partial = self.path / f".{HISTORY}.partial"
-        with partial.open("w", newline="") as file:
+        with whole_file(self.path / HISTORY) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(EpochRecord)])
             writer.writeheader()
             writer.writerows(asdict(record) for record in history)
-        partial.replace(self.path / HISTORY)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Makes the run complete; the weights and the history are there already."""
@@ -109,12 +109,8 @@ def refuse_finished(path: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all, and durable."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

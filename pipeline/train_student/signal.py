@@ -3,10 +3,9 @@
 Shapes: B batch, C classes, N examples, V views.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +23,7 @@ from pipeline.tail_predictor import TailPredictor
 from pipeline.train_student.slab import BlockedSlab, Grouping, PreparedTeacher, Records, WholeSlab, default_budget
 from pipeline.train_student.slab_file import remove_unused
 from pipeline.views import Views, check_probes
+from pipeline.whole_file import whole_file
 from stores import Store
 from stores.share import default_cache
 
@@ -283,17 +283,14 @@ def decode_to_file(
     if not 0 <= view < store.num_views:
         raise ValueError(f"--view is {view}; expected 0 to {store.num_views - 1}")
     chosen = torch.arange(store.num_examples)[_slice(rows)]
-    signal = TeacherSignal(store, name=teacher, tail=tail)
-    signal.load(view)
-    shape = (len(chosen), signal.encoding.num_classes)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial.npy")
-    target = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, len(chosen), _DECODE_ROWS):
-        rows_B = chosen[start : start + _DECODE_ROWS]
-        target[start : start + len(rows_B)] = decode_log_prob(signal.logits(rows_B), temperature).numpy()
-    target.flush()
-    beside.replace(out)
-    signal.close()
+    with closing(TeacherSignal(store, name=teacher, tail=tail)) as signal:
+        signal.load(view)
+        shape = (len(chosen), signal.encoding.num_classes)
+        with whole_file(out) as beside, beside.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows_B in torch.split(chosen, _DECODE_ROWS):
+                file.write(decode_log_prob(signal.logits(rows_B), temperature).numpy().data)
     return shape
 
 

@@ -17,7 +17,7 @@ ROW_GROUP_BYTES = 2**26
 MAX_ROW_GROUP_BYTES = 2**30
 MAX_ROW_GROUP_ROWS = 2**17
 DOCUMENT = b"store"
-_EXAMPLE_DTYPES = {"view": "int32", "key": "uint64", "label": "int32", "fold": "uint16"}
+_EXAMPLE_DTYPES = {"view": "int32", "key": "uint64", "label": "int32", "fold": "uint16", "mask": "bool"}
 
 
 def import_pyarrow() -> Any:
@@ -107,7 +107,7 @@ class ParquetExport:
             self._file = self._pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
             metadata, self._schema = self._file.metadata, self._file.schema_arrow
         except (self._pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a readable .parquet file ({error}); fetch it again") from error
+            raise ValueError(f"{path}: not a readable .parquet file ({_line(error)}); fetch it again") from error
         text = (self._schema.metadata or {}).get(DOCUMENT, b"")[: MAX_BYTES + 1].decode(errors="replace")
         if not text:
             raise ValueError(f"{path}: not an export that `cli export` wrote; for plain logits use array:FILE.npy")
@@ -130,9 +130,10 @@ class ParquetExport:
             if name not in names or self._schema.field(name).type != kind:
                 found = str(self._schema.field(name).type)[:60] if name in names else "nothing"
                 raise ValueError(f"{self.path}: expected column {name} {kind}, found {found}; export the store again")
-        if metadata.num_rows != said.num_views * said.num_examples:
+        num_rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+        if num_rows != said.num_views * said.num_examples:
             raise ValueError(
-                f"{self.path}: has {metadata.num_rows} rows; expected {said.num_views} views of {said.num_examples}"
+                f"{self.path}: has {num_rows} rows; expected {said.num_views} views of {said.num_examples}"
             )
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
@@ -144,28 +145,29 @@ class ParquetExport:
                 )
 
     def _read_examples(self, *, folds: bool) -> None:
-        """Keys, labels and folds of the first view, and proof that the other views have the same in the same order."""
+        """Keys, labels and folds of the first view, and proof that the other views have the same in the same order.
+
+        What is allocated grows with what was read, not with what is declared.
+        """
         size, names = self.description.num_examples, ["key", "label", *(["fold"] if folds else [])]
-        found = {name: np.empty(size, _EXAMPLE_DTYPES[name]) for name in names}
-        self.served = np.ones(size, np.bool_)
         mask = ["mask"] if "mask" in self.description.arrays else []
+        found = {name: np.empty(0, _EXAMPLE_DTYPES[name]) for name in [*names, *mask]}
         for number in range(len(self._starts) - 1):
             part = self._read(number, ["view", *names, *mask])
-            positions = np.arange(self._starts[number], self._starts[number + 1])
-            view, row = np.divmod(positions, size)
-            first = view == 0
-            for name in names:
-                found[name][row[first]] = part[name][first]
+            view, row = np.divmod(np.arange(self._starts[number], self._starts[number + 1]), size)
+            if view[0] == 0:
+                found = {name: np.concatenate([array, part[name][view == 0]]) for name, array in found.items()}
             same = [part["view"] == view, *(part[name] == found[name][row] for name in names)]
             if not np.logical_and.reduce(same).all():
                 raise ValueError(
                     f"{self.path}: expected a row for each view and example, view after view in the same order; the"
                     " rows were moved: export the store again"
                 )
-            if mask:
-                np.logical_and.at(self.served, row, part["mask"].astype(np.bool_))
+            for name in mask:
+                np.logical_and.at(found[name], row, part[name])
         self.keys, self.labels = found["key"], found["label"]
         self.folds = found.get("fold")
+        self.served = found.get("mask", np.ones(size, np.bool_))
 
     def rows(self, view: int, rows: npt.NDArray[np.int64]) -> Arrays:
         """The natural values of some rows of a view."""
@@ -187,9 +189,11 @@ class ParquetExport:
         """Some columns of a row group."""
         try:
             table = self._file.read_row_group(number, columns=names, use_threads=False)
+            if table.num_rows != self._starts[number + 1] - self._starts[number]:
+                raise ValueError(f"{table.num_rows} rows")
             return {name: self._values(table.column(name)) for name in names}
         except (self._pyarrow.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: row group {number} is damaged ({error}); fetch the file again") from error
+            raise ValueError(f"{self.path}: row group {number} is damaged ({_line(error)}); fetch it again") from error
 
     def _values(self, column: Any) -> npt.NDArray[np.generic]:
         column = column.combine_chunks()
@@ -203,3 +207,8 @@ class ParquetExport:
         if flat.null_count:
             raise ValueError("values are missing")
         return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(column), column.type.list_size)
+
+
+def _line(error: Exception) -> str:
+    """What Arrow says, without the lines that follow."""
+    return next(iter(str(error).splitlines()), "")

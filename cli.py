@@ -234,6 +234,72 @@ def cache_teacher(
 
 
 @app.command()
+def extend(
+    store: Store,
+    views: Annotated[int, typer.Option(help="Views of the new store; those of the old one are its first")],
+    out: Annotated[Path, typer.Option(help="The new store, or to go on with after a kill; the old one stays as it is")],
+    data: Data = "digits",
+    weights: Annotated[str, typer.Option(help="The teacher's, as in cache-teacher")] = "",
+    teacher_arch: TeacherArch = "",
+    transform: OwnTransform = "",
+    top_k: Annotated[int, typer.Option(help="Refused unless it is the store's: more classes need a new pass")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples a forward pass")] = 256,
+    workers: Annotated[int, typer.Option(help="Threads that read and transform ahead of the teacher")] = 1,
+    part: Annotated[str, typer.Option(help="i/n, as in cache-teacher; torchrun sets it itself")] = "",
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write a store with more views of the same teacher; its seed, transform, folds and encoding are kept.
+
+    One more teacher over the same examples: cli cache-teacher --out STORE --name NAME, with the store's own data and
+    views. More classes (--top-k) or another encoding: a new pass of cli cache-teacher.
+    """
+    from pipeline.cache_teacher.again import answer_again
+    from pipeline.cache_teacher.extend import extend_views
+    from pipeline.cache_teacher.parts import find_part
+    from pipeline.cache_teacher.report import Report
+    from pipeline.datasets import load_split
+    from pipeline.train_student.signal import check_data
+    from pipeline.views import allow_transform
+    from stores import open_store
+    from stores.extend import extendable
+
+    share = find_part(part)
+    opened = open_store(here(store), allow_incomplete=True)
+    chosen = extendable(opened, views)
+    kept = chosen.encoding.get("top_k")
+    if top_k and top_k != kept:
+        raise ValueError(
+            f"--top-k is {top_k}, the store keeps {kept or 'all'} classes a row; another number needs a new pass: cli"
+            " cache-teacher"
+        )
+    allow_transform(transform)
+    split = load_split(data)
+    check_data(opened, split)
+    answers = answer_again(
+        opened,
+        chosen,
+        split,
+        weights,
+        architecture=teacher_arch,
+        num_views=views,
+        preprocessing=input_scaling(mean, std),
+        batch_size=batch_size,
+        device=find_device(device, threads, local=share.local),
+        workers=workers,
+    )
+    quiet = share.together and share.number > 0
+    with Report(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
+        summary = extend_views(opened, answers, out, part=share, on_progress=report)
+    if not summary:
+        typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
+        return
+    typer.echo(f"wrote {out}: {len(split)} rows x {views} views, {opened.num_views} of them taken over")
+
+
+@app.command()
 def assign_folds(
     out: Annotated[Path, typer.Option(help="New folder for folds.npz and folds.csv")],
     folds: Annotated[int, typer.Option(help="Cross-fitting folds B, at least 2")] = 5,

@@ -17,7 +17,7 @@ from stores.files import sync_folder, writing
 from stores.match import match_rows, merged_examples, merged_probes, pick
 from stores.reader import Store, open_store
 from stores.schema import RowArray, StoreError, check_name
-from stores.share import building, with_lineage
+from stores.share import building, own_attributes, with_lineage
 from stores.teacher import Teacher
 from stores.writer import TeacherWriter
 
@@ -73,7 +73,7 @@ def merge_stores(
     if not same:
         _check_folds_of_parts([part for parts in teachers.values() for part in parts])
     licences = dict.fromkeys(str(store.attributes["license"]) for store in stores if "license" in store.attributes)
-    attributes = _own(first)
+    attributes = own_attributes(first)
     if licences:
         attributes["license"] = " AND ".join(licences)
     step = {"operation": "merge", "stores": [_origin(store) for store in stores]}
@@ -120,7 +120,7 @@ def subset_store(
             **arrays,
         },
         merged_probes([store], [rows]),
-        with_lineage(_own(store), step),
+        with_lineage(own_attributes(store), step),
         chosen,
     )
     return Merged(num_examples=len(rows), served={name: _served(parts) for name, parts in chosen.items()})
@@ -261,12 +261,6 @@ def _gathered(parts: Sequence[Part], view: int, arrays: Mapping[str, RowArray], 
             mask = slab.setdefault("mask", np.zeros(num_rows, dtype=np.bool_))
             mask[here] = True if own is None else own[part.rows[here]]
     return slab
-
-
-def _own(store: Store) -> dict[str, Any]:
-    """What a store says of itself beyond the format."""
-    reserved = {"format", "version", "dataset", "views", "created", "documents", "digest"}
-    return {key: value for key, value in store.attributes.items() if key not in reserved}
 
 
 def _digest(store: Store) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.cells import load_teacher
+from stores.create import RESERVED
 from stores.documents import as_json, raw_sha256, sealed
 from stores.fetch import Fetcher, Report, make_durable
 from stores.files import make_folders, sync_folder, write_document, writing
@@ -188,6 +189,11 @@ def with_lineage(attributes: dict[str, Any], step: dict[str, Any]) -> dict[str, 
     before = attributes.get("lineage")
     earlier = before if isinstance(before, list) else [] if before is None else [before]
     return {**attributes, "lineage": [*earlier, as_json(step, "lineage")]}
+
+
+def own_attributes(store: Store) -> dict[str, Any]:
+    """What a store says of itself beyond the format."""
+    return {key: value for key, value in store.attributes.items() if key not in RESERVED}
 
 
 @contextlib.contextmanager

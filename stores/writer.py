@@ -1,5 +1,6 @@
 """Writing a teacher's rows: whole cells that are there or not there."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ from stores.blocks import REMEDY, open_array
 from stores.cells import array_plan, checksum_value, commit_value, encoded, load_teacher
 from stores.create import build_folder, first_difference, static_array
 from stores.documents import Document, as_json, group_document, raw_sha256, sealed
-from stores.files import claim_file, remove_abandoned, write_document, write_file, writing
+from stores.files import (
+    claim_file,
+    make_folders,
+    partial_path,
+    remove_abandoned,
+    sync_folder,
+    write_document,
+    write_file,
+    writing,
+)
 from stores.layout import file_name
 from stores.reader import open_store
 from stores.schema import (
@@ -25,6 +35,24 @@ from stores.schema import (
     default_block_rows,
 )
 from stores.teacher import Teacher
+
+
+def link_file(there: Path, path: Path) -> bool:
+    """Make `path` another name of the file `there`, durably; False when it cannot be: another disk, or no hard links.
+
+    No file of a store is ever changed in place, so stores may share them.
+    """
+    building = partial_path(path)
+    make_folders(path.parent)
+    try:
+        os.link(there.resolve(), building)
+        building.replace(path)
+    except OSError:
+        return False
+    finally:
+        building.unlink(missing_ok=True)  # when both are names of one file, the rename does nothing
+    sync_folder(path.parent)
+    return True
 
 
 class TeacherWriter:
@@ -86,7 +114,9 @@ class TeacherWriter:
         """Rows of a block."""
         return self._teacher.rows(block)
 
-    def write(self, cell: Cell, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(
+        self, cell: Cell, arrays: Mapping[str, np.ndarray], *, same_files: Mapping[str, Path] | None = None
+    ) -> None:
         """Write the rows of one cell durably, then commit it.
 
         A cell that holds these very rows already is left alone.
@@ -94,6 +124,8 @@ class TeacherWriter:
         Args:
             cell: View and block.
             arrays: [rows, *row_shape] for every array of the teacher.
+            same_files: Files that hold these very rows as this teacher would write them, by array name: they get
+                another name instead of being written, where the disk can do so.
 
         Raises:
             StoreError: an array is missing or of another shape or dtype, the disk refuses, or another writer
@@ -115,7 +147,9 @@ class TeacherWriter:
         with writing(f"view {view} block {block} of {self._where}"):
             whole = slice(block * self.block_rows, (block + 1) * self.block_rows)
             for name, values in sorted(arrays.items()):
-                self._targets[name][view, whole] = self._padded(values)
+                there = (same_files or {}).get(name)
+                if there is None or not link_file(there, self._row_path(name, cell)):
+                    self._targets[name][view, whole] = self._padded(values)
             write_file(self._where / "checksum" / file_name((view, block, 0)), encoded(checksums))
             path = self._commit_path(cell)
             if not claim_file(path, encoded(np.array([commit]))) and self._committed(cell) != commit:
@@ -226,6 +260,9 @@ class TeacherWriter:
         if data != encoded(np.array([value])):
             raise StoreError(f"{path} is damaged; {REMEDY}")
         return value
+
+    def _row_path(self, name: str, cell: Cell) -> Path:
+        return self._where / name / file_name((*cell, *(0 for _ in self._arrays[name].row_shape)))
 
     def _commit_path(self, cell: Cell) -> Path:
         return self._where / "committed" / file_name(cell)

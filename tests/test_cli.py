@@ -21,6 +21,7 @@ OPTIONS = {
     "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed encoding top-k tail-bits bits"
     " kl-budget temperatures predictor-rows views transform view-seed batch-size precision"
     " channels-last compile workers part limit dry-run log-json mean std device threads",
+    "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
     " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs weight-decay grad-clip"

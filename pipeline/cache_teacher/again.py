@@ -53,6 +53,11 @@ def answer_again(
         ValueError: The teacher was no network, or the weights do not fit it.
     """
     views = Views.from_attributes({**store.views, "num_views": num_views or store.num_views})
+    if views.transform == "none" and views.num_views > 1:
+        raise ValueError(
+            f"{store.path} was made with transform none, which has one view; other views need a new pass of cli"
+            " cache-teacher with --transform"
+        )
     folds = None if teacher.folds is None else store.folds
     teachers, fingerprint = load_again(
         split,

@@ -95,7 +95,7 @@ def cache_teacher(
     part = part or Part()
     sample = Sample(answers, predictor_rows)
     writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows)
-    _write(writer, answers, encoding, predictor, part, on_progress)
+    write_cells(writer, answers, encoding, predictor, part, on_progress)
     if writer.pending():
         return {}
     written = open_store(out, allow_incomplete=True)
@@ -205,7 +205,7 @@ def _same_encoding(there: Teacher, wanted: Encoding | Budget, out: Path) -> Enco
     return found
 
 
-def _write(
+def write_cells(
     writer: TeacherWriter,
     answers: Answers,
     encoding: Encoding,

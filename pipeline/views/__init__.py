@@ -109,20 +109,26 @@ def _apply(steps: list[tuple[Transform, dict[str, Any]]], samples: Samples, seed
     return samples
 
 
-def probe(split: Split, views: Views) -> dict[str, npt.NDArray[Any]]:
+def probe(split: Split, views: Views, rows: npt.NDArray[np.integer] | None = None) -> dict[str, npt.NDArray[Any]]:
     """Hashes of a few examples' transformed pixels: they prove that another machine replays the same views.
 
+    Args:
+        split: The examples.
+        views: Which views.
+        rows: Which examples; evenly spread over the dataset when left out.
+
     Returns:
-        ``row`` uint32 [P], evenly spread over the dataset, and ``digest`` uint64 [V, P].
+        ``row`` uint32 [P] and ``digest`` uint64 [V, P].
     """
-    rows = np.unique(np.linspace(0, len(split) - 1, NUM_PROBES).astype(np.int64))
+    spread = np.linspace(0, len(split) - 1, NUM_PROBES)
+    chosen = np.unique((spread if rows is None else rows).astype(np.int64))
     if user_code_sha256(views.transform) is not None:
-        _check_user_code(split, views, rows)
+        _check_user_code(split, views, chosen)
     digests = np.array(
-        [[_digest(sample) for sample in views.samples(split, rows, view)] for view in range(views.num_views)],
+        [[_digest(sample) for sample in views.samples(split, chosen, view)] for view in range(views.num_views)],
         dtype=np.uint64,
     )
-    return {"row": rows.astype(np.uint32), "digest": digests}
+    return {"row": chosen.astype(np.uint32), "digest": digests}
 
 
 def check_probes(split: Split, views: Views, probes: Mapping[str, npt.NDArray[Any]], *, num_views: int) -> None:

@@ -48,7 +48,8 @@ def entry(name: str, command: Any, types: dict[str, Any]) -> Iterator[str]:
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     options = [parameter for parameter in command.params if parameter not in arguments]
     usage = " ".join(["cli", name, *(spelled(argument) for argument in arguments), *(["[OPTIONS]"] if options else [])])
-    yield f"## `{name}`\n\n{' '.join((command.help or '').split())}\n\n```text\n{usage}\n```\n"
+    about = "\n\n".join(paragraphs(command))
+    yield f"## `{name}`\n\n{about}\n\n```text\n{usage}\n```\n"
     if command.params:
         yield "| option | default | meaning |\n|---|---|---|"
         for argument in arguments:
@@ -57,6 +58,11 @@ def entry(name: str, command: Any, types: dict[str, Any]) -> Iterator[str]:
             title = option.opts[0] + WORDS.get(types[option.name], " TEXT")
             yield f"| `{title}` | {default(option)} | {cell(option.help)} |"
         yield ""
+
+
+def paragraphs(command: Any) -> list[str]:
+    """A command's help, one line a paragraph."""
+    return [" ".join(part.split()) for part in command.help.split("\n\n")]
 
 
 def spelled(argument: Any) -> str:
@@ -82,7 +88,7 @@ def page() -> str:
     """The whole page."""
     found, types = commands(), kinds()
     parts = [INTRODUCTION, "| command | does |\n|---|---|"]
-    parts += [f"| [`{name}`](#{name}) | {cell(command.help or '')} |" for name, command in found.items()]
+    parts += [f"| [`{name}`](#{name}) | {cell(paragraphs(command)[0])} |" for name, command in found.items()]
     parts.append("")
     for name, command in found.items():
         parts += entry(name, command, types[name])

@@ -1,68 +1,44 @@
-"""The README's commands run as they stand, and its links lead somewhere."""
+"""The README's commands run as they stand, and name every command; its links are held by ``test_docs``."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import typer
 
-import cli
+from tests.pages import ROOT, blocks, commands, known_options, options_of, run_page
+from tests.test_cli import OPTIONS
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-CONSOLE = [
-    line
-    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
-    for line in re.sub(r"\\\n\s*", " ", block).replace("$ ", "").splitlines()
-]
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
+CALLS = [words for block in blocks(README) if block.kind in ("bash", "console") for words in commands(block.text)]
 
 
-def test_the_newcomers_commands_run(tmp_path: Path) -> None:
+def test_the_newcomers_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of the bash blocks, in order, in one empty folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-    assert len(COMMANDS) > 8
-    for command in COMMANDS:
-        program, *arguments = shlex.split(command)
-        assert program == "cli"
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+    monkeypatch.chdir(tmp_path)
+    assert len(list(run_page(README))) >= 1
     assert (tmp_path / "runs" / "kd" / "result.json").is_file()
 
 
-@pytest.mark.parametrize("line", [line for line in CONSOLE if line.startswith("cli")])
-def test_the_other_commands_are_spelled_right(line: str) -> None:
-    """Commands that need data of the reader's own: their names and options exist."""
-    _, name, *arguments = shlex.split(line, comments=True)
-    group = typer.main.get_command(cli.app)
-    assert isinstance(group, typer.core.TyperGroup)
-    known = {option for parameter in group.commands[name].params for option in parameter.opts}
-    assert {argument for argument in arguments if argument.startswith("--")} <= known
+@pytest.mark.parametrize("words", CALLS, ids=" ".join)
+def test_commands_are_spelled_right(words: list[str]) -> None:
+    """Also those that need data of the reader's own: their names and options exist."""
+    called = options_of(words)
+    if called is not None:
+        command, options = called
+        assert options <= known_options(command)
 
 
 def test_the_makefile_has_the_two_commands() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {line.split("#")[0].split()[1] for line in CONSOLE if line.startswith("make")}
+    named = {words[1] for words in CALLS if words[0] == "make"}
     assert named == {"demo", "test"}
     assert named <= targets
 
 
 def test_every_command_stands_in_the_readme() -> None:
-    for command in typer.main.get_command(cli.app).commands:  # type: ignore[attr-defined]
-        assert f"cli {command}" in README or f"`{command}`" in README or command == "demo", command
+    missing = [command for command in OPTIONS if f"`{command}`" not in README]
+    assert not missing, "name them in the table of commands"
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200

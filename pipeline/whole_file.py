@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to: the file itself once the block has ended, durably; gone when it has failed."""
+    """A path beside ``path`` to write to: the file itself once the block has ended, gone when it has failed."""
     beside = path.with_name(f".{path.name}.partial")
     try:
         yield beside

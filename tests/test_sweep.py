@@ -16,7 +16,7 @@ from pipeline.cache_teacher.teachers import load_teachers
 from pipeline.datasets import Split
 from pipeline.encoding import Encoding
 from pipeline.fit import Training
-from pipeline.train_student.folder import ERROR, RESULT
+from pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
 from pipeline.train_student.runs import choose_baseline, load_runs
 from pipeline.train_student.spec import RunSpec
 from pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
@@ -159,3 +159,35 @@ def test_a_worker_that_is_killed_costs_its_run_only(
     assert "exit code -9" in ended["kd-cnn-seed0"].error
     assert ended["ce-mlp_8-seed0"].kind == "done"
     assert (tmp_path / "kd-cnn-seed0" / "checkpoint.safetensors").exists()
+
+
+def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(store: Path, tmp_path: Path) -> None:
+    """The signal reaches the whole process group, as from a terminal."""
+    arguments = ["sweep", "--store", str(store), "--loss", "kd", "--student", "mlp:8", "--seeds", "2", "--jobs", "2"]
+    arguments += ["--epochs", "300", "--out", "sw"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    histories = [tmp_path / "sw" / f"kd-mlp_8-seed{seed}" / "history.csv" for seed in (0, 1)]
+    while not all(path.exists() for path in histories):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped; the same command goes on in sw"
+    deadline = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):  # soon nobody is left
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    epochs = [len(path.read_text().splitlines()) - 1 for path in histories]
+    assert all(1 <= number < 300 for number in epochs)
+    stopped = [(path.parent / CHECKPOINT).exists() for path in histories]
+    assert all(stopped)
+    done = cli(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs trained, 0 were there, 0 failed" in done.stdout
+    assert all(len(path.read_text().splitlines()) == 301 for path in histories)

@@ -344,4 +344,4 @@ def test_a_flipped_bit_changes_no_number(ending: str, exports: Path, tmp_path: P
         assert (found.labels == sound.labels).all()
         for name, expected in sound.rows(1, rows).items():
             np.testing.assert_array_equal(answers[name], expected)
-    assert num_refused > 40
+    assert num_refused > 15  # much of a small file is what is not read

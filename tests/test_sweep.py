@@ -164,7 +164,7 @@ def test_a_worker_that_is_killed_costs_its_run_only(
 def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(store: Path, tmp_path: Path) -> None:
     """The signal reaches the whole process group, as from a terminal."""
     arguments = ["sweep", "--store", str(store), "--loss", "kd", "--student", "mlp:8", "--seeds", "2", "--jobs", "2"]
-    arguments += ["--epochs", "300", "--out", "sw"]
+    arguments += ["--epochs", "100", "--out", "sw"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "cli.py"), *arguments]
     process = subprocess.Popen(
@@ -184,10 +184,10 @@ def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(store: Path, tm
             os.killpg(process.pid, 0)
             time.sleep(0.05)
     epochs = [len(path.read_text().splitlines()) - 1 for path in histories]
-    assert all(1 <= number < 300 for number in epochs)
+    assert all(1 <= number < 100 for number in epochs)
     stopped = [(path.parent / CHECKPOINT).exists() for path in histories]
     assert all(stopped)
     done = cli(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 runs trained, 0 were there, 0 failed" in done.stdout
-    assert all(len(path.read_text().splitlines()) == 301 for path in histories)
+    assert all(len(path.read_text().splitlines()) == 101 for path in histories)

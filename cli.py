@@ -569,7 +569,7 @@ def verify(
                     f"{store}: teacher {chosen.name!r} is not the one that runs here: {'; '.join(found.problems)};"
                     " get the weights and the input scaling that the store names, or do not use it"
                 )
-    teachers = ", ".join(opened.teachers)
+    teachers = ", ".join(opened.teachers) or "none"
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
 
 
@@ -579,6 +579,9 @@ def copy(
     target: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs:// or hf://")],
     views: Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")] = "",
     teacher: Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")] = "",
+    folds: Annotated[
+        bool, typer.Option("--folds", help="Only examples and their folds, for fold teachers of one's own; no answers")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Files under way at a time")] = 16,
 ) -> None:
     """Copy a store, or some views and teachers of it; every checksum is compared, a stopped copy goes on."""
@@ -599,6 +602,7 @@ def copy(
             target,
             num_views=read_views(views),
             teachers=read_names("--teacher", teacher) if teacher else None,
+            folds_only=folds,
             num_threads=max(threads, 1),
             report=report,
         )
@@ -606,7 +610,7 @@ def copy(
         typer.echo(f"warning: teacher {name!r} is unfinished and stayed behind", err=True)
     teachers = ", ".join(copied.teachers)
     wrote = "already there" if copied.already_there else "wrote"
-    typer.echo(f"{wrote}: {target}: {copied.num_views} views, teachers: {teachers}")
+    typer.echo(f"{wrote}: {target}: {copied.num_views} views, teachers: {teachers or 'none'}")
 
 
 @app.command()

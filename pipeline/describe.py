@@ -16,6 +16,8 @@ def describe_store(path: Path) -> dict[str, Any]:
     store = open_store(path, allow_incomplete=True)
     teachers = {name: _describe_teacher(store, store.teacher(name)) for name in store.teachers}
     first = next(iter(teachers.values()), {})
+    folds = store.attributes.get("folds")  # of a copy of the folds alone; the teachers have their own
+    plan = folds if isinstance(folds, dict) else None
     return {
         "path": str(path),
         "format_version": store.attributes["version"],
@@ -23,7 +25,8 @@ def describe_store(path: Path) -> dict[str, Any]:
         "num_examples": store.num_examples,
         "num_views": store.num_views,
         "num_classes": store.num_classes,
-        "num_folds": first.get("num_folds", 0),
+        "num_folds": first.get("num_folds", (plan or {}).get("num_folds", 0)),
+        "folds": plan,
         "encoding": first.get("encoding"),
         "bytes_per_row": first.get("bytes_per_row"),
         "fidelity": first.get("fidelity"),
@@ -53,14 +56,19 @@ def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
 def format_description(description: dict[str, Any]) -> str:
     """The description on one screen."""
     dataset, views = description["dataset"], description["views"]
+    state = "complete" if description["complete"] else "NOT COMPLETE: run the same cache-teacher command again"
+    if not description["teachers"]:
+        state = "examples only, no teacher has answered yet"
     lines = [
-        f"{description['path']}  format {description['format_version']}, "
-        f"{'complete' if description['complete'] else 'NOT COMPLETE: run the same cache-teacher command again'}",
+        f"{description['path']}  format {description['format_version']}, {state}",
         f"data      {dataset['name']} {dataset['split']}: {dataset['num_examples']} examples,"
         f" {dataset['num_classes']} classes, fingerprint {dataset['fingerprint'][:12]}",
         f"views     {views['num_views']} ({views['transform']}, seed {views['seed']})",
         f"made with {', '.join(f'{name} {version}' for name, version in views.get('versions', {}).items())}",
     ]
+    if description["folds"] and not description["teachers"]:
+        folds = description["folds"]
+        lines.append(f"folds     {folds.get('num_folds')} ({folds.get('strategy')}, seed {folds.get('seed')})")
     for name, teacher in description["teachers"].items():
         lines += ["", *_format_teacher(name, teacher)]
     return "\n".join(lines)

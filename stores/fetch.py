@@ -23,6 +23,7 @@ from stores.schema import CELL_ARRAYS, EXAMPLE_ARRAYS, PROBE, StoreError, check_
 from stores.sources import Source
 from stores.teacher import Teacher
 
+FOLDS = "folds"  # the root's attribute that says how rows were assigned, in a store without teachers
 MAX_NODES = 1000  # arrays that one group may name
 MAX_FILES = 2**21  # of one array, or of the rows of a store
 ATTEMPTS = 3
@@ -59,7 +60,7 @@ class Fetcher:
         self._done = self._total = self._bytes = 0
 
     def documents(self, teachers: Sequence[str] | None) -> tuple[Store, list[str], list[str]]:
-        """The store's documents, and those of the wanted teachers (None: all that are finished).
+        """The store's documents, and those of the wanted teachers (None: all that are finished; empty: none).
 
         Returns:
             The store as the folder now has it, the teachers' names, and the names of unfinished ones left out.
@@ -90,7 +91,8 @@ class Fetcher:
             else:
                 self.wanted.discard(f"{folder}/zarr.json")
                 unfinished.append(name)
-        if not chosen:
+        bare = not unfinished and FOLDS in read_document(self.folder, "")["attributes"]  # a store of folds only
+        if not chosen and teachers is None and not bare:
             raise StoreError(f"{self.source.name}: expected a finished teacher, found none; finish stage one first")
         return open_store(self.folder, allow_incomplete=True), chosen, unfinished
 

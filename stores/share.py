@@ -17,7 +17,7 @@ from typing import Any
 from stores.cells import load_teacher
 from stores.create import RESERVED
 from stores.documents import as_json, raw_sha256, sealed
-from stores.fetch import Fetcher, Report, make_durable
+from stores.fetch import FOLDS, Fetcher, Report, make_durable
 from stores.files import make_folders, sync_folder, write_document, writing
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
@@ -43,6 +43,7 @@ def copy_store(
     *,
     num_views: int | None = None,
     teachers: Sequence[str] | None = None,
+    folds_only: bool = False,
     num_threads: int = NUM_THREADS,
     report: Report | None = None,
 ) -> Copied:
@@ -53,25 +54,40 @@ def copy_store(
         target: A folder, a .zip file, or s3://, gs://, hf://.
         num_views: Only the first views; views are replayed by their number, so a part starts with view 0.
         teachers: Only these; all finished ones when left out.
+        folds_only: Examples, their folds and the probes, and no teacher at all: the root's attribute `folds` says how
+            rows were assigned. `teachers` then names one whose folds they are, where the source cannot list them.
         num_threads: Files under way at a time.
         report: Told after every file of rows.
 
     Raises:
         StoreError: a place cannot be read or written, the source is damaged, or the target holds something else.
     """
+    with open_source(source) as origin:
+        folds = _folds_of(origin, teachers) if folds_only else None
+        return _copy(origin, target, num_views, [] if folds_only else teachers, folds, num_threads, report)
+
+
+def _copy(
+    origin: Source,
+    target: str | Path,
+    num_views: int | None,
+    teachers: Sequence[str] | None,
+    folds: dict[str, Any] | None,
+    num_threads: int,
+    report: Report | None,
+) -> Copied:
     if is_url(target):
         check_writable(spelled(target))
         with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
             folder = Path(scratch) / "store"
-            with open_source(source) as origin:
-                copied = _fetch(origin, folder, num_views, teachers, num_threads, report)
+            copied = _fetch(origin, folder, num_views, teachers, num_threads, report, folds)
             send(folder, spelled(target), num_threads=num_threads)
             return copied
     path = Path(target)
-    with open_source(source) as origin, building(path) as folder:
+    with building(path) as folder:
         if path.exists() or path.is_symlink():
             return _already_there(origin, path, num_views, teachers)
-        copied = _fetch(origin, folder, num_views, teachers, num_threads, report)
+        copied = _fetch(origin, folder, num_views, teachers, num_threads, report, folds)
         with writing(str(path)):
             if path.suffix == ".zip":
                 write_zip(folder, path)
@@ -127,6 +143,7 @@ def _fetch(
     teachers: Sequence[str] | None,
     num_threads: int,
     report: Report | None,
+    folds: dict[str, Any] | None = None,
 ) -> Copied:
     """Fill `folder` with a store of the format that opens."""
     with writing(str(folder)):
@@ -139,7 +156,7 @@ def _fetch(
     fetcher.rows(loaded, views)
     fetcher.prune()
     if views < store.num_views or (teachers is not None and set(names) != set(origin.teachers() or ())):
-        _seal_part(store, names, views)
+        _seal_part(store, names, views, {} if folds is None else {FOLDS: folds})
     part = open_store(folder)
     for name in names:
         part.teacher(name).committed()
@@ -156,7 +173,18 @@ def _checked_views(num_views: int | None, store: Store) -> int:
     return num_views
 
 
-def _seal_part(store: Store, names: Sequence[str], num_views: int) -> None:
+def _folds_of(origin: Source, teachers: Sequence[str] | None) -> dict[str, Any]:
+    """How the rows of a source were assigned to folds, as its teachers say it."""
+    with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
+        store, names, _ = Fetcher(origin, Path(scratch), num_threads=NUM_THREADS).documents(teachers)
+        said = [load_teacher(Path(scratch), name)[""]["attributes"].get("folds") for name in names]
+        plan = next((folds for folds in [*said, store.attributes.get(FOLDS)] if isinstance(folds, dict)), None)
+        if plan is None or "examples/fold" not in store.static_arrays:
+            raise StoreError(f"{origin.name} has no folds, as its teachers were not cross-fitted; leave out --folds")
+        return {key: value for key, value in plan.items() if key != "proof"}
+
+
+def _seal_part(store: Store, names: Sequence[str], num_views: int, more: dict[str, Any]) -> None:
     """Rewrite the documents of a store of which only some views and teachers are there."""
     root = store.path
     documents = load_root(root)
@@ -178,7 +206,7 @@ def _seal_part(store: Store, names: Sequence[str], num_views: int) -> None:
             top = {**own[""], "attributes": {**own[""]["attributes"], "cells_sha256": raw_sha256(committed)}}
             for folder, document in sealed({**own, **cut, "": top}).items():
                 write_document(root / "teachers" / name / folder, document)
-        attributes = with_lineage(documents[""]["attributes"], taken)
+        attributes = {**with_lineage(documents[""]["attributes"], taken), **more}
         attributes["views"] = {**attributes["views"], "num_views": num_views}
         for folder, document in sealed({**documents, "": {**documents[""], "attributes": attributes}}).items():
             write_document(root / folder, document)

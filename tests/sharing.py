@@ -5,7 +5,7 @@ import functools
 import http.server
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,12 @@ from tests.golden.make import C, N, V, answers, arrays_of
 CONSTANTS = {"tail_matrix": np.arange(C * 2, dtype=np.float16).reshape(1, C, 2)}
 
 
-def make_store(path: Path, teachers: tuple[str, ...] = ("a", "b"), kind: str = "topk") -> Path:
+def make_store(
+    path: Path,
+    teachers: tuple[str, ...] = ("a", "b"),
+    kind: str = "topk",
+    attributes: Mapping[str, Any] | None = None,
+) -> Path:
     """A store with V = 2 views of N = 300 rows in two blocks."""
     keys = np.arange(N, dtype=np.uint64) * np.uint64(11_400_714_819_323_198_485)
     create_store(
@@ -28,7 +33,7 @@ def make_store(path: Path, teachers: tuple[str, ...] = ("a", "b"), kind: str = "
         keys=keys,
         labels=np.arange(N) % C,
         probes={"row": np.arange(4, dtype=np.uint32), "digest": keys[:8].reshape(V, 4)},
-        attributes={"license": "CC0-1.0"},
+        attributes={"license": "CC0-1.0", **(attributes or {})},
     )
     for name in teachers:
         add_teacher(path, name, kind)

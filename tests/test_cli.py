@@ -31,7 +31,7 @@ OPTIONS = {
     "compare": "plot html baseline",
     "inspect": "json",
     "verify": "data transform recompute weights teacher teacher-arch seed mean std device threads",
-    "copy": "views teacher threads",
+    "copy": "views teacher folds threads",
     "merge": "out names",
     "subset": "out rows data teacher",
     "diff": "teachers view temperature json",

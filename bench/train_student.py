@@ -40,7 +40,7 @@ SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 VIEWS = Views(transform="flip-crop", num_views=2)
 
 FIRST_STEP = """
-import sys, time, torch
+import sys, time, torch, torch._dynamo  # the first optimiser imports it
 from pathlib import Path
 from pipeline.train_student.spec import RunSpec
 from pipeline.train_student.run import DistillationLoss

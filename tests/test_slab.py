@@ -2,9 +2,11 @@
 
 import os
 import re
+import resource
 import signal as signals
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -229,13 +231,35 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     assert map_slab(tmp_path, "a", 2000, lambda: pieces(1, 2)).sum() == 3000
 
 
+def test_a_full_disk_is_no_obstacle(stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file cannot grow beyond 10 kB, so the slab stays in the process's own memory."""
+    monkeypatch.setenv("LOGITBANK_CACHE", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signals.signal(signals.SIGXFSZ, signals.SIG_IGN)
+    signal, rows = TeacherSignal(stores["dense32"]), torch.arange(50)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        signal.load(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signals.signal(signals.SIGXFSZ, handler)
+    assert [path.name for path in (tmp_path / "slabs").iterdir()] == ["lock"]
+    own = signal.logits(rows)
+    signal.close()
+    signal.load(0)
+    assert len(list((tmp_path / "slabs").glob("*.slab"))) == 1
+    assert torch.equal(signal.logits(rows), own)
+    signal.close()
+
+
 def test_pieces_that_fail_leave_nothing_that_could_be_mapped(tmp_path: Path) -> None:
-    def broken() -> list[np.ndarray]:
+    def broken() -> Iterator[np.ndarray]:
+        yield np.zeros(1000, np.uint8)
         raise StoreError("damaged")
 
     with pytest.raises(StoreError, match="damaged"):
         map_slab(tmp_path, "a", 2000, broken)
-    assert not list(tmp_path.glob("*.slab"))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     assert map_slab(tmp_path, "a", 2000, lambda: pieces(1, 2)).sum() == 3000
 
 

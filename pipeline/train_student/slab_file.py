@@ -90,12 +90,15 @@ def _mapped(path: Path, num_bytes: int) -> Bytes | None:
 def _write(path: Path, pieces: Iterable[Bytes]) -> None:
     partial = path.with_suffix(".partial")
     crc = 0
-    with partial.open("wb") as file:
-        for piece in pieces:
-            file.write(piece.data)
-            crc = google_crc32c.extend(crc, piece)
-        file.write(crc.to_bytes(_CRC_BYTES, "little"))
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            for piece in pieces:
+                file.write(piece.data)
+                crc = google_crc32c.extend(crc, piece)
+            file.write(crc.to_bytes(_CRC_BYTES, "little"))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk gets its space back
 
 
 def _remove_unused(folder: Path) -> None:

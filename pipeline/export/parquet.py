@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.export.document import MAX_BYTES, read_document
 from pipeline.export.values import Arrays, Values
 
-ROW_GROUP_BYTES = 2**26
+ROW_GROUP_BYTES = 2**24
 MAX_ROW_GROUP_BYTES = 2**30
 MAX_ROW_GROUP_ROWS = 2**17
 DOCUMENT = b"store"

@@ -46,9 +46,7 @@ class Values:
         self.store, self.teacher = store, store.teacher(name)
         self.num_views = store.num_views if num_views is None else num_views
         if not 1 <= self.num_views <= store.num_views:
-            raise ValueError(
-                f"--views asks for {self.num_views}; {store.path} has {store.num_views}, expected at most so"
-            )
+            raise ValueError(f"--views asks for {self.num_views} views; {store.path} has {store.num_views}")
         self.encoding = Encoding.from_attributes(self.teacher.encoding)
         if self.encoding.num_classes != store.num_classes:
             raise StoreError(f"{store.path}: its encoding is for {self.encoding.num_classes} classes; do not use it")

@@ -42,10 +42,12 @@ from pipeline.options import (
     read_views,
     run_spec,
 )
+from pipeline.torchrun import find_rank
 
 if TYPE_CHECKING:
     import click
 
+TOGETHER = ("cache-teacher", "extend", "train-student")  # what processes that torchrun starts do together
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,9 +59,15 @@ app = typer.Typer(
 
 @app.callback()
 def main_options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")] = False,
 ) -> None:
     """Holds the options that stand before the command; ``main`` reads them."""
+    rank = find_rank()
+    if rank is not None and rank.count > 1 and context.invoked_subcommand not in TOGETHER:
+        raise ValueError(
+            f"{context.invoked_subcommand} runs in one process, torchrun started {rank.count}; call it without torchrun"
+        )
 
 
 @app.command()
@@ -683,15 +691,18 @@ def diff(
 @app.command()
 def card(
     store: Store,
-    out: Annotated[str, typer.Option(help="The file to write, such as README.md; empty: print it")] = "",
+    out: Annotated[
+        str, typer.Option(help="The file to write, such as README.md, with pictures beside it; empty: print the text")
+    ] = "",
 ) -> None:
     """Write a store's card: Markdown that says what it is, who answered, how well, and how to use it."""
-    from pipeline.card import store_card
+    from pipeline.card import store_card, write_card
 
-    text = store_card(here(store))
-    if out:
-        Path(out).write_text(text)
-    typer.echo(f"wrote {out}" if out else text)
+    if not out:
+        typer.echo(store_card(here(store)))
+        return
+    for path in write_card(here(store), Path(out)):
+        typer.echo(f"wrote {path}")
 
 
 @app.command()

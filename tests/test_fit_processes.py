@@ -97,3 +97,18 @@ def test_a_share_of_a_batch() -> None:
     Processes().check(batch_size=1, num_rows=1)
     with pytest.raises(ValueError, match="3 processes share each batch, which has 5 examples; expected at least 6"):
         Processes(count=3).check(batch_size=5, num_rows=100)
+
+
+@pytest.mark.parametrize(("command", "refused"), [("train-teacher", True), ("sweep", True), ("train-student", False)])
+def test_commands_of_one_process_are_refused_under_torchrun(command: str, refused: bool, tmp_path: Path) -> None:
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), command, "--out", "o", "--store", "none.zarr"][: 5 if refused else 7],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert ("call it without torchrun" in done.stderr) == refused

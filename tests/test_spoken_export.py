@@ -228,6 +228,21 @@ def test_other_pixels_are_refused(store: Path, data: Split, tmp_path: Path, chan
         build_answers(data, teacher, "", FLIPS)
 
 
+def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> None:
+    store = make_store(tmp_path, data, TOPK16, plan=FoldPlan(num_folds=3, strategy="kfold"))
+    teacher = export(store, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(tmp_path / "x.npz", **{**arrays, "fold": np.roll(arrays["fold"], 1)})
+    with pytest.raises(ValueError, match="its folds are not those"):
+        build_answers(data, teacher, "", FLIPS)
+    said = json.loads(str(arrays["store"]))
+    del said["folds"]["num_folds"]
+    np.savez(tmp_path / "x.npz", **{**arrays, "store": np.array(json.dumps(said))})
+    with pytest.raises(ValueError, match="its folds are not those"):
+        build_answers(data, teacher, "", FLIPS)
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [

@@ -126,6 +126,21 @@ def test_views_that_cannot_be_replayed_are_refused(data: Split, cache: Path) -> 
         build_answers(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=4))
 
 
+def test_every_epoch_must_know_the_labels(data: Split, cache: Path) -> None:
+    """The last one was written for another order."""
+    spec, views = f"tinyvit:{cache}{POSITIONS}", Views(num_views=3)
+    keys = cache / f"logits_top{K}_epoch2" / "rank0-keys.txt"
+    lines = keys.read_text().splitlines()
+    other = cache / f"logits_top{K}_epoch2" / "rank1-keys.txt"
+    rest = other.read_text().splitlines()
+    keys.write_text("\n".join(np.random.default_rng(0).permutation(rest)) + "\n")
+    other.write_text("\n".join(np.random.default_rng(0).permutation(lines)) + "\n")
+    answers = build_answers(data, spec, "", views)
+    answers(np.arange(N), 1)
+    with pytest.raises(ValueError, match="epoch2: its best class is the label of"):
+        answers(np.arange(N), 2)
+
+
 @pytest.mark.parametrize("change", ["order", "classes"])
 def test_rows_that_do_not_know_their_labels_are_refused(data: Split, cache: Path, tmp_path: Path, change: str) -> None:
     """Positions of another order, or numbers of other classes: nothing in the files would tell."""
@@ -189,7 +204,7 @@ def test_unreadable_images_need_no_record(data: Split, cache: Path, tmp_path: Pa
     answers = build_answers(replace(data, readable=readable), f"tinyvit:{folder}{POSITIONS}", "", Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=TOPK16, predictor_rows=0)
     assert (open_store(tmp_path / "s.zarr").teacher().slab(0)["mask"] == readable).all()
-    with pytest.raises(ValueError, match="lacks 1 of the 120"):
+    with pytest.raises(ValueError, match="lacks at least 1 of the 120"):
         build_answers(data, f"tinyvit:{folder}{POSITIONS}", "", Views())
 
 
@@ -199,6 +214,10 @@ def damage(folder: Path, how: str) -> None:
     content = bytearray(values.read_bytes())
     if how == "truncated":
         values.write_bytes(content[:-3])
+    elif how == "cut at a record":
+        values.write_bytes(content[: -4 - 4 * K])
+    elif how == "a key too many":
+        keys.write_text(keys.read_text() + "0\n")
     elif how == "no keys":
         keys.unlink()
     elif how == "long key":
@@ -225,7 +244,9 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", "cut off"),
+        ("truncated", "it was cut off"),
+        ("cut at a record", "lacks at least 1 of the 120 examples"),
+        ("a key too many", "for each of the 61 keys"),
         ("no keys", "belong together"),
         ("long key", "more than 4096 bytes"),
         ("other key", "is no row of 120"),

@@ -1,7 +1,4 @@
-"""Teachers that have already spoken, to Microsoft's TinyViT: its folders of saved logits.
-
-DIR/logits_top{K}_epoch{E}/rank{R}-values.bin holds one record a line of rank{R}-keys.txt: an int32 seed, K class ids as
-int16 (which wrap above 32,767 and are unwrapped here), K probabilities at temperature 1 as float16.
+"""Teachers that have already spoken, to Microsoft's TinyViT: its folders of saved logits (`tinyvit_files`).
 
 Two things a cache of theirs cannot prove, so whoever imports it says them:
 
@@ -13,25 +10,22 @@ Two things a cache of theirs cannot prove, so whoever imports it says them:
   ``pixels=augmented`` takes each epoch as the answer to a view of the plain image, which it is not, and the teacher's
   name says so wherever it is shown.
 
-Shapes: C classes, K kept classes, N examples, E epochs, V views.
+Shapes: C classes, N examples, V views.
 """
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.cache_teacher.answers import Rows, declared_folds
 from pipeline.cache_teacher.sparse import from_probabilities, sparse_logits
 from pipeline.cache_teacher.spoken import files_digest
+from pipeline.cache_teacher.tinyvit_files import Epoch, RowsByPath, RowsByPosition, check_files, find_epochs
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan
 from pipeline.spelling import unknown
@@ -40,12 +34,9 @@ from pipeline.views import Views
 TINYVIT_PREFIX = "tinyvit:"
 OPTIONS: dict[str, tuple[str, ...]] = {"keys": ("paths", "positions"), "pixels": ("plain", "augmented")}
 MAX_CLASSES = 65_536  # ids of 16 bits
-MAX_KEY = 4096
 LABEL_SIGMA = 5.0
-_EPOCH = re.compile(r"logits_top([1-9][0-9]{0,4})_epoch([0-9]{1,6})")
-_VALUES = re.compile(r"rank([0-9]{1,6})-values\.bin")
 _SAMPLE = 4096
-_MAX_DEPTH = 8  # folders in a key
+_BATCH = 2**16
 
 
 class TinyVitAnswers:
@@ -71,7 +62,7 @@ class TinyVitAnswers:
             )
         if split.num_classes > MAX_CLASSES:
             raise ValueError(f"{spec}: ids of 16 bits cannot name {split.num_classes} classes")
-        self.top_k, folders = _epochs(self.folder)
+        self.top_k, folders = find_epochs(self.folder)
         if self.top_k > split.num_classes:
             raise ValueError(
                 f"{self.folder}: top {self.top_k} of {split.num_classes} classes; pass the data it is about"
@@ -79,11 +70,14 @@ class TinyVitAnswers:
         most = 1 if self.options["pixels"] == "plain" else len(folders)
         if views.num_views > most:
             raise ValueError(f"--views is {views.num_views}; {spec} has {most} ({self.options['pixels']} pixels)")
-        self.epochs = [_Epoch(folder, self.top_k, self) for folder in folders[: views.num_views]]
+        self._folders = folders[: views.num_views]
+        self._keys = RowsByPosition(split) if self.options["keys"] == "positions" else RowsByPath(split)
+        for folder in folders:
+            check_files(folder, self.top_k, split)
+        self._epoch, self._labels_agree = self._load(folders[0])
         if self.options["pixels"] == "plain":
             for folder in folders[1:]:
-                self._check_plain(_Epoch(folder, self.top_k, self))
-        self.labels_agree = self._check_labels()
+                self._check_plain(self._load(folder)[0])
         self.folds, self.fold_attributes = declared_folds(plan, split)
         self.groups = split.groups if plan is None else plan.groups(split)
         self.training_fingerprint: str | None = None
@@ -99,10 +93,10 @@ class TinyVitAnswers:
             "imported": {
                 "from": TINYVIT_PREFIX + self.folder.name,
                 "top_k": self.top_k,
-                "epochs": [epoch.folder.name for epoch in self.epochs],
+                "epochs": [folder.name for folder in self._folders],
                 "keys": known[self.options["keys"]],
                 "pixels": saw,
-                "labels": self.labels_agree,
+                "labels": self._labels_agree,
                 "assumed": [
                     f"the mass outside the top {self.top_k} is spread evenly, the label among it",
                     "logsumexp is 0: only probabilities were saved",
@@ -112,131 +106,56 @@ class TinyVitAnswers:
         }
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
-        index, prob = self.epochs[view].records(rows)
+        if self._epoch.folder != self._folders[view]:  # one at a time is in memory
+            self._epoch, _ = self._load(self._folders[view])
+        index, prob = self._epoch.records(rows)
         blank = np.zeros(len(rows), np.bool_) if self.split.readable is None else ~self.split.readable[rows]
         logits_NC = torch.zeros((len(rows), self.split.num_classes))
         try:
             arrays = from_probabilities(index[~blank], prob[~blank], self.split.num_classes)
         except ValueError as error:
-            raise ValueError(f"{self.epochs[view].folder}: {error}; check --data and the files") from error
+            raise ValueError(f"{self._epoch.folder}: {error}; check --data and the files") from error
         labels = torch.full((int((~blank).sum()),), -1)
         logits_NC[torch.from_numpy(~blank)] = sparse_logits(arrays, labels, self.split.num_classes)
         return logits_NC
 
-    def _check_plain(self, other: "_Epoch") -> None:
-        """Plain pixels get the same answer in every epoch, up to rounding."""
-        rows = np.unique(np.linspace(0, len(self.split) - 1, _SAMPLE).astype(np.int64))
-        best, best_other = (np.max(epoch.records(rows)[1].astype(np.float64), 1) for epoch in (self.epochs[0], other))
-        if float(np.abs(best - best_other).mean()) > 0.01:
-            raise ValueError(
-                f"{other.folder}: answers differ from those of {self.epochs[0].folder.name}, so the pixels were not"
-                " plain; pass pixels=augmented"
-            )
+    def _load(self, folder: Path) -> tuple[Epoch, str]:
+        """An epoch, and how well it knows the labels.
 
-    def _check_labels(self) -> str:
-        """Raises ValueError when the first epoch knows the labels no better than if its rows were shuffled."""
+        Raises:
+            ValueError: It knows them no better than if its rows were shuffled.
+        """
+        epoch = Epoch(folder, self.top_k, self.split, self._keys)
         known = np.flatnonzero(self.split.labels >= 0)
         if self.split.readable is not None:
             known = known[self.split.readable[known]]
         if not len(known):
-            return "none to compare with"
-        best = np.concatenate([self.epochs[0].best(known[i : i + 2**16]) for i in range(0, len(known), 2**16)])
+            return epoch, "none to compare with"
+        best = np.concatenate([epoch.best(known[i : i + _BATCH]) for i in range(0, len(known), _BATCH)])
         labels, num_classes = self.split.labels[known], self.split.num_classes
         shares = [np.bincount(ids[ids < num_classes], minlength=num_classes) / len(known) for ids in (best, labels)]
         chance = float(shares[0] @ shares[1])
         accuracy = float((best == labels).mean())
         if accuracy <= chance + LABEL_SIGMA * np.sqrt(chance * (1 - chance) / len(known)):
             raise ValueError(
-                f"{self.folder}: its best class is the label of {accuracy:.2%} of the examples, and would be of"
+                f"{folder}: its best class is the label of {accuracy:.2%} of the examples, and would be of"
                 f" {chance:.2%} if they were shuffled: other data, another order or other class numbers"
             )
-        return f"best class of {accuracy:.4f} of the labelled examples, {chance:.4f} if shuffled"
+        return epoch, f"best class of {accuracy:.4f} of the labelled examples, {chance:.4f} if shuffled"
 
-    @cached_property
-    def rows_of_keys(self) -> Mapping[str, int] | None:
-        """Row by key text; None when keys are row numbers."""
-        if self.options["keys"] == "positions":
-            return None
-        paths = getattr(self.split.samples, "paths", None)
-        if paths is None:
-            raise ValueError(f"keys=paths needs images in files, and {self.split.spec} has none; pass keys=positions")
-        return _PathEnds(paths)
+    def _check_plain(self, other: Epoch) -> None:
+        """Plain pixels get the same answer in every epoch, up to rounding."""
+        rows = np.unique(np.linspace(0, len(self.split) - 1, _SAMPLE).astype(np.int64))
+        best, best_other = (np.max(epoch.records(rows)[1].astype(np.float64), 1) for epoch in (self._epoch, other))
+        if float(np.abs(best - best_other).mean()) > 0.01:
+            raise ValueError(
+                f"{other.folder}: answers differ from those of {self._epoch.folder.name}, so the pixels were not"
+                " plain; pass pixels=augmented"
+            )
 
     @cached_property
     def _digest(self) -> str:
-        return files_digest([path for epoch in self.epochs for path in sorted(epoch.folder.glob("rank*-*"))])
-
-
-class _PathEnds(dict[str, int]):
-    """Row of the one path that ends with a key of any number of parts; an end that several paths share is not there."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        super().__init__()
-        self._paths, self._depths = paths, set[int]()
-
-    def __missing__(self, key: str) -> int:
-        depth = key.count("/") + 1
-        if depth in self._depths or depth > _MAX_DEPTH:
-            raise KeyError(key)
-        self._depths.add(depth)
-        ends = ["/".join(path.parts[-depth:]) for path in self._paths]
-        counts = Counter(ends)
-        self.update({end: row for row, end in enumerate(ends) if counts[end] == 1})
-        return self[key]
-
-
-class _Epoch:
-    """The records of one epoch, by row of the data."""
-
-    def __init__(self, folder: Path, top_k: int, answers: TinyVitAnswers) -> None:
-        self.folder, split = folder, answers.split
-        record = np.dtype([("seed", "<i4"), ("index", "<u2", (top_k,)), ("prob", "<f2", (top_k,))])
-        self._maps = []
-        self._place = np.full((len(split), 2), -1, np.int64)  # which file, which record
-        for number, values in enumerate(_ranks(folder)):
-            size, count = values.stat().st_size, 0
-            for count, key in enumerate(_keys(values.with_name(values.name.replace("-values.bin", "-keys.txt"))), 1):
-                row = _row(key, answers.rows_of_keys, len(split), folder)
-                if row is not None and self._place[row, 0] < 0:
-                    self._place[row] = number, count - 1
-            if size != count * record.itemsize:
-                raise ValueError(
-                    f"{values}: has {size} bytes; expected {count * record.itemsize}, {record.itemsize} for each of the"
-                    f" {count} keys: cut off, or of another number of classes"
-                )
-            self._maps.append(np.memmap(values, record, "r") if size else np.empty(0, record))
-        wanted = np.ones(len(split), np.bool_) if split.readable is None else split.readable
-        missing = int(((self._place[:, 0] < 0) & wanted).sum())
-        if missing:
-            raise ValueError(f"{folder} lacks {missing} of the {int(wanted.sum())} examples of {split.spec}")
-
-    def records(self, rows: Rows) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
-        """Class ids and probabilities, [len(rows), K]."""
-        place = self._place[rows]
-        found = np.zeros(len(rows), self._maps[0].dtype)
-        for number, records in enumerate(self._maps):
-            here = place[:, 0] == number
-            found[here] = records[place[here, 1]]
-        return found["index"], found["prob"]
-
-    def best(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """The best class of each row."""
-        index, prob = self.records(rows)
-        return np.take_along_axis(index, prob.argmax(1)[:, None], 1)[:, 0].astype(np.int64)
-
-
-def _row(key: str, rows_of_keys: Mapping[str, int] | None, num_examples: int, folder: Path) -> int | None:
-    """The row that a key means; None for an example that this data does not have."""
-    if rows_of_keys is not None:
-        try:
-            return rows_of_keys[key]
-        except KeyError:
-            return None
-    if not key.isdecimal() or int(key) >= num_examples:
-        raise ValueError(
-            f"{folder}: key {key[:60]!r} is no row of {num_examples} examples; pass keys=paths, or the data it is about"
-        )
-    return int(key)
+        return files_digest([path for folder in self._folders for path in sorted(folder.glob("rank*-*"))])
 
 
 def _parse(spec: str) -> tuple[Path, dict[str, str]]:
@@ -253,34 +172,3 @@ def _parse(spec: str) -> tuple[Path, dict[str, str]]:
             }
             raise ValueError(f"{spec}: the cache does not say what its {option} are; pass {said[option]}")
     return Path(path), options
-
-
-def _epochs(folder: Path) -> tuple[int, list[Path]]:
-    """K and the folders of the epochs in order."""
-    found = [(match, path) for path in folder.glob("*") if (match := _EPOCH.fullmatch(path.name)) and path.is_dir()]
-    if not found:
-        raise ValueError(f"{folder}: no folders logits_topK_epochE; expected those that TinyViT's save_logits.py wrote")
-    kept = sorted({int(match[1]) for match, _ in found})
-    if len(kept) > 1:
-        raise ValueError(
-            f"{folder}: holds the top {kept[0]} and the top {kept[1]}; keep caches in folders of their own"
-        )
-    return kept[0], [path for _, path in sorted(found, key=lambda pair: int(pair[0][2]))]
-
-
-def _ranks(folder: Path) -> list[Path]:
-    found = [(match, path) for path in folder.glob("*") if (match := _VALUES.fullmatch(path.name)) and path.is_file()]
-    if not found:
-        raise ValueError(f"{folder}: no rank0-values.bin in it; fetch it again")
-    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][1]))]
-
-
-def _keys(path: Path) -> Iterator[str]:
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(MAX_KEY):
-                if not line.endswith(b"\n") and len(line) == MAX_KEY:
-                    raise ValueError(f"{path}: a key of more than {MAX_KEY} bytes; expected one key a line")
-                yield line.decode(errors="replace").strip()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); values and keys belong together") from error

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipeline.export.document import Description
 from pipeline.export.npz import NpzExport
 from pipeline.export.parquet import ParquetExport
-from pipeline.export.tar import TarExport
+from pipeline.export.tar_reader import TarExport
 from pipeline.export.write import FORMATS, choose_format, export_store
 
 __all__ = ["FORMATS", "Description", "Export", "choose_format", "export_store", "open_export"]

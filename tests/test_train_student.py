@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
 from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.run import cache_teacher
@@ -120,6 +121,25 @@ def test_an_epoch_hears_its_own_view(stores: dict[str, Store], digits: Split, pl
         with torch.inference_mode():
             expected = teacher.model(teacher.preprocessing(samples))
         torch.testing.assert_close(signal.logits(rows), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_signal_stacks_with_a_dataset_in_a_loader(stores: dict[str, Store], digits: Split, num_workers: int) -> None:
+    """Map-style, so that a shuffled loader hands out each image with its own answer, also from other processes."""
+    signal = TeacherSignal(stores["topk"])
+    signal.load(1)
+    rows = torch.arange(len(digits))
+    pairs = StackDataset(TensorDataset(rows), signal)  # type: ignore[arg-type]
+    assert len(pairs) == len(signal) == len(digits)
+    loader = DataLoader(pairs, batch_size=100, shuffle=True, num_workers=num_workers)
+    seen = []
+    for (rows_B,), logits_BC in loader:
+        torch.testing.assert_close(logits_BC, signal.logits(rows_B))
+        seen += rows_B.tolist()
+    assert sorted(seen) == rows.tolist()
+    assert torch.equal(signal[-1], signal[len(digits) - 1])
+    with pytest.raises(IndexError):
+        signal[len(digits)]
 
 
 def test_the_order_of_labels_and_head_is_known(stores: dict[str, Store]) -> None:

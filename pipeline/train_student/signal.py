@@ -174,6 +174,20 @@ class TeacherSignal:
         )
         return finite(logits_BC)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> Tensor:
+        """The logits [C] of one row; with ``__len__`` what a map-style dataset has, so that loaders can stack both."""
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Tensor]:
+        """The logits [C] of each of some rows, decoded together: what a loader asks for a batch."""
+        rows_B = torch.as_tensor(rows)
+        if len(rows_B) and not -len(self) <= int(rows_B.min()) <= int(rows_B.max()) < len(self):
+            raise IndexError(f"rows {int(rows_B.min())} to {int(rows_B.max())} of {len(self)}")
+        return list(self.logits(rows_B % len(self)))
+
     def label_in_head(self, rows_B: Tensor) -> Tensor | None:
         if self.encoding.kind == "dense":
             return None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.cache_teacher.sparse import from_probabilities, sparse_logits
 from pipeline.encoding import Encoding, decode, encode
+from tests.realdata import DATA, needs_real_data
 
 
 def saved(logits_BC: npt.NDArray[np.float64], top_k: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
@@ -60,6 +61,29 @@ def test_a_store_of_them_decodes_to_them(seed: int, scale: float) -> None:
     assert torch.isfinite(stored["log_tail_mass"]).all()
     expected, found = dense.softmax(1), again.softmax(1)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3)
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    "name", ["nips17_logits", "cifar100_test_logits_resnetsmall32", "cifar10_test_logits_resnet56"]
+)
+@pytest.mark.parametrize("temperature", [2.0, 4.0])
+def test_the_rest_is_chosen_well_on_real_logits(name: str, temperature: float) -> None:
+    """Nearer to the teacher than 1 less the sum, cut off at the least that float16 knows, which others take."""
+    assert DATA is not None
+    logits = np.load(DATA / "logits" / f"{name}.npy").astype(np.float64)
+    num_classes = logits.shape[1]
+    index, prob = saved(logits, min(10, num_classes // 2))
+    ours = sparse_logits(from_probabilities(index, prob, num_classes), torch.full((len(logits),), -1), num_classes)
+    rest_N = np.clip(1 - prob.astype(np.float64).sum(1), 2.0**-24, None) / (num_classes - prob.shape[1])
+    theirs = np.repeat(np.log(rest_N)[:, None], num_classes, 1)
+    np.put_along_axis(theirs, index.astype(int), np.log(np.maximum(prob.astype(np.float64), 2.0**-24)), 1)
+
+    def kl(decoded: torch.Tensor) -> float:
+        teacher = torch.log_softmax(torch.from_numpy(logits) / temperature, 1)
+        return float((teacher.exp() * (teacher - torch.log_softmax(decoded.double() / temperature, 1))).sum(1).mean())
+
+    assert kl(ours) < kl(torch.from_numpy(theirs))
 
 
 def test_sums_above_one_leave_a_rest_of_what_was_rounded() -> None:

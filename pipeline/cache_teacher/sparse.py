@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.encoding import Encoding, decode
 
+REST_SHARE = 0.05  # tails fall off below the K-th: on real logits, about here decodes as well as the exact mass
 _FLOOR = 2.0**-25  # the largest probability that float16 rounds to 0
 _MOST_OFF = 0.05  # by which a row may miss what probabilities can be; float16 rounds by less
 
@@ -38,9 +39,9 @@ def from_probabilities(
 ) -> dict[str, Tensor]:
     """Rounded probabilities of the top K classes, as ``sparse_logits`` takes them.
 
-    What is left over for the other classes is 1 less the sum, which float16 has blurred: it lies between 0 and what the
-    rounding allows, and no other class may be above the K-th. The middle of what is possible is taken, so it is never
-    negative, also where the sum is above 1; then all is scaled so that head and rest add to 1.
+    What is left over for the other classes is 1 less the sum, which float16 has blurred: it lies within what the
+    rounding allows, is not negative, and no other class may be above the K-th. Of that interval the point
+    ``REST_SHARE`` above its lower end is taken; then all is scaled so that head and rest add to 1.
 
     Args:
         index_BK: Class ids, all different in a row, in any order.
@@ -71,7 +72,7 @@ def from_probabilities(
         most_B = num_tail * prob_BK[:, -1]
         high_B = np.clip(left_B + rounding_B, _FLOOR, most_B)
         low_B = np.clip(left_B - rounding_B, 0, most_B)
-        rest_B = (low_B + high_B) / 2
+        rest_B = low_B + REST_SHARE * (high_B - low_B)
     scale_B = prob_BK.sum(1) + rest_B
     with np.errstate(divide="ignore"):
         log_tail_mass_B = np.log(rest_B) - np.log(scale_B)

@@ -6,18 +6,50 @@ that a stranger wrote is quoted, never interpreted.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.describe import describe_encoding, describe_store
 from pipeline.encoding import Encoding
-from stores import open_store
+from pipeline.whole_file import whole_file
+from stores import StoreError, open_store
 
 
-def store_card(path: Path) -> str:
-    """Markdown about a finished store."""
-    said = describe_store(path)
-    attributes = open_store(path).attributes
+def write_card(path: Path, out: Path) -> list[Path]:
+    """Writes a store's card, and beside it a picture of each teacher's answers that the card shows.
+
+    Args:
+        path: A finished store.
+        out: The Markdown file; the pictures are ``STEM-TEACHER.png`` in its folder.
+
+    Returns:
+        The files written, the card last.
+    """
+    from pipeline.answer_figures import answer_figures
+    from pipeline.plots import plot_answers
+
+    store = open_store(path)
+    pictures = {name: f"{out.stem}-{name}.png" for name in store.teachers}
+    text = store_card(path, pictures)
+    written = []
+    for name, picture in pictures.items():
+        with whole_file(out.with_name(picture)) as beside:
+            plot_answers(answer_figures(store, store.teacher(name)), beside)
+        written.append(out.with_name(picture))
+    with whole_file(out) as beside:
+        beside.write_text(text)
+    return [*written, out]
+
+
+def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:
+    """Markdown about a finished store; ``pictures`` are addresses relative to it, by teacher."""
+    store = open_store(path)
+    if not store.teachers:
+        raise StoreError(f"{path} has no teacher to write about; run cli cache-teacher first")
+    said, attributes = describe_store(path), store.attributes
+    said["teachers"] = {name: said["teachers"][name] for name in store.teachers}  # the finished ones
     name = path.resolve().name
     licence = str(attributes.get("license", ""))
     sections = [
@@ -29,7 +61,10 @@ def store_card(path: Path) -> str:
         f" {_text(said['dataset'].get('name'))} {_text(said['dataset'].get('split'))}, {said['num_classes']} classes."
         " No images and no weights are in it.",
         "## Data\n\n" + _table(_data_rows(said, licence)),
-        *(_teacher_section(name, teacher) for name, teacher in said["teachers"].items()),
+        *(
+            _teacher_section(name, teacher) + _picture(name, (pictures or {}).get(name))
+            for name, teacher in said["teachers"].items()
+        ),
         *([_lineage(attributes["lineage"])] if attributes.get("lineage") else []),
         _usage(name, said),
     ]
@@ -93,6 +128,13 @@ def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
     return section
 
 
+def _picture(name: str, address: str | None) -> str:
+    if address is None:
+        return ""
+    what = f"Teacher {name}: what the encoding loses, how sure the teacher is, where it is right"
+    return f"\n\n![{what}]({quote(address)})"
+
+
 def _encoding(attributes: dict[str, Any]) -> str:
     try:
         return describe_encoding(Encoding.from_attributes(attributes))
@@ -113,13 +155,16 @@ def _lineage(lineage: Any) -> str:
 
 
 def _usage(name: str, said: dict[str, Any]) -> str:
-    teacher = next(iter(said["teachers"]), "teacher")
+    teacher = next(iter(said["teachers"]))
     shown = name if re.fullmatch(r"[A-Za-z0-9._+-]+", name) else "store.zarr"
+    again = ""
+    if said["teachers"][teacher]["identity"].get("preprocessing"):  # a network that can be run again
+        again = f"\n$ cli verify {shown} --data DATA --recompute 64 --teacher {teacher} --weights WEIGHTS"
     return f"""## How to use it
 
 ```console
 $ pip install logitbank
-$ cli verify {shown} --data DATA        # every checksum, and that every row belongs to your copy of the data
+$ cli verify {shown} --data DATA        # every checksum, and that every row belongs to your copy of the data{again}
 $ cli train-student --store {shown} --data DATA --teacher {teacher} --student resnet20 --loss kd --out runs/kd
 ```
 

@@ -5,7 +5,7 @@ import functools
 import http.server
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ def make_store(
     teachers: tuple[str, ...] = ("a", "b"),
     kind: str = "topk",
     attributes: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Path:
     """A store with V = 2 views of N = 300 rows in two blocks."""
     keys = np.arange(N, dtype=np.uint64) * np.uint64(11_400_714_819_323_198_485)
+    named = {"class_names": list(class_names)} if class_names else {}
     create_store(
         path,
-        dataset={"name": "toy", "split": "train", "num_examples": N, "num_classes": C, "fingerprint": "00"},
+        dataset={"name": "toy", "split": "train", "num_examples": N, "num_classes": C, "fingerprint": "00", **named},
         views={"num_views": V, "transform": "none", "seed": 0, "versions": {}},
         keys=keys,
         labels=np.arange(N) % C,

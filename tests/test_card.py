@@ -1,21 +1,26 @@
 """The card of a store, and two teachers side by side."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline.answer_figures import answer_figures
 from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.card import store_card
+from pipeline.card import store_card, write_card
 from pipeline.datasets import Split
 from pipeline.diff import diff_teachers, format_diff
 from pipeline.encoding import Encoding
 from pipeline.exchange import describe_examples
 from pipeline.folds import FoldPlan
+from pipeline.plots import plot_answers
 from pipeline.views import Views
-from stores import open_store
+from stores import StoreError, copy_store, open_store
 from stores.merge import subset_store
 from tests.sharing import make_store
 
@@ -45,6 +50,59 @@ def test_a_card_says_what_the_store_says(store: Path) -> None:
         assert text in body, text
     assert open_store(store).dataset["fingerprint"] in body
     assert "licence | not said" in body
+
+
+def test_the_pictures_lie_beside_the_card(store: Path, plain: Path, tmp_path: Path) -> None:
+    for path, name in ((store, "dense"), (plain, "topk")):
+        written = write_card(path, tmp_path / "README.md")
+        assert [file.name for file in written] == [f"README-{name}.png", "README.md"]
+        card = written[1].read_text()
+        (picture,) = re.findall(r"!\[Teacher [^]]*\]\(([^)]*)\)", card)
+        with Image.open(tmp_path / picture) as image:
+            assert image.size == (1210, 858)
+    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".partial")]
+    assert "![" not in store_card(store)  # without a file there is nothing to show
+
+
+def test_what_the_pictures_show(store: Path, plain: Path) -> None:
+    """Folds and classes add up to the accuracy that stage one measured."""
+    opened = open_store(store)
+    said = opened.teacher().summary
+    figures = answer_figures(opened, opened.teacher())
+    assert [accuracy for accuracy, _ in figures.fold_accuracy] == [f["accuracy"] for f in said["per_fold"]]
+    assert figures.class_accuracy_C is not None
+    counts = np.bincount(opened.labels)
+    assert (figures.class_accuracy_C * counts).sum() / counts.sum() == pytest.approx(said["accuracy"])
+    assert figures.correct_R is not None
+    assert figures.correct_R.mean() == pytest.approx(said["accuracy"], abs=0.05)
+    assert list(figures.fidelity) == [1.0, 2.0, 4.0]
+    assert figures.outside == {}
+    plain_figures = answer_figures(open_store(plain), open_store(plain).teacher())
+    assert list(plain_figures.outside) == [1.0, 2.0, 4.0]
+    assert plain_figures.fold_accuracy == []
+
+
+def test_pictures_of_little(tmp_path: Path) -> None:
+    """No labels, and class names and fidelity that a stranger made up."""
+    classes = ["$\\frac{", "a" * 1000, "\n\n", *map(str, range(9))]
+    path = make_store(tmp_path / "s.zarr", ("a",), class_names=classes)
+    write_card(path, tmp_path / "README.md")
+    opened = open_store(path)
+    figures = answer_figures(opened, opened.teacher())
+    for fidelity in ({}, {1.0: 0.0}):
+        odd = replace(figures, fidelity=fidelity, correct_R=None, class_accuracy_C=None, fold_accuracy=[])
+        plot_answers(odd, tmp_path / "odd.png")
+    opened.labels[:] = -1
+    unlabelled = answer_figures(opened, opened.teacher())
+    assert unlabelled.correct_R is None
+    assert unlabelled.class_accuracy_C is None
+
+
+def test_a_store_of_folds_has_no_card(store: Path, tmp_path: Path) -> None:
+    copy_store(store, tmp_path / "folds.zarr", folds_only=True)
+    with pytest.raises(StoreError, match="has no teacher to write about"):
+        write_card(tmp_path / "folds.zarr", tmp_path / "README.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["folds.zarr"]
 
 
 def test_a_stranger_s_words_are_quoted(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -22,6 +23,7 @@ def blocks(kind: str) -> list[str]:
 def test_the_page_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of the bash blocks, in order, in one empty folder and in this process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOGITBANK_CACHE", str(tmp_path / "cache"))
     commands = [line for line in blocks("bash") if line.startswith("cli ")]
     assert len(commands) > 4
     for command in commands:
@@ -29,6 +31,9 @@ def test_the_page_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(SystemExit) as exited:
             cli.main()
         assert not exited.value.code, command
+    decoded = np.load("dense.npy")  # of the store in a zip file
+    cli.decode(Path("mine.zarr"), Path("same.npy"), rows="0:100", temperature=4.0)
+    assert np.array_equal(decoded, np.load("same.npy"))
 
 
 @pytest.mark.parametrize("line", [line for line in blocks("console") if line.startswith("cli ")])

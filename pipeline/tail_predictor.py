@@ -139,16 +139,12 @@ class TailPredictor:
         return folds_B.to(index_BK.device).long()
 
     def _full(self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None) -> Tensor:
-        num_rows, top_k = index_BK.shape
-        row = index_BK.new_empty((num_rows, top_k + 1))
-        weight = torch.empty((num_rows, top_k + 1), dtype=torch.float16, device=index_BK.device)
-        row[:, :top_k] = index_BK
-        row[:, top_k] = self.num_folds * self.num_classes
+        bias_B1 = index_BK.new_full((len(index_BK), 1), self.num_folds * self.num_classes)
         if fold_B is not None:
-            row[:, :top_k] += (fold_B * self.num_classes)[:, None]
-            row[:, top_k] += fold_B
-        weight[:, :top_k] = feature_BK
-        weight[:, top_k] = 1
+            index_BK = index_BK + (fold_B * self.num_classes)[:, None]
+            bias_B1 += fold_B[:, None]
+        row = torch.cat([index_BK, bias_B1], 1)
+        weight = torch.cat([feature_BK, torch.ones_like(feature_BK[:, :1])], 1).half()
         shape_BC = embedding_bag(row, self._table, per_sample_weights=weight, mode="sum")
         shape_BC = shape_BC.float()
         return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])

@@ -250,6 +250,8 @@ def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> Non
         ("ml-dr:reinforced", "nothing is unpickled"),
         ("distillkit:data.parquet", "sequences of tokens"),
         ("export:none.npz", "no such file"),
+        ("export:s.zarr", "is a store already"),
+        ("export:empty", "a folder without .tar files"),
         ("export:d.csv", "unknown ending"),
         ("export:label.pth.tar", "pickle"),
         ("export:d.npz", "not an export"),
@@ -263,6 +265,9 @@ def test_what_is_no_export_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_data(tmp_path / "d.npz")
+    for name in ("s.zarr", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "s.zarr" / "zarr.json").write_text("{}")
     for name in ("d.csv", "label.pth.tar"):
         (tmp_path / name).write_bytes(b"\x50\x4b\x03\x04")
     monkeypatch.chdir(tmp_path)

@@ -40,6 +40,8 @@ def open_export(path: Path) -> Export:
         ValueError: No export, damaged, or of another version; in one line.
     """
     if path.is_dir():
+        if (path / "zarr.json").exists():
+            raise ValueError(f"{path} is a store already, and needs no import; see copy, subset and merge")
         return TarExport(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected an export: .npz, .parquet, .tar or a folder of .tar files")

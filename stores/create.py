@@ -173,18 +173,18 @@ def _check_same(path: Path, plan: Plan) -> None:
     differences = [first_difference(part, has[part], wants[part]) for part in ("dataset", "views")]
     for folder in sorted({*there, *plan[1]} - {"", "examples", "probes", "teachers"}):
         sums = [side.get(folder, {}).get("attributes", {}).get("sha256") for side in (there, wanted)]
-        differences.append(first_difference(folder, *sums))
+        differences.append("" if sums[0] == sums[1] else f"{folder} differs")
     difference = next(filter(None, differences), None)
     if difference:
         raise StoreError(
             f"{path} was written for {_dataset(has)}, this run has {_dataset(wants)}: {difference}; "
-            "choose another path or the same data and views"
+            "choose another path or the same data, folds and views"
         )
 
 
 def _dataset(attributes: Mapping[str, Any]) -> str:
     dataset = attributes["dataset"]
-    return f"{dataset.get('name')} {dataset.get('split')} (fingerprint {dataset.get('fingerprint')})"
+    return f"{dataset.get('name')} {dataset.get('split')} (fingerprint {str(dataset.get('fingerprint'))[:8]})"
 
 
 def first_difference(what: str, has: object, wants: object) -> str:

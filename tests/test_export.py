@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 from dataclasses import replace
@@ -20,6 +23,7 @@ from stores import StoreError, TeacherWriter, create_store, open_store
 from tests.exchange import FLIPS, C, N, V, make_data, make_store, read_plain
 from tests.golden.make_decoded import FOLDER, KINDS
 
+ROOT = Path(__file__).parents[1]
 FORMATS = (".npz", ".parquet", ".tar")
 TOPK = Encoding(kind="topk", num_classes=C, top_k=3, bits=8)
 
@@ -230,6 +234,28 @@ def test_a_damaged_store_leaves_nothing_behind(store: Path, tmp_path: Path) -> N
         with pytest.raises(StoreError):
             export_store(tmp_path / "s.zarr", tmp_path / name, to="webdataset" if name == "shards" else "")
     assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+@pytest.mark.parametrize("name", ["x.npz", "shards"])
+def test_a_killed_export_shows_nothing_and_the_next_one_tidies_up(store: Path, tmp_path: Path, name: str) -> None:
+    to = "" if "." in name else "webdataset"
+    program = f"""
+import os, signal
+from pathlib import Path
+from pipeline.export import export_store
+calls = []
+def die(rows):
+    calls.append(rows)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+export_store(Path({str(store)!r}), Path({str(tmp_path / name)!r}), to={to!r}, on_rows=die)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path.name.startswith(f".{name}.") for path in tmp_path.iterdir()] == [True]
+    export_store(store, tmp_path / name, to=to)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(read_plain(tmp_path / name)["key"]) == N
 
 
 @pytest.mark.parametrize(

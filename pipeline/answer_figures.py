@@ -13,7 +13,7 @@ import torch
 from pipeline.encoding import Encoding, decode
 from stores import Store, Teacher
 
-_MAX_BLOCKS, _ROWS_A_BLOCK = 32, 1000
+_MAX_BLOCKS, _MAX_ROWS = 32, 32_000
 _TEMPERATURE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 
 
@@ -93,7 +93,7 @@ def _sampled(
     for block in blocks.tolist():
         start = teacher.rows(block).start
         here = start + np.flatnonzero(wanted_N[teacher.rows(block)])
-        here = here[:: max(1, -(-len(here) // _ROWS_A_BLOCK))]
+        here = here[:: max(1, -(-len(here) * len(blocks) // _MAX_ROWS))]
         names = [name for name in teacher.arrays if name != "mask"]
         arrays = {n: torch.from_numpy(a[here - start]) for n, a in teacher.block(0, block, names).items()}
         # the best class and its probability do not depend on how the tail is shaped

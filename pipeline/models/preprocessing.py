@@ -55,7 +55,7 @@ class Preprocessing:
             what = "channels" if split.is_image else "columns"
             raise ValueError(
                 f"input scaling has {len(self.mean)} means, but {split.spec} has {expected} {what};"
-                f" pass --mean and --std with 1 or {expected} numbers"
+                f" pass --mean and --std with 1 number{'' if expected == 1 else f' or {expected}'}"
             )
 
     def attributes(self) -> dict[str, Any]:

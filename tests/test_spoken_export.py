@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,20 @@ def test_folds_come_with_the_answers(data: Split, shuffled: Split, tmp_path: Pat
     assert build_answers(data, teacher, "", FLIPS, plan=plan).folds is not None
     with pytest.raises(ValueError, match="drop --folds"):
         build_answers(data, teacher, "", FLIPS, plan=FoldPlan(num_folds=3, strategy="kfold", seed=5))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_without_an_answer_are_missing(target: str, data: Split, tmp_path: Path) -> None:
+    """They are no zeros: whoever asks for them is told, and whose images are broken as well is served."""
+    broken = replace(data, readable=np.arange(N) % 30 != 4)
+    teacher = export(make_store(tmp_path, broken, TOPK16), tmp_path / target)
+    with pytest.raises(ValueError, match="lacks 4 of the 120 examples"):
+        build_answers(data, teacher, "", FLIPS)
+    cache_teacher(build_answers(broken, teacher, "", FLIPS), tmp_path / "back.zarr", encoding=TOPK16, predictor_rows=0)
+    first, second = (open_store(tmp_path / name).teacher() for name in ("s.zarr", "back.zarr"))
+    assert (second.slab(1)["mask"] == broken.readable).all()
+    assert (first.slab(1)["index"][broken.readable] == second.slab(1)["index"][broken.readable]).all()
+    assert second.summary["accuracy"] == first.summary["accuracy"]
 
 
 def test_what_the_teacher_has_seen_stays_known(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ CALLS = [
     (name, words)
     for name, page in PAGES.items()
     for block in blocks(page)
-    if block.kind in ("bash", "console")
+    if block.kind in ("bash", "console") or block.text.startswith("cli ")
     for words in commands(block.text)
 ]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.train_student.losses import LOSSES
 from tests.pages import ROOT, blocks, commands, known_options, options_of, run_page
 from tests.test_cli import OPTIONS
 
@@ -40,5 +41,6 @@ def test_every_command_stands_in_the_readme() -> None:
     assert not missing, "name them in the table of commands"
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short_and_counts_the_losses() -> None:
     assert len(README.splitlines()) < 200
+    assert f"any of {len(LOSSES)} losses" in README

@@ -139,7 +139,9 @@ def cache_teacher(
     data: Data = "digits",
     teacher: Annotated[
         str,
-        typer.Option(help="Architecture, see `cli models`; or array:FILE.npy of logits, or sklearn:NAME?option=value"),
+        typer.Option(
+            help="A network of `cli models`, array:FILE.npy, export:FILE, tinyvit:DIR or sklearn:NAME?option=value"
+        ),
     ] = "mlp",
     weights: Annotated[
         str, typer.Option(help="A file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init")

@@ -1,5 +1,6 @@
 """Exports: what plain numpy, pyarrow and tarfile find in them, and what happens on the way."""
 
+import gc
 import json
 import shutil
 import signal
@@ -200,8 +201,10 @@ def test_shards_are_bounded_and_whole(store: Path, tmp_path: Path) -> None:
         open_export(folder)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its file to be collected
 def test_the_webdataset_library_reads_it(store: Path, tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
+    import webdataset
+
     export_store(store, tmp_path / "x.tar")
     plain = read_plain(tmp_path / "x.tar")
     samples = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False).decode())
@@ -209,6 +212,7 @@ def test_the_webdataset_library_reads_it(store: Path, tmp_path: Path) -> None:
     for row, sample in enumerate(samples):
         assert int(sample["__key__"][:16], 16) == plain["key"][row]
         np.testing.assert_array_equal(sample["log_prob.npy"], plain["log_prob"][:, row])
+    gc.collect()
 
 
 @pytest.mark.parametrize("ending", FORMATS)

@@ -1,9 +1,14 @@
 """For tests of sharing: small stores, and a web server on loopback that can misbehave."""
 
+import base64
 import contextlib
 import functools
+import hashlib
 import http.server
+import json
+import re
 import threading
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +132,112 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as its client needs for small files in one repository, `team/mine`."""
+
+    protocol_version = "HTTP/1.1"
+    api = "/api/datasets/team/mine"
+
+    def __init__(self, *args: Any, files: dict[str, bytes], commits: list[list[str]], **kwargs: Any) -> None:
+        self.files, self.commits = files, commits
+        super().__init__(*args, **kwargs)
+
+    def do_POST(self) -> None:
+        """Listings, and commits: JSON lines with the files in base64."""
+        path, body = self.path.partition("?")[0], self.rfile.read(int(self.headers["Content-Length"]))
+        if path == f"{self.api}/paths-info/main":
+            found = [self._entry(path) for path in urllib.parse.parse_qs(body.decode())["paths"]]
+            self._answer([entry for entry in found if entry is not None])
+        elif path == f"{self.api}/preupload/main":
+            asked = [file["path"] for file in json.loads(body)["files"]]
+            self._answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in asked]})
+        elif path == f"{self.api}/commit/main":
+            lines = [json.loads(line) for line in body.splitlines()]
+            new = {line["value"]["path"]: line["value"] for line in lines if line["key"] == "file"}
+            self.files.update({path: base64.b64decode(value["content"]) for path, value in new.items()})
+            self.commits.append(sorted(new))
+            url = f"http://{self.headers['Host']}/datasets/team/mine/commit/{_COMMIT}"
+            self._answer({"commitUrl": url, "commitOid": _COMMIT, "success": True})
+        else:
+            self._answer({"error": "unknown"}, 404)
+
+    def do_GET(self) -> None:
+        """The repository, listings of its folders, and its files."""
+        path, _, query = urllib.parse.unquote(self.path).partition("?")
+        if path in (self.api, f"{self.api}/revision/main"):
+            self._answer({"id": "team/mine", "sha": _COMMIT, "siblings": []})
+            return
+        if path.startswith(f"{self.api}/tree/main"):
+            self._list(path.removeprefix(f"{self.api}/tree/main").strip("/"), "recursive=true" in query.lower())
+            return
+        file = re.fullmatch(rf"/datasets/team/mine/resolve/(?:main|{_COMMIT})/(.*)", path)
+        if file is None or file[1] not in self.files:
+            self._answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+        else:
+            data = self.files[file[1]]
+            self._answer(data, 200, {"ETag": f'"{_blob_id(data)}"', "X-Repo-Commit": _COMMIT})
+
+    do_HEAD = do_GET
+
+    def _list(self, top: str, recursive: bool) -> None:
+        prefix = f"{top}/" if top else ""
+        parts = [path.removeprefix(prefix).split("/") for path in self.files if path.startswith(prefix)]
+        depth = 100 if recursive else 1
+        found = {prefix + "/".join(names[:stop]) for names in parts for stop in range(1, min(len(names), depth) + 1)}
+        if found:
+            self._answer([self._entry(path) for path in sorted(found)])
+        else:
+            self._answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+
+    def _entry(self, path: str) -> dict[str, Any] | None:
+        if path in self.files:
+            data = self.files[path]
+            return {"type": "file", "path": path, "size": len(data), "oid": _blob_id(data)}
+        if any(file.startswith(f"{path}/") for file in self.files):
+            return {"type": "directory", "path": path, "oid": _COMMIT}
+        return None
+
+    def _answer(self, value: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(code)
+        for name, text in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+_COMMIT = "a" * 40
+
+
+def _blob_id(data: bytes) -> str:
+    """What git calls a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+@contextlib.contextmanager
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[list[str]]]]:
+    """The address of an empty repository for processes started meanwhile, and its commits' files, which grow."""
+    commits: list[list[str]] = []
+    handler = functools.partial(HubHandler, files={}, commits=commits)
+    with Server(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True  # the client keeps its connections open
+        server.block_on_close = False
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        for name, value in (("HF_TOKEN", "x"), ("HF_HUB_DISABLE_XET", "1"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+            monkeypatch.setenv(name, value)
+        try:
+            yield "hf://datasets/team/mine", commits
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from pipeline.folds import FoldPlan
 from pipeline.models import Preprocessing
 from pipeline.views import Views
 from stores import open_store
-from stores.merge import subset_store
+from stores.merge import merge_stores, subset_store
 from tests.realdata import needs_real_data
 from tests.test_cli import fails, run
 
@@ -121,6 +121,31 @@ def test_rows_of_a_part_are_answered_by_the_teacher_of_their_fold(
     subset_store(tmp_path / "s.zarr", tmp_path / "part.zarr", rows, describe=describe_examples)
     np.savez(tmp_path / "part.npz", x=digits.samples[rows], y=digits.labels[rows])
     assert checked(tmp_path / "part.zarr", load_split(f"npz:{tmp_path}/part.npz"), fold_teachers).problems == []
+
+
+def test_only_rows_that_a_teacher_serves_are_compared(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
+    cached(digits, plain_teacher, tmp_path / "s.zarr")
+    for name, rows in (("a", slice(0, 900)), ("b", slice(800, 1437))):
+        chosen = np.arange(1437)[rows]
+        subset_store(tmp_path / "s.zarr", tmp_path / f"{name}.zarr", chosen, describe=describe_examples)
+    both = [tmp_path / "a.zarr", tmp_path / "b.zarr"]
+    merge_stores(both, tmp_path / "both.zarr", describe=describe_examples, names=["a", "b"])
+    store = open_store(tmp_path / "both.zarr")
+    for name, num_pairs in (("a", 1800), ("b", 1274)):
+        again = answer_again(store, store.teacher(name), digits, str(plain_teacher), architecture="mlp:32")
+        found = recompute(store, store.teacher(name), again, 10**6)
+        assert (found.problems, found.num_pairs) == ([], num_pairs)
+
+
+def test_folds_that_are_not_the_rows_are_refused(
+    digits: Split, fold_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(cached(digits, fold_teachers, tmp_path / "s.zarr"))
+    teacher = store.teacher()
+    for num_folds in (2, "3", None, True):
+        monkeypatch.setattr(teacher, "folds", {"num_folds": num_folds})
+        with pytest.raises(ValueError, match="in other folds"):
+            answer_again(store, teacher, digits, str(fold_teachers), architecture="mlp:32")
 
 
 def test_what_a_store_says_never_decides_what_is_built(

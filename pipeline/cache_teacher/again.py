@@ -14,6 +14,7 @@ from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.compute import PRECISIONS, Compute
 from pipeline.cache_teacher.teachers import TeacherSet, load_again
 from pipeline.datasets import Split
+from pipeline.folds import Folds
 from pipeline.models import MODELS, Preprocessing
 from pipeline.user_code import factory_name
 from pipeline.views import Views
@@ -58,18 +59,18 @@ def answer_again(
             f"{store.path} was made with transform none, which has one view; other views need a new pass of cli"
             " cache-teacher with --transform"
         )
-    folds = None if teacher.folds is None else store.folds
+    num_teachers, folds = _folds(store, teacher)
     teachers, fingerprint = load_again(
         split,
         _architecture(architecture, teacher),
         _weights(weights, teacher),
-        num_teachers=1 if teacher.folds is None else int(teacher.folds["num_folds"]),
+        num_teachers=num_teachers,
         preprocessing=preprocessing,
         recorded=_recorded_scaling(teacher),
     )
     again = TeacherSet(
         teachers=teachers,
-        folds=None if folds is None else np.asarray(folds),
+        folds=folds,
         training_fingerprint=fingerprint,
         fold_attributes=teacher.folds,
     )
@@ -112,6 +113,18 @@ def _weights(weights: str, teacher: Teacher) -> str:
             " or 'run/fold{fold}.pt'"
         )
     return weights
+
+
+def _folds(store: Store, teacher: Teacher) -> tuple[int, Folds | None]:
+    """How many networks answered, and the one that answered each row, uint16 [N]; None for one network."""
+    if teacher.folds is None:
+        return 1, None
+    num_folds = teacher.folds.get("num_folds")
+    if type(num_folds) is not int or store.folds is None or not int(store.folds.max()) < num_folds:
+        raise ValueError(
+            f"{store.path}: its rows are in other folds than those of teacher {teacher.name!r}; do not use it"
+        )
+    return num_folds, np.asarray(store.folds)
 
 
 def _precision(teacher: Teacher) -> str:

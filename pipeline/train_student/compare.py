@@ -105,14 +105,14 @@ def format_table(rows: Sequence[Comparison], *, baseline: str) -> str:
 
     Differences are paired by seed and come with their 95 % interval; a star marks those beyond noise.
     """
-    width = max(len(row.name) for row in rows)
+    width = max(len("method"), *(len(row.name) for row in rows))
     difference = f"against {baseline!r}"
-    lines = [f"{'method':{width}}  n  accuracy % (std)  {difference:>24}  NLL     {difference:>24}  ECE     seconds"]
+    lines = [f"{'method':{width}}   n  accuracy % (std)  {difference:>24}  NLL     {difference:>24}  ECE     seconds"]
     for row in rows:
         accuracy = _difference(row.difference, row.half_width, scale=100, digits=2)
         nll = _difference(row.nll_difference, row.nll_half_width, scale=1, digits=4)
         lines.append(
-            f"{row.name:{width}}  {row.num_seeds}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})   {accuracy:>24}"
+            f"{row.name:{width}}  {row.num_seeds:2}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})   {accuracy:>24}"
             f"  {row.nll:.4f}  {nll:>24}  {row.ece:.4f}  {row.seconds:7.2f}"
         )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 ``tests/pages.py`` says how the blocks of a page are read.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -80,3 +81,35 @@ def test_pages_run_elsewhere_are_run_there() -> None:
 def test_the_reference_is_up_to_date() -> None:
     assert generate_cli.PAGE.read_text() == generate_cli.page(), "run python -m docs.generate_cli"
     assert generate_parts.PAGE.read_text() == generate_parts.page(), "run python -m docs.generate_parts"
+
+
+QUOTED = [  # page, what its row begins with, classes, name in the measurements
+    ("README.md", "| top-10 in fp16, uniform tail (the common way)", 1000, "top-10 fp16, uniform tail (peers)"),
+    ("README.md", "| `topk`, 10 classes, predicted tail", 1000, "topk 10"),
+    ("README.md", "| `topk+tail`, 10 classes, 2 bits", 1000, "topk+tail 10, 2 bits"),
+    ("README.md", "| `dense`, 8 bits", 1000, "dense 8"),
+    ("docs/explanation/tail-rules.md", "| C = 1000, uniform tail", 1000, "topk 10, uniform tail"),
+    ("docs/explanation/tail-rules.md", "| C = 1000, predicted tail", 1000, "topk 10"),
+    ("docs/explanation/tail-rules.md", "| C = 100, uniform tail", 100, "topk 10, uniform tail"),
+    ("docs/explanation/tail-rules.md", "| C = 100, predicted tail", 100, "topk 10"),
+]
+
+
+@pytest.mark.parametrize(("page", "start", "num_classes", "name"), QUOTED)
+def test_quoted_figures_are_those_measured(page: str, start: str, num_classes: int, name: str) -> None:
+    """Bytes, where a page has them, and KL T^2 at T = 1, 2, 4, to the digits that the page shows."""
+    measured = json.loads((DOCS / "rate_distortion.json").read_text())[f"classes_{num_classes}"]
+    found = next(row for row in measured if row["name"] == name)
+    line = next(line for line in (ROOT / page).read_text().splitlines() if line.startswith(start))
+    shown = [cell.strip() for cell in line.removeprefix(start).strip("| ").split("|")]
+    wanted = [found["bytes"], found["1"], found["2"], found["4"]][-len(shown) :]
+    for text, value in zip(shown, wanted, strict=True):
+        assert f"{value:.{len(text.partition('.')[2])}f}" == text
+
+
+def test_quoted_intervals_are_those_measured() -> None:
+    """Differences in docs/explanation/cross-fitting.md stand in docs/semiparametric.md."""
+    interval = re.compile(r"[+-]\d\.\d{4} ± \d\.\d{4}")
+    quoted = set(interval.findall(" ".join(PAGES["explanation/cross-fitting.md"].split())))
+    assert quoted
+    assert quoted <= set(interval.findall(PAGES["semiparametric.md"]))

@@ -26,10 +26,15 @@ def write_card(path: Path, out: Path) -> list[Path]:
 
     Returns:
         The files written, the card last.
+
+    Raises:
+        ValueError: No finished teacher, or no place for the file.
     """
     from pipeline.answer_figures import answer_figures
     from pipeline.plots import plot_answers
 
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"{out}: expected a file, such as README.md, in a folder that is there; pass another --out")
     store = open_store(path)
     pictures = {name: f"{out.stem}-{name}.png" for name in store.teachers}
     text = store_card(path, pictures)

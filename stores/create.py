@@ -24,6 +24,7 @@ from stores.schema import (
     StoreError,
     check_name,
 )
+from stores.sources import check_folder
 
 RESERVED = ("format", "version", "dataset", "views", "created", "documents", "digest")
 
@@ -57,6 +58,7 @@ def create_store(
         StoreError: the description is wrong, or `path` holds something else.
     """
     path = Path(path)
+    check_folder(path)
     plan = _store_plan(dataset, views, keys, labels, folds, groups, probes or {}, attributes or {})
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         _check_same(path, plan)

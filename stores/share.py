@@ -22,7 +22,7 @@ from stores.files import make_folders, sync_folder, write_document, writing
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
 from stores.send import check_writable, send, write_zip
-from stores.sources import Source, is_url, open_source, spelled
+from stores.sources import Source, check_folder, is_url, open_source, spelled
 
 NUM_THREADS = 16
 
@@ -230,6 +230,7 @@ def building(path: Path) -> Iterator[Path]:
 
     After a failure it stays when it holds rows, so that the next copy goes on.
     """
+    check_folder(path)
     folder = path.absolute().with_name(f".{path.name}.partial")
     with writing(str(folder)):
         make_folders(folder)

@@ -59,6 +59,12 @@ def is_url(place: str | Path) -> bool:
     return "://" in spelled(place)
 
 
+def check_folder(path: Path) -> None:
+    """Raise StoreError when a folder to write in is spelled as a URL."""
+    if is_url(path):
+        raise StoreError(f"{spelled(path)}: stores are written into folders; write one here, then copy it there")
+
+
 @contextlib.contextmanager
 def open_source(place: str | Path) -> Iterator[Source]:
     """The source behind a path or URL, a folder or a single .zip file."""

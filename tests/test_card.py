@@ -102,6 +102,9 @@ def test_a_store_of_folds_has_no_card(store: Path, tmp_path: Path) -> None:
     copy_store(store, tmp_path / "folds.zarr", folds_only=True)
     with pytest.raises(StoreError, match="has no teacher to write about"):
         write_card(tmp_path / "folds.zarr", tmp_path / "README.md")
+    for place in (tmp_path, tmp_path / "none" / "README.md"):
+        with pytest.raises(ValueError, match="pass another --out"):
+            write_card(store, place)
     assert [path.name for path in tmp_path.iterdir()] == ["folds.zarr"]
 
 

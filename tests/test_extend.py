@@ -181,6 +181,10 @@ def test_what_cannot_be(digits: Split, plain_teacher: Path, fold_teachers: Path,
             extended(digits, plain_teacher, path, out, num_views)
     with pytest.raises(StoreError, match="is the store itself"):
         extended(digits, plain_teacher, path, path)
+    with pytest.raises(StoreError, match="s3://bucket/s.zarr: stores are written into folders; write one here, then"):
+        extended(digits, plain_teacher, path, Path("s3://bucket/s.zarr"))
+    with pytest.raises(ValueError, match="gone.safetensors: no such weights"):
+        extended(digits, tmp_path / "gone.safetensors", path, out)
     lone = fold_teachers / "fold0.safetensors"
     with pytest.raises(ValueError, match=r"weights_sha256 is \w{12}\.\.\. in the store and .* cache-teacher --out"):
         extended(digits, lone, path, out)
@@ -217,6 +221,7 @@ def test_the_command(digits: Split, plain_teacher: Path, tmp_path: Path) -> None
     cached(digits, plain_teacher, tmp_path / "s.zarr")
     more = ("extend", "s.zarr", "--out", "o.zarr", "--weights", str(plain_teacher), "--teacher-arch", "mlp:32")
     assert "needs a new pass: cli cache-teacher" in fails(*more, "--views", "3", "--top-k", "5", cwd=tmp_path)
+    assert "pass --teacher-arch mlp:32" in fails(*more[:-1], "mlp:8", "--views", "3", cwd=tmp_path)
     assert "digits train" in fails(*more, "--views", "3", "--data", "digits?split=test", cwd=tmp_path)
     assert not (tmp_path / "o.zarr").exists()
     done = run(*more, "--views", "3", "--top-k", "3", cwd=tmp_path)

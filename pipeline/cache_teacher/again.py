@@ -60,10 +60,15 @@ def answer_again(
             " cache-teacher with --transform"
         )
     num_teachers, folds = _folds(store, teacher)
+    if not weights:
+        raise ValueError(
+            f"--weights is missing; give those of teacher {teacher.name!r}: a file, a folder that train-teacher wrote,"
+            " or 'run/fold{fold}.pt'"
+        )
     teachers, fingerprint = load_again(
         split,
         _architecture(architecture, teacher),
-        _weights(weights, teacher),
+        weights,
         num_teachers=num_teachers,
         preprocessing=preprocessing,
         recorded=_recorded_scaling(teacher),
@@ -104,15 +109,6 @@ def _architecture(named: str, teacher: Teacher) -> str:
             " compare them with cli diff)"
         )
     return named or recorded
-
-
-def _weights(weights: str, teacher: Teacher) -> str:
-    if not weights:
-        raise ValueError(
-            f"--weights is missing; give those of teacher {teacher.name!r}: a file, a folder that train-teacher wrote,"
-            " or 'run/fold{fold}.pt'"
-        )
-    return weights
 
 
 def _folds(store: Store, teacher: Teacher) -> tuple[int, Folds | None]:

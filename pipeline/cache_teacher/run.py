@@ -25,6 +25,7 @@ from pipeline.tail_predictor import TailPredictor
 from pipeline.versions import library_versions
 from pipeline.views import probe
 from stores import Cell, RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
+from stores.sources import check_folder
 
 PREDICTOR_ROWS = 20_000
 SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher
@@ -92,6 +93,7 @@ def cache_teacher(
     Raises:
         ValueError: ``out`` is a store of something else.
     """
+    check_folder(out)
     part = part or Part()
     sample = Sample(answers, predictor_rows)
     writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows)

@@ -148,13 +148,15 @@ def load_again(
         scaling = preprocessing or own_preprocessing(architecture) or recorded[0]
         return _untrained_teachers(split, architecture, num_teachers, scaling), None
     paths = _fold_paths(weights, None) or [_single_path(weights)]
+    if not paths[0].is_file():
+        raise ValueError(f"{paths[0]}: no such weights; expected a file, or a folder that train-teacher wrote")
     if len(paths) != num_teachers:
         raise ValueError(
             f"{weights}: found weights of {len(paths)} teachers, the store was answered by {num_teachers}; give"
             f" {'one file' if num_teachers == 1 else 'a folder with one file a fold, or a {fold} pattern'}"
         )
     loaded = [
-        _load(split, architecture, path, preprocessing, fallback)
+        _load(split, architecture, path, preprocessing, fallback, "--teacher-arch")
         for path, fallback in zip(paths, recorded, strict=True)
     ]
     return tuple(teacher for teacher, _ in loaded), loaded[0][1].get("data_fingerprint")
@@ -234,12 +236,13 @@ def _load(
     path: Path,
     preprocessing: Preprocessing | None,
     fallback: Preprocessing | None = None,
+    option: str = "--teacher",
 ) -> tuple[Teacher, dict[str, Any]]:
     state = load_state(path)
     metadata = read_metadata(path)
     trained_as = metadata.get("architecture", architecture)
     if trained_as != architecture:
-        raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass --teacher {trained_as}")
+        raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass {option} {trained_as}")
     model = build_model(architecture, split)
     load_into(model, state, architecture=architecture, source=str(path))
     if preprocessing is None and "preprocessing" in metadata:

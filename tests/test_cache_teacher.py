@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from pipeline.cache_teacher.networks import Teacher
 from pipeline.cache_teacher.run import Budget, cache_teacher
-from pipeline.cache_teacher.teachers import Teacher, TeacherSet, load_teachers
+from pipeline.cache_teacher.teachers import TeacherSet, load_teachers
 from pipeline.datasets import Split
 from pipeline.datasets.split import content_keys
 from pipeline.encoding import Encoding

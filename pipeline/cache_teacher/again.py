@@ -12,7 +12,8 @@ import torch
 
 from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.compute import PRECISIONS, Compute
-from pipeline.cache_teacher.teachers import TeacherSet, load_again
+from pipeline.cache_teacher.networks import load_again
+from pipeline.cache_teacher.teachers import TeacherSet
 from pipeline.datasets import Split
 from pipeline.folds import Folds
 from pipeline.models import MODELS, Preprocessing

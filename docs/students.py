@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", required=True, help="CIFAR-10's training images, as cli commands take them")
     parser.add_argument("--weights", type=Path, required=True, help="of the ResNet-20")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--online-seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=TRAINING.epochs)
     parser.add_argument("--rows", type=int, default=5000)

@@ -62,11 +62,11 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=12_800)
+    parser.add_argument("--rows", type=int, default=6_400)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     split, device = images(options.rows, options.classes), torch.device(options.device)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.ahead import in_order
-from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from pipeline.cache_teacher.compute import Compute
 from pipeline.cache_teacher.estimators import EstimatorAnswers
 from pipeline.cache_teacher.run import cache_teacher
@@ -173,3 +173,13 @@ def test_an_error_of_a_reader_is_the_readers_own() -> None:
         assert [next(made) for _ in range(3)] == [0, 1, 4]
         with pytest.raises(ValueError, match="image 3"):
             next(made)
+
+
+def test_probabilities_are_not_taken_for_logits(digits: Split, tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (len(digits), 10))
+    prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.save(tmp_path / "prob.npy", prob.astype(np.float16))
+    with pytest.raises(ValueError, match=r"looks like probabilities, expected logits; save their logarithm: np.log"):
+        ArrayAnswers(tmp_path / "prob.npy", digits, Views())
+    np.save(tmp_path / "log_prob.npy", np.log(prob).astype(np.float32))
+    ArrayAnswers(tmp_path / "log_prob.npy", digits, Views())

@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.cache_teacher.train import train_teachers
 from pipeline.datasets import Split
+from pipeline.fit import Training
 from pipeline.models import MODELS, Preprocessing, build_model, own_preprocessing
+from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_into, load_state, read_metadata, save_weights, weights_digest
+from pipeline.views import Views
 
 
 def images(size: int = 32, channels: int = 3, num_classes: int = 7) -> Split:
@@ -221,3 +227,56 @@ def test_unreadable_weights(tmp_path: Path, name: str, content: bytes | None, me
     with pytest.raises(ValueError, match=message) as caught:
         load_state(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+NETWORKS = """
+import torch
+
+def seven():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7))
+
+def narrow():
+    return torch.nn.Linear(63, 10)
+
+def pair():
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+    return Pair()
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("seven", r"answers \[2, 7\]; expected \[2, 10\]"),
+        ("narrow", r"cannot read the examples of digits\?split=train, 8 x 8 x 1: mat1 and mat2"),
+        ("pair", "answers tuple; expected"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_made(
+    digits: Split, tmp_path: Path, factory: str, message: str
+) -> None:
+    (tmp_path / "net.py").write_text(NETWORKS)
+    name = f"{tmp_path / 'net.py'}:{factory}"
+    with pytest.raises(ValueError, match=message):
+        train_teachers(digits, name, Training(epochs=1), tmp_path / "teacher")
+    with pytest.raises(ValueError, match=message):
+        NetworkAnswers(digits, load_teachers(digits, name, "random-init"), Views())
+    assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
+
+
+def test_a_check_leaves_the_network_as_it_was(digits: Split) -> None:
+    model = build_model("cnn", digits).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    check_network("cnn", model, digits, views=Views(), preprocessing=fit_preprocessing(digits))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_training_that_fails_leaves_no_folder(digits: Split, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the loss is"):
+        train_teachers(digits, "mlp:8", Training(epochs=1, lr=1e30, grad_clip=0), tmp_path / "teacher")
+    assert not (tmp_path / "teacher").exists()

@@ -18,11 +18,13 @@ from pipeline.cache_teacher.compute import PRECISIONS, Compute
 from pipeline.cache_teacher.teachers import TeacherSet, fold_attributes
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan, Folds
+from pipeline.models.check import check_network
 from pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
 
 ARRAY_PREFIX = "array:"
+_LOOKED_AT = 256  # rows
 
 
 class Answers(Protocol):
@@ -57,7 +59,7 @@ class NetworkAnswers:
         workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
 
     Raises:
-        ValueError: The views do not fit the data.
+        ValueError: The views do not fit the data, or a teacher does not.
     """
 
     def __init__(
@@ -91,6 +93,12 @@ class NetworkAnswers:
         self.compute = compute or Compute()
         self.teachers = teachers.teachers
         self._identity = teachers.identity
+        name = str(self._identity()["architecture"])
+        for number, teacher in enumerate(self.teachers):
+            own = np.arange(len(split)) if self.folds is None else np.flatnonzero(self.folds == number)
+            if len(own):
+                model, scaling = teacher.model.to(self.device), teacher.preprocessing
+                check_network(name, model, split, views=views, preprocessing=scaling, rows=own, device=self.device)
         self._models = [self.compute.prepare(teacher.model, self.device) for teacher in self.teachers]
 
     def identity(self) -> dict[str, Any]:
@@ -104,11 +112,6 @@ class NetworkAnswers:
             with torch.inference_mode(), self.compute.autocast(self.device):
                 inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
                 logits_BC = self._models[number](self.compute.layout(inputs_B)).float()
-            if logits_BC.shape != (len(positions), self.split.num_classes):
-                raise ValueError(
-                    f"the teacher answers {list(logits_BC.shape)} for {len(positions)} examples; expected"
-                    f" [{len(positions)}, {self.split.num_classes}], the classes of {self.split.spec}"
-                )
             logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
         return logits_NC
 
@@ -138,7 +141,7 @@ class ArrayAnswers:
         plan: How rows were assigned to folds, when the answers are out-of-fold ones.
 
     Raises:
-        ValueError: Missing file, or an array of another shape or type.
+        ValueError: Missing file, an array of another shape or type, or probabilities.
     """
 
     def __init__(
@@ -161,6 +164,9 @@ class ArrayAnswers:
                 f"{path}: found {array.dtype} {list(array.shape)}, expected floats {list(expected)}:"
                 f" --views, examples of {split.spec}, classes"
             )
+        sample_RC = np.asarray(array[0, :_LOOKED_AT], dtype=np.float64)
+        if (sample_RC >= 0).all() and np.allclose(sample_RC.sum(1), 1, atol=1e-2):
+            raise ValueError(f"{path}: looks like probabilities, expected logits; save their logarithm: np.log(array)")
         self.path, self.array = path, array
         self.split, self.views = split, views
         self.folds, self.fold_attributes = declared_folds(plan, split)

@@ -1,6 +1,7 @@
 """Trains teachers of our own: one on everything, or B of them, each on the complement of its fold."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.datasets import Split
 from pipeline.fit import BatchLoss, EpochRecord, Training, fit
 from pipeline.folds import FoldPlan, fold_digest
 from pipeline.models import Preprocessing, build_model, own_preprocessing
+from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import save_weights
 from pipeline.versions import library_versions
@@ -73,7 +75,11 @@ def train_teachers(
     views.check(split)
     if views.mixes:
         raise ValueError(f"transform {transform!r} mixes labels too, which train-teacher cannot; leave out the mixing")
-    build_model(architecture, split)  # an unknown name is answered before anything is made
+    # a mistake is answered before anything is made
+    given = preprocessing or own_preprocessing(architecture)
+    trial = given or fit_preprocessing(split, np.arange(min(100, len(split))))
+    trial.check(split)
+    check_network(architecture, build_model(architecture, split), split, views=views, preprocessing=trial)
     existing = sorted(out.glob("*.safetensors"))
     if existing:
         raise ValueError(f"{existing[0]} exists already; choose another --out or remove it")
@@ -85,19 +91,23 @@ def train_teachers(
         rows = None if chosen.all() else np.flatnonzero(chosen)
         torch.manual_seed(training.seed + fold)
         model = build_model(architecture, split)
-        scaling = preprocessing or own_preprocessing(architecture) or fit_preprocessing(split, rows)
-        scaling.check(split)
-        fit(
-            model,
-            split,
-            loss,
-            Training(**{**training.attributes(), "seed": training.seed + fold}),
-            views=views,
-            preprocessing=scaling,
-            rows=rows,
-            device=device,
-            on_epoch=None if on_epoch is None else lambda record, fold=fold: on_epoch(fold, record),  # type: ignore[misc]
-        )
+        scaling = given or fit_preprocessing(split, rows)
+        try:
+            fit(
+                model,
+                split,
+                loss,
+                Training(**{**training.attributes(), "seed": training.seed + fold}),
+                views=views,
+                preprocessing=scaling,
+                rows=rows,
+                device=device,
+                on_epoch=None if on_epoch is None else partial(on_epoch, fold),
+            )
+        except BaseException:
+            if not any(out.iterdir()):
+                out.rmdir()
+            raise
         metadata: dict[str, Any] = {
             "architecture": architecture,
             "num_classes": split.num_classes,

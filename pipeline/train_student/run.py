@@ -17,6 +17,7 @@ from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training
 from pipeline.fit.weights import weight_bytes
 from pipeline.metrics import measure
 from pipeline.models import Preprocessing, build_model, own_preprocessing
+from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_into, load_state, save_weights, weights_digest
 from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
@@ -165,7 +166,8 @@ def train_student(
     scaling.check(split)
     for warning in warnings if on_warning is not None and processes.first else ():
         on_warning(warning)  # type: ignore[misc]
-    _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
+    fresh = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
+    check_network(student, fresh, split, views=views, preprocessing=scaling)
     settings = {
         "student": student,
         "objective": objective.settings,

@@ -169,12 +169,16 @@ def anybody_in(group: int) -> bool:
     return True
 
 
+# What a shell starts in the background ignores Ctrl-C, and so does all that comes of it: the tests too, perhaps.
+HEEDING = "import signal, cli; signal.signal(signal.SIGINT, signal.default_int_handler); cli.main()"
+
+
 def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(store: Path, tmp_path: Path) -> None:
     """The signal reaches the whole process group, as from a terminal."""
     arguments = ["sweep", "--store", str(store), "--loss", "kd", "--student", "cnn", "--seeds", "2", "--jobs", "2"]
     arguments += ["--epochs", "15", "--threads", "1", "--out", "sw"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "cli.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HEEDING, *arguments]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -15,15 +15,18 @@ from pipeline.options import (
     Data,
     Device,
     Epochs,
+    FirstViews,
     Folds,
     FoldSeed,
     FoldStrategy,
     GradClip,
     LearningRate,
     Mean,
+    OneTeacher,
     Optimizer,
     OwnTransform,
     Seed,
+    SomeTeachers,
     Std,
     Store,
     TeacherArch,
@@ -587,8 +590,8 @@ def verify(
 def copy(
     source: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs://, hf:// or http(s)://")],
     target: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs:// or hf://")],
-    views: Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")] = "",
-    teacher: Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")] = "",
+    views: FirstViews = "",
+    teacher: SomeTeachers = "",
     folds: Annotated[
         bool, typer.Option("--folds", help="Only examples and their folds, for fold teachers of one's own; no answers")
     ] = False,
@@ -645,7 +648,7 @@ def subset(
     out: Annotated[Path, typer.Option(help="The store to write")],
     rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b")] = "",
     data: Annotated[str, typer.Option(help="Instead of --rows: the examples of this data, in its order")] = "",
-    teacher: Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")] = "",
+    teacher: SomeTeachers = "",
 ) -> None:
     """Write some rows of a store as a store; for whole views and teachers, copy is faster."""
     import numpy as np
@@ -712,8 +715,8 @@ def export(
     store: Store,
     out: Annotated[Path, typer.Argument(help="The file or folder to write: .npz, .parquet, .tar, a folder of tars")],
     to: Annotated[str, typer.Option(help="npz, parquet or webdataset; empty: as the ending says")] = "",
-    teacher: Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")] = "",
-    views: Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")] = "",
+    teacher: OneTeacher = "",
+    views: FirstViews = "",
     dense: Annotated[bool, typer.Option("--dense", help="All classes, also where the store holds the top K")] = False,
 ) -> None:
     """Write a store's log-probabilities for people without Zarr, as plain arrays, a table, or tar shards."""
@@ -735,7 +738,7 @@ def export(
 def decode(
     store: Store,
     out: Annotated[Path, typer.Option(help="The .npy file to write")],
-    teacher: Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")] = "",
+    teacher: OneTeacher = "",
     view: Annotated[int, typer.Option(help="Which view")] = 0,
     temperature: Annotated[float, typer.Option(help="T of the softmax")] = 1.0,
     tail: Annotated[str, typer.Option(help="Tail rule: predicted, uniform or renormalise")] = "predicted",

@@ -42,6 +42,9 @@ OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the 
 TeacherArch = Annotated[
     str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
 ]
+OneTeacher = Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")]
+SomeTeachers = Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")]
+FirstViews = Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")]
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 
 

@@ -11,7 +11,7 @@ from stores.blocks import REMEDY, check_memory, in_threads, read_file, read_stat
 from stores.cells import Fault, array_plan, checksum_value, declared_arrays, load_teacher, read_commits
 from stores.documents import check_array, codec_layout
 from stores.layout import Layout, file_name
-from stores.records import opaque_fields, record_dtype
+from stores.records import fill_records, record_dtype
 from stores.schema import (
     CELL_ARRAYS,
     RowArray,
@@ -110,13 +110,12 @@ class Teacher:
         """
         names = self._slab_names(view, names)
         records = np.empty(self.num_examples, record_dtype({name: self.row_arrays[name] for name in names}))
-        fields = records.view(opaque_fields(records.dtype))
 
         def fill(name: str, block: int) -> None:
             rows = self.rows(block)
             values = self._empty(name, rows.stop - rows.start)
             self._read(name, view, block, values)
-            fields[name][rows] = values.reshape(len(values), -1).view(fields.dtype[name])[:, 0]
+            fill_records(records[rows], {name: values})
 
         jobs = [partial(fill, name, block) for name in names for block in range(self.num_blocks)]
         in_threads(jobs, records.nbytes, 2 * self.block_rows * self._widest(names))

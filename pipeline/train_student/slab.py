@@ -21,7 +21,7 @@ from pipeline.train_student.slab_file import map_slab
 from pipeline.versions import library_versions
 from stores import RowArray, StoreError, Teacher
 from stores.blocks import available_memory
-from stores.records import opaque_fields, record_dtype
+from stores.records import fill_records, record_dtype
 
 Records = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int64]
@@ -102,9 +102,7 @@ class PreparedTeacher:
         rows = self.teacher.rows(block)
         prepared = self._prepare(self.teacher.block(view, block, self._names), rows)
         records = np.zeros(rows.stop - rows.start, self.dtype)
-        fields = records.view(opaque_fields(self.dtype))
-        for name, values in prepared.items():
-            fields[name] = values.reshape(len(records), -1).view(fields.dtype[name])[:, 0]
+        fill_records(records, prepared)
         return records
 
     def _prepare(self, arrays: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ demo: $(STAMP)
 	$(BIN)/python cli.py demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -16,7 +16,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

@@ -126,8 +126,14 @@ def declared_arrays(attributes: Mapping[str, Any], where: Path) -> dict[str, Row
     return arrays
 
 
-def load_teacher(root: Path, name: str) -> dict[str, Document]:
-    """All documents of a teacher, by folder below it, each checked."""
+def load_teacher(root: Path, name: str, examples: str) -> dict[str, Document]:
+    """All documents of a teacher, by folder below it, each checked.
+
+    Args:
+        root: Folder of the store.
+        name: Name of the teacher.
+        examples: `examples_sha256` of the store, which the teacher must name; old teachers name none.
+    """
     where = root / "teachers" / name
     document = read_document(root, f"teachers/{name}")
     own = document["attributes"]
@@ -137,7 +143,18 @@ def load_teacher(root: Path, name: str) -> dict[str, Document]:
         if not isinstance(own.get(key), kind):
             raise StoreError(f"{where}: attribute {key} is missing or of another kind; fetch the store again")
     documents = read_sealed(root, f"teachers/{name}", document)
+    check_bound(own, examples, where)
     for folder in (*own["arrays"], *CELL_ARRAYS):
         if folder not in documents:
             raise StoreError(f"{where}: metadata names no array {folder[:100]!r}; fetch the store again")
     return documents
+
+
+def check_bound(attributes: Mapping[str, Any], examples: str, where: Path | str) -> None:
+    """Raise StoreError when a teacher's attributes name other examples than `examples`; old teachers name none."""
+    found = attributes.get("examples_sha256", examples)
+    if found != examples:
+        raise StoreError(
+            f"{where} answers other examples or views ({str(found)[:8]}) than those of its store ({examples[:8]});"
+            " remove that teacher, or name others with --teacher"
+        )

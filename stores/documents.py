@@ -106,6 +106,18 @@ def fingerprint(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({**document, "attributes": attributes}).encode()).hexdigest()
 
 
+def examples_sha256(root: Mapping[str, Document]) -> str:
+    """What ties a teacher to its examples: a sum over what the root's documents say of data, views, keys and labels.
+
+    Args:
+        root: All documents of a store outside its teachers, by folder.
+    """
+    attributes = root[""]["attributes"]
+    sums = {folder: document["attributes"].get("sha256") for folder, document in root.items() if "/" in folder}
+    said = {"dataset": attributes["dataset"], "views": attributes["views"], "arrays": sums}
+    return hashlib.sha256(canonical(said).encode()).hexdigest()
+
+
 def sealed(documents: Mapping[str, Document]) -> dict[str, Document]:
     """Documents by folder, "" for the group on top, which gets the sha256 of each other one and its own."""
     top = documents[""]

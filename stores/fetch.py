@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from stores.blocks import available_memory, check_static
-from stores.documents import MAX_DOCUMENT_BYTES, read_document
+from stores.cells import check_bound
+from stores.documents import MAX_DOCUMENT_BYTES, examples_sha256, read_document
 from stores.layout import Layout, file_name
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, EXAMPLE_ARRAYS, PROBE, StoreError, check_name, constant_spec
@@ -67,7 +68,7 @@ class Fetcher:
         """
         self._document("")
         self._below("")
-        load_root(self.folder)
+        examples = examples_sha256(load_root(self.folder))
         names = list(teachers) if teachers is not None else self.source.teachers()
         if names is None:
             raise StoreError(f"{self.source.name} cannot list its teachers; name the ones to copy with --teacher NAME")
@@ -85,6 +86,7 @@ class Fetcher:
                 ) from error
             if document["attributes"].get("complete") is True:
                 self._below(folder)
+                check_bound(document["attributes"], examples, f"{self.source.name}/{folder}")
                 chosen.append(name)
             elif teachers is not None:
                 raise StoreError(f"{self.source.name}: teacher {name!r} is unfinished; copy it when its writer is done")

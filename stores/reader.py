@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stores.blocks import check_static, read_static
-from stores.documents import Document, check_group, read_document, read_sealed
+from stores.documents import Document, check_group, examples_sha256, read_document, read_sealed
 from stores.files import PARTIAL
 from stores.schema import (
     EXAMPLE_ARRAYS,
@@ -87,6 +87,11 @@ class Store:
         folders = [folder for folder in self.static_arrays if folder.startswith("probes/")]
         return {folder.removeprefix("probes/"): self.static_array(folder) for folder in folders}
 
+    @cached_property
+    def examples_sha256(self) -> str:
+        """What a teacher's document must name to belong to these examples and views."""
+        return examples_sha256(self._documents)
+
     @property
     def static_arrays(self) -> tuple[str, ...]:
         """Paths of the arrays outside the teachers."""
@@ -121,7 +126,7 @@ class Store:
         return teacher_names(self._root)
 
     def _load_teacher(self, name: str) -> Teacher:
-        return Teacher(self._root, name, self.attributes, allow_incomplete=self._allow_incomplete)
+        return Teacher(self._root, name, self.attributes, self.examples_sha256, allow_incomplete=self._allow_incomplete)
 
 
 def load_root(path: Path) -> dict[str, Document]:

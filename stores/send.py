@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stores.cells import load_teacher
 from stores.files import sync_folder
-from stores.reader import load_root, teacher_names
+from stores.reader import Store, open_store
 from stores.schema import StoreError
 from stores.sources import TEACHERS_FILE, client_errors, file_system
 
@@ -58,12 +57,12 @@ def send(folder: Path, url: str, *, num_threads: int) -> None:
     Face Hub all of it is one commit.
     """
     fs, root = file_system(url)
-    digest = load_root(folder)[""]["attributes"]["digest"]
-    names = teacher_names(folder)
+    store = open_store(folder, allow_incomplete=True)
+    names = store.teachers
     try:
         with client_errors(url):
             there = {str(name): info for name, info in fs.find(root, detail=True).items()}
-            _check_target(fs, root, url, there, digest, folder, names)
+            _check_target(fs, root, url, there, store)
             documents = ["zarr.json", *(f"teachers/{name}/zarr.json" for name in names)]
             files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
             listed = (PurePosixPath(name.removeprefix(f"{root}/")).parts for name in there)
@@ -86,12 +85,10 @@ def send(folder: Path, url: str, *, num_threads: int) -> None:
         raise StoreError(f"cannot write {url}: {error}; run the same command again") from error
 
 
-def _check_target(
-    fs: Any, root: str, url: str, there: Mapping[str, Any], digest: str, folder: Path, names: tuple[str, ...]
-) -> None:
+def _check_target(fs: Any, root: str, url: str, there: Mapping[str, Any], store: Store) -> None:
     """Raise StoreError when the URL holds another store, or another teacher of the same name."""
-    expected = {"zarr.json": digest}
-    expected |= {f"teachers/{name}/zarr.json": load_teacher(folder, name)[""]["attributes"]["digest"] for name in names}
+    expected = {"zarr.json": store.attributes["digest"]}
+    expected |= {f"teachers/{name}/zarr.json": store.teacher(name).digest for name in store.teachers}
     for path, wanted in expected.items():
         if f"{root}/{path}" not in there:
             continue

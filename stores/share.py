@@ -16,7 +16,7 @@ from typing import Any
 
 from stores.cells import load_teacher
 from stores.create import RESERVED
-from stores.documents import as_json, raw_sha256, sealed
+from stores.documents import as_json, examples_sha256, raw_sha256, sealed
 from stores.fetch import FOLDS, Fetcher, Report, make_durable
 from stores.files import make_folders, sync_folder, write_document, writing
 from stores.reader import Store, load_root, open_store
@@ -177,7 +177,7 @@ def _folds_of(origin: Source, teachers: Sequence[str] | None) -> dict[str, Any]:
     """How the rows of a source were assigned to folds, as its teachers say it."""
     with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
         store, names, _ = Fetcher(origin, Path(scratch), num_threads=NUM_THREADS).documents(teachers)
-        said = [load_teacher(Path(scratch), name)[""]["attributes"].get("folds") for name in names]
+        said = [store.teacher(name).folds for name in names]
         plan = next((folds for folds in [*said, store.attributes.get(FOLDS)] if isinstance(folds, dict)), None)
         if plan is None or "examples/fold" not in store.static_arrays:
             raise StoreError(f"{origin.name} has no folds, as its teachers were not cross-fitted; leave out --folds")
@@ -188,13 +188,16 @@ def _seal_part(store: Store, names: Sequence[str], num_views: int, more: dict[st
     """Rewrite the documents of a store of which only some views and teachers are there."""
     root = store.path
     documents = load_root(root)
-    sources = {name: load_teacher(root, name) for name in names}
+    sources = {name: load_teacher(root, name, store.examples_sha256) for name in names}
     taken = {
         "operation": "copy",
         "digest": documents[""]["attributes"]["digest"],
         "teachers": {name: own[""]["attributes"]["digest"] for name, own in sorted(sources.items())},
         "num_views": [num_views, store.num_views],
     }
+    attributes = {**with_lineage(documents[""]["attributes"], taken), **more}
+    attributes["views"] = {**attributes["views"], "num_views": num_views}
+    sealed_root = sealed({**documents, "": {**documents[""], "attributes": attributes}})
     with writing(str(root)):
         for name, own in sources.items():
             committed = store.teacher(name).committed()[:num_views]
@@ -203,12 +206,11 @@ def _seal_part(store: Store, names: Sequence[str], num_views: int, more: dict[st
                     shutil.rmtree(root / "teachers" / name / kind / "c" / str(view))
             arrays = (*own[""]["attributes"]["arrays"], *CELL_ARRAYS)
             cut = {array: {**own[array], "shape": [num_views, *own[array]["shape"][1:]]} for array in arrays}
-            top = {**own[""], "attributes": {**own[""]["attributes"], "cells_sha256": raw_sha256(committed)}}
+            said = {"examples_sha256": examples_sha256(sealed_root), "cells_sha256": raw_sha256(committed)}
+            top = {**own[""], "attributes": {**own[""]["attributes"], **said}}
             for folder, document in sealed({**own, **cut, "": top}).items():
                 write_document(root / "teachers" / name / folder, document)
-        attributes = {**with_lineage(documents[""]["attributes"], taken), **more}
-        attributes["views"] = {**attributes["views"], "num_views": num_views}
-        for folder, document in sealed({**documents, "": {**documents[""], "attributes": attributes}}).items():
+        for folder, document in sealed_root.items():
             write_document(root / folder, document)
 
 
@@ -269,7 +271,7 @@ def _digests(origin: Source, teachers: Sequence[str] | None) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
         fetcher = Fetcher(origin, Path(scratch), num_threads=NUM_THREADS)
         store, names, _ = fetcher.documents(teachers)
-        digests = {name: load_teacher(Path(scratch), name)[""]["attributes"]["digest"] for name in sorted(names)}
+        digests = {name: store.teacher(name).digest for name in sorted(names)}
         return {"": store.attributes["digest"], **digests}
 
 

@@ -29,16 +29,19 @@ class Teacher:
         root: Resolved folder of the store.
         name: Name of the teacher, checked.
         attributes: The store's attributes.
+        examples: The store's `examples_sha256`.
         allow_incomplete: Also read a teacher that is not finished.
     """
 
-    def __init__(self, root: Path, name: str, attributes: Mapping[str, Any], *, allow_incomplete: bool = False) -> None:
+    def __init__(
+        self, root: Path, name: str, attributes: Mapping[str, Any], examples: str, *, allow_incomplete: bool = False
+    ) -> None:
         self.name = name
         self._root = root
         self._where = root / "teachers" / name
         self.num_examples: int = attributes["dataset"]["num_examples"]
         self.num_views: int = attributes["views"]["num_views"]
-        self._documents = load_teacher(root, name)
+        self._documents = load_teacher(root, name, examples)
         own = self._documents[""]["attributes"]
         self.digest: str = own["digest"]
         self.identity: dict[str, Any] = own["identity"]

@@ -98,7 +98,7 @@ class TeacherWriter:
         check_row_arrays(arrays, num_classes=self._store.num_classes, encoding=attributes["encoding"])
         with writing(str(self._where)):
             self._create_or_check(attributes, constants or {}, block_rows)
-        self._teacher = Teacher(self._root, name, self._store.attributes, allow_incomplete=True)
+        self._teacher = self._load()
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
         self._targets = {key: open_array(self._root, f"teachers/{name}/{key}") for key in self._arrays}
@@ -107,7 +107,7 @@ class TeacherWriter:
         """Cells without a commit, in order; of `num_parts` processes, the share of number `part`."""
         if not 0 <= part < num_parts:
             raise StoreError(f"part must be 0 to {num_parts - 1}, found {part}; count parts from 0")
-        cells = Teacher(self._root, self.name, self._store.attributes, allow_incomplete=True).uncommitted()
+        cells = self._load().uncommitted()
         return [Cell(v, b) for v, b in cells if (v * self.num_blocks + b) % num_parts == part]
 
     def rows(self, block: int) -> slice:
@@ -170,7 +170,7 @@ class TeacherWriter:
             "fidelity": as_json(dict(fidelity), "fidelity"),
             "summary": as_json(dict(summary or {}), "summary"),
         }
-        teacher = Teacher(self._root, self.name, self._store.attributes, allow_incomplete=True)
+        teacher = self._load()
         missing = teacher.uncommitted()
         if missing:
             total = self._store.num_views * self.num_blocks
@@ -179,11 +179,22 @@ class TeacherWriter:
                 f"{self._where}: cannot finish, {len(missing)} of {total} cells are not committed, {first}; "
                 "run the command that writes it again"
             )
-        documents = load_teacher(self._root, self.name)
-        done = {"complete": True, **measured, "cells_sha256": raw_sha256(teacher.committed())}
+        documents = load_teacher(self._root, self.name, self._store.examples_sha256)
+        done = {
+            "complete": True,
+            "examples_sha256": self._store.examples_sha256,
+            "cells_sha256": raw_sha256(teacher.committed()),
+            **measured,
+        }
         top = {**documents[""], "attributes": {**documents[""]["attributes"], **done}}
         with writing(str(self._where)):
             write_document(self._where, sealed({**documents, "": top})[""])
+
+    def _load(self) -> Teacher:
+        """The teacher as it lies there now."""
+        return Teacher(
+            self._root, self.name, self._store.attributes, self._store.examples_sha256, allow_incomplete=True
+        )
 
     def _create_or_check(
         self, attributes: dict[str, Any], constants: Mapping[str, np.ndarray], block_rows: int | None
@@ -198,6 +209,7 @@ class TeacherWriter:
             rows = check_block_rows(rows, self._store.num_examples, self._store.num_views, self._arrays)
             top = {
                 **attributes,
+                "examples_sha256": self._store.examples_sha256,
                 "block_rows": rows,
                 "complete": False,
                 "fidelity": {},
@@ -218,7 +230,7 @@ class TeacherWriter:
         statics: Mapping[str, tuple[np.ndarray, Document]],
         block_rows: int | None,
     ) -> None:
-        there = load_teacher(self._root, self.name)
+        there = load_teacher(self._root, self.name, self._store.examples_sha256)
         has = there[""]["attributes"]
         wants = {**attributes, "block_rows": block_rows or has["block_rows"]}
         differences = [first_difference(part, has[part], value) for part, value in wants.items()]

@@ -3,7 +3,6 @@
 Heavy imports stay inside the commands, so that ``--help`` answers at once.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +44,7 @@ from pipeline.options import (
     read_views,
     run_spec,
 )
+from pipeline.strict_json import to_json
 from pipeline.torchrun import find_rank
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def cache_teacher(
         answers = LimitedAnswers(answers, limit)
     if dry_run:
         trial = try_out(answers, chosen, predictor_rows=predictor_rows, temperatures=measured_at)
-        typer.echo(json.dumps({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
+        typer.echo(to_json({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
         return
     total = len(answers.split) * views
     with Report(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
@@ -362,7 +362,9 @@ def train_student(
     warmup_epochs: Annotated[float, typer.Option(help="Epochs in which the learning rate rises from 0")] = 0.0,
     weight_decay: WeightDecay = 5e-4,
     grad_clip: GradClip = 5.0,
-    ema_decay: Annotated[float, typer.Option(help="Keep a running average of the weights, such as 0.999")] = 0.0,
+    ema_decay: Annotated[
+        float, typer.Option(help="Keep a running average of the weights, such as 0.999; the decay warms up")
+    ] = 0.0,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (autocast)")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory format of images")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Run the student through torch.compile")] = False,
@@ -516,7 +518,7 @@ def inspect(
     from pipeline.describe import describe_store, format_description
 
     description = describe_store(here(store))
-    typer.echo(json.dumps(description, indent=2) if as_json else format_description(description))
+    typer.echo(to_json(description, indent=2) if as_json else format_description(description))
 
 
 @app.command()
@@ -690,7 +692,7 @@ def diff(
         raise ValueError(f"--teachers is {teachers!r}; expected two names, such as a,b")
     opened = [open_store(here(path)) for path in (first, second)]
     found = diff_teachers((opened[0], chosen[0]), (opened[1], chosen[1]), view=view, temperature=temperature)
-    typer.echo(json.dumps(found, indent=2) if as_json else format_diff(found))
+    typer.echo(to_json(found, indent=2) if as_json else format_diff(found))
 
 
 @app.command()

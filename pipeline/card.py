@@ -4,7 +4,6 @@ With its front matter it serves as the README of a dataset on a hub. Everything 
 that a stranger wrote is quoted, never interpreted.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 from pipeline.describe import describe_encoding, describe_store
 from pipeline.encoding import Encoding
+from pipeline.strict_json import to_json
 from pipeline.whole_file import whole_file
 from stores import StoreError, open_store
 
@@ -109,7 +109,7 @@ def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
     rows = [
         ("architecture", str(identity.get("architecture"))),
         ("weights, sha256", ", ".join(str(digest) for digest in digests) or "not said"),
-        ("preprocessing", json.dumps(identity.get("preprocessing"))),
+        ("preprocessing", to_json(identity.get("preprocessing"))),
         ("encoding", _encoding(encoding)),
         ("bytes a row and view", str(teacher["bytes_per_row"])),
         ("cross-fitted", _folds(folds) if folds else "no: a row may have been in the teacher's training set"),
@@ -144,7 +144,7 @@ def _encoding(attributes: dict[str, Any]) -> str:
     try:
         return describe_encoding(Encoding.from_attributes(attributes))
     except (ValueError, KeyError, TypeError):
-        return json.dumps(attributes)
+        return to_json(attributes)
 
 
 def _folds(folds: dict[str, Any]) -> str:
@@ -156,7 +156,7 @@ def _folds(folds: dict[str, Any]) -> str:
 
 def _lineage(lineage: Any) -> str:
     steps = lineage if isinstance(lineage, list) else [lineage]
-    return "## Lineage\n\n" + "\n".join(f"{number}. {_code(json.dumps(step))}" for number, step in enumerate(steps, 1))
+    return "## Lineage\n\n" + "\n".join(f"{number}. {_code(to_json(step))}" for number, step in enumerate(steps, 1))
 
 
 def _usage(name: str, said: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The whole job on scikit-learn's handwritten digits, from teachers to table and plot."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pipeline.encoding import Encoding
 from pipeline.fit import Training
 from pipeline.folds import FoldPlan
 from pipeline.plots import plot_comparison
+from pipeline.strict_json import to_json
 from pipeline.train_student.compare import compare, format_table
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
@@ -102,7 +102,7 @@ def run_demo(out: Path, *, seeds: int, say: Callable[[str], None]) -> dict[str, 
         "seconds": {"stage_one": stage_one, "stage_two": stage_two},
         "seeds": seeds,
     }
-    (out / MARKER).write_text(json.dumps(report, indent=2) + "\n")
+    (out / MARKER).write_text(to_json(report, indent=2) + "\n")
     return report
 
 

@@ -56,9 +56,38 @@ def test_two_processes_train_the_student_that_one_does(store: Path, tmp_path: Pa
         torch.testing.assert_close(weights[1][name], values, rtol=1e-2, atol=1e-3)
 
 
+DROPOUT = """
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+class Dropout(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.layer = nn.Linear(64, classes)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.training:
+            mask = (torch.rand(64) > 0.5).float()
+            with Path(__file__).with_name(f"masks{os.environ['RANK']}").open("a") as file:
+                print("".join(map(str, mask.int().tolist())), file=file)
+            x = 2 * mask * x
+        return self.layer(x)
+
+def dropout(num_classes, input_shape): return Dropout(num_classes)
+"""
+
+
 def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: Path) -> None:
-    """The second epoch's checkpoint, put back as if the run had been killed there, leads to the same student."""
-    options = ("--epochs", "3", "--student-bits", "4")
+    """The second epoch's checkpoint, put back as if the run had been killed there, leads to the same student.
+
+    That holds also where each process draws dropout masks, which are its own.
+    """
+    (tmp_path / "net.py").write_text(DROPOUT)
+    options = ("--epochs", "3", "--student-bits", "4", "--student", f"{tmp_path / 'net.py'}:dropout")
     code = (
         "import sys, shutil; from pathlib import Path; sys.argv[0] = 'cli'; import cli\n"
         "from pipeline.fit.checkpoint import Checkpoint\n"
@@ -72,9 +101,13 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
     (tmp_path / "watched.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / "watched.py"), "train-student", "--store", str(store), "--out", str(tmp_path / "whole")]
-    command += ["--student", "mlp:16", "--optimizer", "adamw", "--lr", "0.002", "--threads", "1", *options]
+    command += ["--optimizer", "adamw", "--lr", "0.002", "--threads", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    masks = [(tmp_path / f"masks{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert len(masks[0]) == len(masks[1]) > 60
+    differing = sum(a != b for a, b in zip(*masks, strict=True))
+    assert differing >= len(masks[0]) - 1  # but for the one check before the first step
     stopped = tmp_path / "stopped"
     stopped.mkdir()
     (stopped / SETTINGS).write_bytes((tmp_path / "whole" / SETTINGS).read_bytes())

@@ -8,15 +8,20 @@ import torch
 from torch import nn
 
 from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.teachers import load_teachers
 from pipeline.cache_teacher.train import train_teachers
 from pipeline.datasets import Split
+from pipeline.encoding import Encoding
 from pipeline.fit import Training
 from pipeline.models import MODELS, Preprocessing, build_model, own_preprocessing
 from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_into, load_state, read_metadata, save_weights, weights_digest
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.run import train_student
 from pipeline.views import Views
+from stores import open_store
 
 
 def images(size: int = 32, channels: int = 3, num_classes: int = 7) -> Split:
@@ -264,6 +269,59 @@ def test_a_network_that_does_not_fit_is_refused_before_anything_is_made(
     with pytest.raises(ValueError, match=message):
         NetworkAnswers(digits, load_teachers(digits, name, "random-init"), Views())
     assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
+
+
+ONLY_IN_TRAINING = """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self, answer, inputs, classes):
+        super().__init__()
+        self.answer, self.a, self.b = answer, nn.Linear(inputs, classes), nn.Linear(inputs, classes)
+    def forward(self, x):
+        a, b = self.a(x.flatten(1)), self.b(x.flatten(1))
+        return self.answer(a, b) if self.training else (a + b) / 2
+
+def network(answer):
+    return lambda num_classes, input_shape: Two(answer, input_shape[0] * input_shape[1] * input_shape[2], num_classes)
+
+pair = network(lambda a, b: (a, b))
+named = network(lambda a, b: {"logits": a})
+narrow = network(lambda a, b: a[:, 1:])
+frozen = network(lambda a, b: a.detach())
+whole = network(lambda a, b: a.argmax(dim=1, keepdim=True).expand_as(a))
+broken = network(lambda a, b: a + b[:1, :3])
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("pair", "answers tuple in training; expected \\[2, 10\\]"),
+        ("named", "answers dict in training"),
+        ("narrow", "answers \\[2, 9\\] in training"),
+        ("frozen", "has nothing to train"),
+        ("whole", "answers torch.int64 in training; expected logits"),
+        ("broken", "cannot read the examples of digits.* in training"),
+    ],
+)
+def test_a_network_that_answers_otherwise_in_training_is_refused_before_the_first_step(
+    digits: Split, plain_teacher: Path, tmp_path: Path, factory: str, message: str
+) -> None:
+    """As DeiT, GoogLeNet and Inception do, whose further outputs exist in training only."""
+    (tmp_path / "net.py").write_text(ONLY_IN_TRAINING)
+    name = f"{tmp_path / 'net.py'}:{factory}"
+    with pytest.raises(ValueError, match=message):
+        train_teachers(digits, name, Training(epochs=1), tmp_path / "teacher")
+    encoding = Encoding(kind="dense", num_classes=10, bits=8)
+    teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
+    cache_teacher(NetworkAnswers(digits, teachers, Views()), tmp_path / "s.zarr", encoding=encoding)
+    objective = parse_objective("kd", {})
+    with pytest.raises(ValueError, match=message):
+        train_student(
+            open_store(tmp_path / "s.zarr"), digits, None, name, objective, Training(epochs=1), tmp_path / "r"
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "s.zarr"]
 
 
 def test_a_check_leaves_the_network_as_it_was(digits: Split) -> None:

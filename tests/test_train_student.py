@@ -250,6 +250,40 @@ def test_a_run_never_overwrites(stores: dict[str, Store], digits: Split, tmp_pat
     assert {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()} == before
 
 
+class Overflows(torch.nn.Module):
+    """Finite in training; in evaluation as a student whose weights have run away."""
+
+    def __init__(self, num_classes: int, num_pixels: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(num_pixels, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layer(inputs.flatten(1))
+        return logits if self.training or len(inputs) <= 2 else logits * 1e38 * 1e38
+
+
+@pytest.mark.parametrize("val_share", [0.0, 0.2])
+def test_a_student_whose_answers_are_not_finite_is_no_result(
+    stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path, val_share: float
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from tests.test_train_student import Overflows\n"
+        "def net(num_classes, input_shape): return Overflows(num_classes, 64)\n"
+    )
+    with pytest.raises(ValueError, match="answers are not finite on .* lower --lr"):
+        train_student(
+            stores["dense32"],
+            digits,
+            digits_test,
+            f"{tmp_path / 'net.py'}:net",
+            parse_objective("kd", {}),
+            Training(epochs=1),
+            tmp_path / "run",
+            val_share=val_share,
+        )
+    assert not (tmp_path / "run" / RESULT).exists()
+
+
 def test_a_loss_that_explodes_says_so_and_leaves_nothing(
     stores: dict[str, Store], digits: Split, tmp_path: Path
 ) -> None:

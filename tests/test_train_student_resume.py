@@ -18,8 +18,9 @@ from pipeline.encoding import Encoding
 from pipeline.fit import EpochRecord, Training
 from pipeline.models.weights import load_state, weights_digest
 from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
-from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.losses import Objective, parse_objective
 from pipeline.train_student.run import train_student
+from pipeline.train_student.search import search_options
 from pipeline.views import Views
 from stores import Store, open_store
 
@@ -110,6 +111,22 @@ def test_a_killed_process_goes_on_to_the_same_bits(store: Store, tmp_path: Path)
     assert digest(killed) == digest(tmp_path / "whole")
 
 
+def test_notes_are_those_of_all_epochs_also_when_the_run_was_stopped(
+    store: Store, digits: Split, tmp_path: Path
+) -> None:
+    def train(name: str, stop: Stop | None = None) -> dict[str, int]:
+        arguments = (store, digits, None, "mlp:8", parse_objective("rld", {}), Training(epochs=3), tmp_path / name)
+        notes: dict[str, int] = train_student(*arguments, on_epoch=stop)["notes"]
+        return notes
+
+    whole = train("whole")
+    assert whole["rld_rows"] == 3 * len(digits)
+    assert 0 < whole["rld_rows_abstained"] < whole["rld_rows"]
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", Stop(2))
+    assert train("stopped") == whole
+
+
 def test_a_folder_belongs_to_one_run(store: Store, digits: Split, tmp_path: Path) -> None:
     def train(**changes: object) -> None:
         training = Training(**{"epochs": 3, **changes})  # type: ignore[arg-type]
@@ -137,6 +154,20 @@ def test_two_processes_do_not_train_in_one_folder(store: Store, digits: Split, t
             train_student(*arguments)
 
     train_student(*arguments, on_epoch=another)
+
+
+def test_candidates_reach_the_peak_learning_rate() -> None:
+    training = Training(epochs=8, warmup_epochs=4)
+    tried: list[Training] = []
+
+    def attempt(_: Objective, short: Training) -> dict[str, float]:
+        tried.append(short)
+        return {"val_accuracy": 0.5, "val_nll": 1.0}
+
+    search_options(parse_objective("sel_corrected", {"c": "auto"}), training, attempt, [], lambda _: None)
+    rates = [tried[0].learning_rate(step, 100) for step in range(100 * tried[0].epochs)]
+    assert max(rates) == pytest.approx(training.lr)
+    assert rates.index(max(rates)) == pytest.approx(len(rates) * 4 / 8, abs=1)
 
 
 def test_an_option_that_is_auto_is_searched_on_validation_rows(

@@ -96,7 +96,7 @@ class EstimatorAnswers:
             "data": self.split.fingerprint,
             "folds": self.fold_attributes,
         }
-        text = json.dumps(recipe, sort_keys=True)
+        text = json.dumps(recipe, sort_keys=True, allow_nan=False)
         digests = [hashlib.sha256(f"{fold} {text}".encode()).hexdigest() for fold in range(self._num_folds)]
         return {
             "architecture": self.spec,

@@ -1,6 +1,5 @@
 """What a pass says while it runs: one bar for people, or one JSON object a line for machines."""
 
-import json
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.cache_teacher.run import Progress
+from pipeline.strict_json import to_json
 
 
 class Report:
@@ -54,4 +54,4 @@ class Report:
     def event(self, name: str, **facts: Any) -> None:
         """One JSON line, when JSON is wanted."""
         if self.as_json:
-            self.say(json.dumps({"event": name, **facts}))
+            self.say(to_json({"event": name, **facts}))

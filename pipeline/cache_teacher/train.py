@@ -79,7 +79,9 @@ def train_teachers(
     given = preprocessing or own_preprocessing(architecture)
     trial = given or fit_preprocessing(split, np.arange(min(100, len(split))))
     trial.check(split)
-    check_network(architecture, build_model(architecture, split), split, views=views, preprocessing=trial)
+    check_network(
+        architecture, build_model(architecture, split), split, views=views, preprocessing=trial, to_train=True
+    )
     existing = sorted(out.glob("*.safetensors"))
     if existing:
         raise ValueError(f"{existing[0]} exists already; choose another --out or remove it")

@@ -8,15 +8,17 @@ checkpoint.py   everything that a killed run needs to go on bit for bit, in one 
 """
 
 from pipeline.fit.checkpoint import Checkpoint
-from pipeline.fit.loop import BatchLoss, fit, predict
+from pipeline.fit.loop import BatchLoss, Diverged, fit, predict
 from pipeline.fit.processes import Processes
-from pipeline.fit.training import OPTIMIZERS, SCHEDULES, EpochRecord, Training
+from pipeline.fit.training import COLUMNS, OPTIMIZERS, SCHEDULES, EpochRecord, Training
 
 __all__ = [
+    "COLUMNS",
     "OPTIMIZERS",
     "SCHEDULES",
     "BatchLoss",
     "Checkpoint",
+    "Diverged",
     "EpochRecord",
     "Processes",
     "Training",

@@ -1,12 +1,12 @@
 """A run's state at the end of an epoch, in one safetensors file: nothing is pickled, nothing is half-written.
 
-The file holds tensors by name (model, running average, best epoch, optimiser, random generators) and, as its
-metadata, JSON: the history so far, the scaler of float16, and the settings that the run was started with.
+The file holds tensors by name (model, running average, best epoch, optimiser, random generators of every process)
+and, as its metadata, JSON: the history so far, the scaler of float16, and the settings that the run was started with.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline.fit.training import EpochRecord, Training
-from pipeline.fit.weights import WeightAverage
 from pipeline.whole_file import whole_file
 
 State = dict[str, Tensor]
@@ -32,8 +32,13 @@ class Run:
     optimizer: Optimizer
     scaler: GradScaler
     order: torch.Generator
-    average: WeightAverage | None
+    average: AveragedModel | None
     history: list[EpochRecord]
+    device: torch.device
+    number: int = 0
+    """Which process this is."""
+    random: list[State] = field(default_factory=list)
+    """What the random generators of every process stand at."""
     best: State | None = None
 
     @property
@@ -55,13 +60,12 @@ class Checkpoint:
         """Writes beside and renames: a kill at any moment leaves the last whole checkpoint."""
         tensors = {
             **_prefixed("model", run.model.state_dict()),
-            **_prefixed("average", run.average.state if run.average else {}),
+            **_prefixed("average", run.average.state_dict() if run.average else {}),
             **_prefixed("best", run.best or {}),
             "random.order": run.order.get_state(),
-            "random.torch": torch.get_rng_state(),
         }
-        if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        for number, states in enumerate(run.random):
+            tensors |= _prefixed(f"random.{number}", states)
         plain: dict[str, Any] = {}  # optimiser entries that are no tensors
         for index, state in run.optimizer.state_dict()["state"].items():
             for name, value in state.items():
@@ -77,7 +81,7 @@ class Checkpoint:
         }
         # a tensor that shares memory with another, or is not contiguous, cannot be written as it is
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        blob = save(whole, metadata={"checkpoint": json.dumps(content)})
+        blob = save(whole, metadata={"checkpoint": json.dumps(content, allow_nan=False)})
         with whole_file(self.path) as beside:
             beside.write_bytes(blob)
 
@@ -106,16 +110,22 @@ class Checkpoint:
             fault = str(error).splitlines()[0]
             raise ValueError(f"{self.path}: checkpoint of another model ({fault}); choose another --out") from error
         if run.average:
-            for name, value in _within("average", tensors).items():
-                run.average.state[name].copy_(value)
+            run.average.load_state_dict(_within("average", tensors))
         run.best = _within("best", tensors) or None
         run.scaler.load_state_dict(content["scaler"])
         run.history[:] = [EpochRecord(**record) for record in content["history"]]
         run.order.set_state(tensors["random.order"])
-        torch.set_rng_state(tensors["random.torch"])
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        states = _within(f"random.{run.number}", tensors)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and run.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], run.device)
         return True
+
+
+def random_state(device: torch.device) -> State:
+    """What this process's random generators stand at."""
+    states = {"cpu": torch.get_rng_state()}
+    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:

@@ -18,10 +18,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from pipeline.ahead import in_order
 from pipeline.datasets import Split
-from pipeline.fit.checkpoint import Checkpoint, Run
+from pipeline.fit.checkpoint import Checkpoint, Run, random_state
 from pipeline.fit.processes import LEAST_ROWS, Processes
 from pipeline.fit.training import OPTIMIZERS, PRECISIONS, EpochRecord, Training
-from pipeline.fit.weights import WeightAverage, round_in_place, rounded_parameters
+from pipeline.fit.weights import round_in_place, rounded_parameters, running_average
 from pipeline.models import Preprocessing
 from pipeline.views import Views
 
@@ -32,11 +32,19 @@ Rows = npt.NDArray[np.integer]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
+class Diverged(ValueError):
+    """Training, or what came of it, is no longer finite."""
+
+
 class BatchLoss:
     """What ``fit`` minimises: told when an epoch starts, then asked for the loss of each example of a batch."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Epochs count from 0."""
+
+    def notes(self) -> dict[str, int]:
+        """What the epoch counted, such as rows on which a loss abstained; the same names in every process."""
+        return {}
 
     def order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The rows int64 [N] in the order in which the epoch shows them."""
@@ -87,7 +95,8 @@ def fit(
         One record an epoch.
 
     Raises:
-        ValueError: The loss is no longer finite, or the checkpoint belongs to another run.
+        Diverged: The loss or the weights are no longer finite.
+        ValueError: The checkpoint belongs to another run.
     """
     device, processes = device or torch.device("cpu"), processes or Processes()
     memory = torch.channels_last if training.channels_last and split.is_image else torch.preserve_format
@@ -104,9 +113,12 @@ def fit(
         optimizer=OPTIMIZERS[training.optimizer](model.parameters(), training),
         scaler=GradScaler(device.type, enabled=precision is torch.float16),
         order=torch.Generator().manual_seed(training.seed),
-        average=WeightAverage(model, training.ema_decay) if training.ema_decay else None,
+        average=running_average(model, training.ema_decay) if training.ema_decay else None,
         history=[],
+        device=device,
+        number=processes.number,
     )
+    processes.seed(training.seed)
     if checkpoint is not None:
         checkpoint.restore(run, training)
     for record in run.history if on_epoch is not None and processes.first else ():
@@ -142,11 +154,10 @@ def fit(
             run.scaler.step(run.optimizer)
             run.scaler.update()
             if run.average is not None:
-                run.average.update(model)
+                run.average.update_parameters(model)
         processes.sum_(sums)
         mean_loss = float(sum_loss) / len(chosen)
-        if not math.isfinite(mean_loss):
-            raise ValueError(f"the loss is {mean_loss} in epoch {epoch + 1}; lower --lr or the loss's weights")
+        _check_finite(model, mean_loss, epoch + 1)
         validation = _evaluate(run, training, evaluate) if processes.first else {}
         if evaluate is not None:
             validation = processes.from_first(validation, VALIDATION, device)
@@ -156,15 +167,40 @@ def fit(
             train_accuracy=float(num_correct) / max(float(num_labelled), 1.0),
             lr=training.learning_rate(epoch * steps_per_epoch, steps_per_epoch),
             seconds=time.perf_counter() - started,
+            notes=_summed(loss.notes(), processes, device),
             **validation,
         )
         run.history.append(record)
-        if checkpoint is not None and processes.first:
-            checkpoint.save(run, training)
+        if checkpoint is not None:
+            run.random = _of_all(random_state(device), processes, device)
+            if processes.first:
+                checkpoint.save(run, training)
         if on_epoch is not None and processes.first:
             on_epoch(record)
     model.load_state_dict(_kept(run, training))
     return run.history
+
+
+def _check_finite(model: nn.Module, mean_loss: float, epoch: int) -> None:
+    found = f"the loss is {mean_loss}" if not math.isfinite(mean_loss) else ""
+    if not found and not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        found = "weights are no longer finite"
+    if found:
+        raise Diverged(f"training diverged, {found} in epoch {epoch}; lower --lr or the loss's weights, in a new --out")
+
+
+def _summed(notes: dict[str, int], processes: Processes, device: torch.device) -> dict[str, int]:
+    """The counts over all processes."""
+    counts = torch.tensor([notes[name] for name in sorted(notes)], dtype=torch.int64, device=device)
+    if notes:
+        processes.sum_(counts)
+    return dict(zip(sorted(notes), counts.tolist(), strict=True))
+
+
+def _of_all(states: dict[str, Tensor], processes: Processes, device: torch.device) -> list[dict[str, Tensor]]:
+    """The same states of every process."""
+    gathered = {name: processes.gather(state, device) for name, state in states.items()}
+    return [{name: found[number] for name, found in gathered.items()} for number in range(processes.count)]
 
 
 class _Rounded(nn.Module):
@@ -199,7 +235,7 @@ def _kept(run: Run, training: Training) -> dict[str, Tensor]:
     """The state that training ends with: of the best epoch, or the running average, or the last; rounded if asked."""
     if run.best is not None:
         return run.best
-    state = run.average.state if run.average is not None else run.model.state_dict()
+    state = (run.model if run.average is None else run.average.module).state_dict()
     state = {name: value.detach().clone() for name, value in state.items()}
     if training.weight_bits:
         last = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
@@ -245,6 +281,9 @@ def predict(
     """Logits of the given rows (default: all), float32 [N, C] on the CPU, in evaluation mode.
 
     The examples are shown as they are, or as the first of ``views`` shows them.
+
+    Raises:
+        Diverged: Some answers are not finite.
     """
     device = device or torch.device("cpu")
     model.to(device).eval()
@@ -257,4 +296,11 @@ def predict(
             yield model(preprocessing(torch.from_numpy(samples).to(device))).float().cpu()
 
     with torch.inference_mode():
-        return torch.cat(list(answers()))
+        logits_NC = torch.cat(list(answers()))
+    wrong_N = ~logits_NC.isfinite().all(dim=1)
+    if wrong_N.any():
+        raise Diverged(
+            f"the model's answers are not finite on {int(wrong_N.sum())} of {len(wrong_N)} examples: training"
+            " diverged; lower --lr or the loss's weights, in a new --out"
+        )
+    return logits_NC

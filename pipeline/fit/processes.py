@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -50,6 +51,8 @@ class Processes:
         if self.count == 1:
             yield
             return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         try:
             with warnings.catch_warnings():
@@ -67,6 +70,12 @@ class Processes:
                 f" least {LEAST_ROWS * self.count}: --batch-size is that of all processes together"
             )
 
+    def seed(self, seed: int) -> None:
+        """Gives every process but the first random numbers of its own: dropout masks differ, as those of rows do."""
+        if not self.first:
+            own = np.random.SeedSequence((seed, self.number)).generate_state(1, np.uint64)
+            torch.manual_seed(int(own[0]))
+
     def share(self, rows_B: Tensor) -> Tensor:
         """This process's rows of a batch."""
         return rows_B.tensor_split(self.count)[self.number]
@@ -81,6 +90,15 @@ class Processes:
         """Puts the sum over processes into ``values``."""
         if self.count > 1:
             distributed.all_reduce(values)
+
+    def gather(self, values: Tensor, device: torch.device) -> list[Tensor]:
+        """The values of every process, of one shape, in every process; on the CPU."""
+        if self.count == 1:
+            return [values]
+        sent = values.to(device)
+        found = [torch.empty_like(sent) for _ in range(self.count)]
+        distributed.all_gather(found, sent)
+        return [part.cpu() for part in found]
 
     def from_first(self, values: Mapping[str, float], names: tuple[str, ...], device: torch.device) -> dict[str, float]:
         """Process 0's numbers, in every process."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -61,7 +61,8 @@ class Training:
             divergence with lambda > 0, need it in the first steps.
         schedule: A name of ``SCHEDULES``, applied step by step.
         warmup_epochs: The learning rate rises linearly from 0 over this many epochs; the schedule follows.
-        ema_decay: Decay of a running average of the weights, which becomes the result (0: none).
+        ema_decay: Decay of a running average of the weights, which becomes the result (0: none). It warms up, as
+            ``running_average`` says: runs of few steps never reach it.
         accumulate: Forward passes that share one optimiser step; batch_size stays what a step sees.
         precision: float32, or autocast to bfloat16 or float16; weights and loss stay float32.
         channels_last: Memory format of images.
@@ -126,7 +127,10 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One line of history.csv; the validation columns are empty when there are no validation rows."""
+    """One line of history.csv; the validation columns are empty when there are no validation rows.
+
+    ``notes`` are what the loss counted in the epoch; they are no column.
+    """
 
     epoch: int
     loss: float
@@ -135,3 +139,7 @@ class EpochRecord:
     seconds: float
     val_accuracy: float | None = None
     val_nll: float | None = None
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+COLUMNS = tuple(column.name for column in fields(EpochRecord) if column.name != "notes")

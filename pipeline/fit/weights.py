@@ -4,24 +4,28 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 BUCKET = 256
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-class WeightAverage:
-    """Exponential running average of a model's state; integers, such as batch counts, are copied."""
+def running_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential running average of a model's weights and buffers; integers, such as batch counts, are copied.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    The decay of update n is min(decay, (1 + n) / (10 + n)): without this warm-up a run of few steps would end with
+    the weights that it started from. n is part of the average's state, so a run that goes on does so exactly.
+    """
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - self.decay)
-            else:
-                self.state[name].copy_(value)
+    def update(average: Tensors, current: Tensors, num_updates: Tensor | int) -> None:
+        if average[0].is_floating_point():
+            n = int(num_updates)
+            warm = get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))  # type: ignore[no-untyped-call]
+            warm(average, current, n)
+        else:
+            torch._foreach_copy_(average, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:

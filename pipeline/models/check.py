@@ -1,5 +1,7 @@
 """Can a network read these examples: asked before anything is made, and answered in one line."""
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,17 +21,20 @@ def check_network(
     preprocessing: Preprocessing,
     rows: npt.NDArray[np.integer] | None = None,
     device: torch.device | None = None,
+    to_train: bool = False,
 ) -> None:
     """Shows the network one or two examples, as it will see them.
 
     Args:
         name: What the user calls it.
-        model: On ``device``; left as it was.
+        model: On ``device``; left as it was, unless it is to be trained.
         split: The examples.
         views: How they are shown.
         preprocessing: Its input scaling.
         rows: Those that it may see (default: all).
         device: Where it is (default: CPU).
+        to_train: Also ask it as training will, with a backward pass; a network may answer otherwise then. Its batch
+            statistics and random numbers move on.
 
     Raises:
         ValueError: It cannot read them, or does not answer with a logit for each class.
@@ -37,17 +42,35 @@ def check_network(
     shown = np.arange(min(2, len(split))) if rows is None else rows[:2]
     samples = torch.from_numpy(views.samples(split, shown, 0)).to(device or "cpu")
     training = model.training
-    model.eval()
+    ask = partial(_answer, name, model, samples, preprocessing, split)
     try:
+        model.eval()
         with torch.no_grad():
-            logits = model(preprocessing(samples))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:  # whatever layers raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        shape = " x ".join(str(size) for size in samples.shape[1:])
-        raise ValueError(f"model {name!r} cannot read the examples of {split.spec}, {shape}: {reason}") from error
+            ask("")
+        if to_train:
+            model.train()
+            if not ask(" in training").requires_grad:
+                raise ValueError(f"model {name!r} has nothing to train: its answers depend on no weight that does")
     finally:
         model.train(training)
-    found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+
+
+def _answer(
+    name: str, model: nn.Module, samples: Tensor, preprocessing: Preprocessing, split: Split, when: str
+) -> Tensor:
+    """Logits [B, C]; ValueError says what came instead."""
+    try:
+        logits = model(preprocessing(samples))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # whatever layers raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        shape = " x ".join(str(size) for size in samples.shape[1:])
+        raise ValueError(f"model {name!r} cannot read the examples of {split.spec}{when}, {shape}: {reason}") from error
+    found = f"{list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     expected = [len(samples), split.num_classes]
-    if found != expected:
-        raise ValueError(f"model {name!r} answers {found}; expected {expected}: examples, classes of {split.spec}")
+    if not isinstance(logits, Tensor) or list(logits.shape) != expected:
+        raise ValueError(
+            f"model {name!r} answers {found}{when}; expected {expected}: examples, classes of {split.spec}"
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"model {name!r} answers {logits.dtype}{when}; expected logits, floating numbers")
+    return logits

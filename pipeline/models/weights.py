@@ -21,7 +21,7 @@ _SHOWN_KEYS = 5
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Writes the state dict and its metadata (JSON) to a safetensors file, whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    blob = save(state, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+    blob = save(state, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True, allow_nan=False)})
     with whole_file(path) as beside:
         beside.write_bytes(blob)
 

@@ -14,11 +14,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.fit import EpochRecord
+from pipeline.fit import COLUMNS, EpochRecord
+from pipeline.strict_json import to_json
 from pipeline.whole_file import whole_file
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
@@ -35,7 +36,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.path, self.settings = path, json.loads(to_json(settings))
         self.checkpoint = path / CHECKPOINT
         self._existed = path.exists()
         self._lock: int | None = None
@@ -82,7 +83,7 @@ class RunFolder:
 
     def write_history(self, history: Sequence[EpochRecord]) -> None:
         with whole_file(self.path / HISTORY) as beside, beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(EpochRecord)])
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(asdict(record) for record in history)
 
@@ -108,9 +109,10 @@ def refuse_finished(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all, and durable."""
+    """Whole or not at all, and durable; ValueError when a number is not finite."""
+    text = to_json(content, indent=2) + "\n"
     with whole_file(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n")
+        beside.write_text(text)
 
 
 def read_json(path: Path) -> Any:

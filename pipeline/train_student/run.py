@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, N examples.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -68,6 +69,9 @@ class DistillationLoss(BatchLoss):
         groups = grouping.groups(rows, generator)
         self.signal.expect(groups)
         return torch.cat(groups)
+
+    def notes(self) -> dict[str, int]:
+        return self.objective.notes()
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
         if self.served is not None and not self.served[rows_B].all():
@@ -156,6 +160,8 @@ def train_student(
     if test is not None and test.num_classes != split.num_classes:
         raise ValueError(f"{test.spec} has {test.num_classes} classes, {split.spec} has {split.num_classes}")
     rows, validation = cut_validation(split, val_share)
+    if not len(rows):
+        raise ValueError(f"--val-share {val_share} of {split.spec} leaves no training rows; take a smaller share")
     for what, wants in (("--select best", training.select == "best"), ("an option that is auto", objective.search)):
         if wants and not len(validation):
             raise ValueError(f"{what} needs validation rows; pass --val-share 0.1")
@@ -167,7 +173,7 @@ def train_student(
     for warning in warnings if on_warning is not None and processes.first else ():
         on_warning(warning)  # type: ignore[misc]
     fresh = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
-    check_network(student, fresh, split, views=views, preprocessing=scaling)
+    check_network(student, fresh, split, views=views, preprocessing=scaling, to_train=True)
     settings = {
         "student": student,
         "objective": objective.settings,
@@ -245,7 +251,7 @@ def train_student(
             "training": training.attributes(),
             "tail": tail,
             "seconds": sum(epoch.seconds for epoch in history),
-            "notes": objective.notes(),
+            "notes": _total_notes(history),
             "warnings": warnings,
             "search": searched,
             "validation": _validation(settings["validation"], history, training) if len(validation) else None,
@@ -303,6 +309,14 @@ def _validation(settings: Any, history: list[EpochRecord], training: Training) -
     else:
         kept = history[-1]
     return {**settings, "epoch": kept.epoch, "accuracy": kept.val_accuracy, "nll": kept.val_nll}
+
+
+def _total_notes(history: list[EpochRecord]) -> dict[str, int]:
+    """What the loss counted, over all epochs."""
+    total: Counter[str] = Counter()
+    for record in history:
+        total.update(record.notes)
+    return dict(total)
 
 
 def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]:

@@ -24,7 +24,7 @@ def search_options(
 
     Args:
         objective: With options to search, or none.
-        training: Of the run; candidates get a quarter of its epochs.
+        training: Of the run; candidates get a quarter of its epochs and of its warm-up.
         attempt: Trains a fresh student and gives its ``val_accuracy`` and ``val_nll``.
         tried: Outcomes that an earlier, killed run has measured already.
         on_tried: Told the outcomes so far after each candidate.
@@ -36,7 +36,9 @@ def search_options(
     names = list(objective.search)
     if not names:
         return objective, []
-    short = replace(training, epochs=max(1, training.epochs // SHARE), select="last")
+    epochs = max(1, training.epochs // SHARE)
+    warmup = training.warmup_epochs * epochs / training.epochs  # candidates, too, reach the peak learning rate
+    short = replace(training, epochs=epochs, warmup_epochs=warmup, select="last")
     candidates = [dict(zip(names, values, strict=True)) for values in itertools.product(*objective.search.values())]
     for values in candidates[len(outcomes) :]:
         outcomes.append({**values, **attempt(objective.bind(**values), short)})

@@ -147,9 +147,9 @@ class Objective:
         )
         return Objective(self.name, terms)
 
-    def notes(self) -> dict[str, int | float]:
+    def notes(self) -> dict[str, int]:
         """Counts since last asked, such as the rows on which a loss abstained."""
-        counts: dict[str, int | float] = {key: int(value) for key, value in self._counts.items()}
+        counts = {key: int(value) for key, value in self._counts.items()}
         self._counts = {}
         return counts
 

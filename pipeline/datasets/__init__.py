@@ -1,10 +1,9 @@
 """Data sources. ``load_split("torchvision:CIFAR10?root=data&split=test")`` gives a ``Split``."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import signature
-from urllib.parse import parse_qsl
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from pipeline.datasets.hf import load_hf
 from pipeline.datasets.image_folder import load_image_folder
 from pipeline.datasets.npz import load_npz
 from pipeline.datasets.own import load_own
+from pipeline.datasets.spec import check_options, parse, read_whole, spell
 from pipeline.datasets.split import Split
 from pipeline.datasets.tables import load_csv, load_parquet
 from pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
@@ -21,6 +21,9 @@ from pipeline.spelling import unknown
 from pipeline.user_code import is_file_factory
 
 __all__ = ["SOURCES", "Source", "Split", "few_rows", "load_split", "take", "with_split"]
+
+
+MAX_LIMIT = 10**18 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +91,16 @@ def load_split(spec: str) -> Split:
     Raises:
         ValueError: Unknown source, option or split, or data that is not there.
     """
-    kind, name, options = _parse(spec)
+    kind, name, options = parse(spec)
     limit = options.pop("limit", None)
     if limit is not None:
-        if not limit.isdigit():
-            raise ValueError(f"data {spec!r}: limit is {limit!r}; expected a number of examples")
-        return take(load_split(_spell(kind, name, options)), int(limit))
+        most = read_whole(f"data {spec!r}", "limit", limit, 1, MAX_LIMIT, "a number of examples")
+        return take(load_split(spell(kind, name, options)), most)
     seed = options.pop("shuffle", None)
     if seed is not None:
-        if not seed.isdigit():
-            raise ValueError(f"data {spec!r}: shuffle is {seed!r}; expected a seed, a whole number from 0")
-        split = load_split(_spell(kind, name, options))
-        return _rows(split, shuffled_rows(len(split), int(seed)), f"shuffle={seed}")
+        number = read_whole(f"data {spec!r}", "shuffle", seed, 0, MAX_LIMIT, "a seed, a whole number from 0")
+        split = load_split(spell(kind, name, options))
+        return _rows(split, shuffled_rows(len(split), number), f"shuffle={number}")
     own = f"{kind}:{name}"
     if is_file_factory(own):
         return load_own(own, options)
@@ -109,16 +110,14 @@ def load_split(spec: str) -> Split:
     if source.takes_name != bool(name):
         raise ValueError(f"data {spec!r} is not of the form {source.example!r}")
     allowed = [option for option in signature(source.load).parameters if option not in ("name", "path")]
-    for option in options:
-        if option not in allowed:
-            raise ValueError(f"data {spec!r}: {unknown('option', option, allowed)}")
+    check_options(spec, options, allowed)
     return source.load(name, **options) if source.takes_name else source.load(**options)
 
 
 def with_split(spec: str, split: str) -> str:
     """Another split of the same data: ``digits`` with "test" becomes ``digits?split=test``."""
-    kind, name, options = _parse(spec)
-    return _spell(kind, name, {**options, "split": split})
+    kind, name, options = parse(spec)
+    return spell(kind, name, {**options, "split": split})
 
 
 def few_rows(num_examples: int, limit: int) -> npt.NDArray[np.int64]:
@@ -155,15 +154,3 @@ def _rows(split: Split, rows: npt.NDArray[np.int64], option: str) -> Split:
         groups=None if split.groups is None else split.groups[rows],
         readable=None if split.readable is None else split.readable[rows],
     )
-
-
-def _spell(kind: str, name: str, options: Mapping[str, str]) -> str:
-    query = "&".join(f"{option}={value}" for option, value in options.items())
-    head = f"{kind}:{name}" if name else kind
-    return f"{head}?{query}" if query else head
-
-
-def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
-    head, _, query = spec.partition("?")
-    kind, _, name = head.partition(":")
-    return kind, name, dict(parse_qsl(query, keep_blank_values=True))

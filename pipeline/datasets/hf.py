@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.image_files import fit_image
+from pipeline.datasets.pictures import fit_image
 from pipeline.datasets.split import Split
 
 

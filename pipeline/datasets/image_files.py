@@ -4,20 +4,20 @@ Shapes: N images, S x S pixels.
 """
 
 import hashlib
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
+from pipeline.datasets.pictures import decode_image, open_image
 from pipeline.datasets.split import KEY_BYTES
 
 _THREADS = 4
-_NAMED = 5
+_NOT_FRAMES = "MPO"  # what cameras add to a JPEG is no frame of its own
 
 
 class ImageFiles:
@@ -65,57 +65,55 @@ class ImageFiles:
         person = hashlib.blake2b(f"file {self.size}".encode(), digest_size=16).digest()
 
         def key(path: Path) -> bytes:
-            return hashlib.blake2b(path.read_bytes(), digest_size=KEY_BYTES, person=person).digest()
+            return hashlib.blake2b(_read(path), digest_size=KEY_BYTES, person=person).digest()
 
         with ThreadPoolExecutor(_THREADS) as pool:
             return np.frombuffer(b"".join(pool.map(key, self.paths)), dtype="<u8").astype(np.uint64)
 
-    def find_broken(self, *, decode: bool) -> npt.NDArray[np.bool_]:
-        """Rows whose files are no images, bool [N].
+    def look(self, *, decode: bool) -> "Looked":
+        """Looks at every file once.
 
         Args:
             decode: Decode them whole, which also finds files that were cut off; otherwise look at the headers.
         """
 
-        def is_broken(path: Path) -> bool:
+        def fault_of(path: Path) -> tuple[str, bool]:
             try:
+                with open_image(path) as image:
+                    frames = image.format != _NOT_FRAMES and bool(getattr(image, "is_animated", False))
                 if decode:
-                    decode_image(path.read_bytes(), self.size)
-                else:
-                    with Image.open(path):
-                        pass
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                return True
-            return False
+                    decode_image(_read(path), self.size)
+            except ValueError as error:
+                return str(error), False
+            return "", frames
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            return np.fromiter(pool.map(is_broken, self.paths), dtype=np.bool_, count=len(self.paths))
+            found = list(pool.map(fault_of, self.paths))
+        return Looked(faults=[fault for fault, _ in found], frames=[several for _, several in found])
 
     def _read(self, row: int) -> npt.NDArray[np.uint8]:
         if self.broken[row]:
             return np.zeros(self.shape[1:], dtype=np.uint8)
         path = self.paths[row]
+        data = _read(path)
         try:
-            return decode_image(path.read_bytes(), self.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return decode_image(data, self.size)
+        except ValueError as error:
             raise ValueError(
                 f"{path}: cannot be decoded ({error}); mend or remove it, or pass on_error=skip to mask its row"
             ) from error
 
 
-def decode_image(data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """An encoded image as uint8 [size, size, 3]."""
-    with Image.open(io.BytesIO(data)) as opened:
-        return fit_image(opened, size)
+@dataclass(frozen=True)
+class Looked:
+    """What was found in each file: why it cannot be read (or nothing), and whether it holds several frames."""
+
+    faults: list[str]
+    frames: list[bool]
 
 
-def fit_image(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """Upright, RGB, shorter side ``size``, cropped in the middle: uint8 [size, size, 3]."""
-    image = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
-
-
-def broken_message(spec: str, paths: Sequence[Path]) -> str:
-    """One line about files that are no images."""
-    named = ", ".join(str(path) for path in paths[:_NAMED]) + (" ..." if len(paths) > _NAMED else "")
-    return f"{spec}: {len(paths)} files cannot be decoded: {named}; mend or remove them, or pass on_error=skip"
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); mend or remove it") from error

@@ -28,7 +28,7 @@ from pipeline.models.weights import weights_digest
 from pipeline.train_student.compare import compare, format_table
 from pipeline.train_student.evaluate import evaluate_test
 from pipeline.train_student.folder import RESULT
-from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
 from pipeline.train_student.runs import load_runs
 from pipeline.train_student.spec import RunSpec
 from pipeline.train_student.sweep import plan_runs
@@ -53,17 +53,15 @@ class OnlineTeacher(BatchLoss):
 
     def __init__(self, split: Split, weights: Path) -> None:
         self.teacher = load_teachers(split, TEACHER, str(weights), preprocessing=SCALING).teachers[0].model
-        self.split, self.labels, self.epoch = split, torch.from_numpy(split.labels), 0
+        self.split, self.labels = split, torch.from_numpy(split.labels)
         self.objective = parse_objective("kd", KD)
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        samples = VIEWS.samples(self.split, rows_B.numpy(), self.epoch % VIEWS.num_views)
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
+        samples = VIEWS.samples(self.split, rows_B.numpy(), view)
         with torch.inference_mode():
             teacher_BC = self.teacher(SCALING(torch.from_numpy(samples)))
-        return self.objective(logits_BC, teacher_BC.clone(), self.labels[rows_B])
+        now = Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=TRAINING.epochs)
+        return self.objective(logits_BC, ExactAnswer(teacher_BC.clone()), self.labels[rows_B], now)
 
 
 def make_data(source: str, path: Path, num_rows: int, num_test: int) -> str:

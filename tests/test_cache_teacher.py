@@ -175,9 +175,8 @@ def test_stage_two_decodes_what_stage_one_measured(
     cache_teacher(answers, tmp_path / "s.zarr", encoding=CACHED[kind])
     store = open_store(tmp_path / "s.zarr")
     signal = TeacherSignal(store)
-    signal.load(0)
     rows = torch.arange(len(digits))
-    teacher, decoded = answers(rows.numpy(), 0), signal.logits(rows)
+    teacher, decoded = answers(rows.numpy(), 0), signal.logits(rows, 0)
     assert (teacher.argmax(dim=1) == decoded.argmax(dim=1)).double().mean() > 0.999
     fidelity = store.teacher().fidelity or {}
     for temperature in (1.0, 2.0, 4.0):

@@ -169,8 +169,7 @@ def test_broken_images_stop_the_pass_or_are_masked(folder: Path, tmp_path: Path)
     assert (store.teacher().slab(1)["mask"] == split.readable).all()
     check_data(store, split)
     signal = TeacherSignal(store)
-    signal.load(0)
-    assert (signal.served() == split.readable).all()
+    assert (signal.served(0) == split.readable).all()
     victims[0].unlink()
     with pytest.raises(ValueError, match="cut off|cannot be decoded"):
         load_split(f"imagefolder:{folder}?size=16").samples[:]

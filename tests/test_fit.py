@@ -28,7 +28,7 @@ class Labels(BatchLoss):
     def __init__(self, split: Split) -> None:
         self.labels = torch.from_numpy(split.labels)
 
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor, **_: int) -> Tensor:
         return F.cross_entropy(logits_BC, self.labels[rows_B], reduction="none")
 
 
@@ -117,7 +117,7 @@ def test_weights_that_are_not_finite_end_training(digits: Split) -> None:
     """The last step of an epoch can ruin them after its loss was counted."""
 
     class Once(Labels):
-        def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        def __call__(self, logits_BC: Tensor, rows_B: Tensor, **_: int) -> Tensor:
             return super().__call__(logits_BC, rows_B) * 1e32
 
     torch.manual_seed(0)

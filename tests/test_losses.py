@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.train_student.losses import LOSSES, parse_objective
+from pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
 from tests.loss_references import BATCH_REFERENCES, REFERENCES
+
+FIRST = Step(step=0, steps_per_epoch=1, num_epochs=2)
 
 NAMES = sorted(LOSSES)
 EXACT: dict[str, dict[str, Any]] = {"dist": {"eps": 1e-15}}
@@ -219,7 +221,7 @@ def test_all_logits_equal(name: str) -> None:
     assert gradient(name, flat_BC, flat_BC, torch.arange(4)).isfinite().all()
     objective = parse_objective(f"{name}:1", {"standardise": 1} if LOSSES[name].fits == "teacher" else {})
     student_BC = flat_BC.clone().requires_grad_()
-    objective(student_BC, flat_BC, torch.arange(4)).sum().backward()  # type: ignore[no-untyped-call]
+    objective(student_BC, ExactAnswer(flat_BC), torch.arange(4), FIRST).sum().backward()  # type: ignore[no-untyped-call]
     assert student_BC.grad is not None
     assert student_BC.grad.isfinite().all()
 
@@ -250,8 +252,8 @@ def test_a_temperature_per_row_is_the_temperature_of_that_row(name: str) -> None
 def test_standardisation_is_a_wrapper_that_forgets_shift_and_scale(name: str) -> None:
     student_BC, teacher_BC, labels_B = rows(6, 10, dtype=torch.float64)
     objective = parse_objective(f"{name}:1", {"standardise": 1})
-    plain_B = objective(student_BC, teacher_BC, labels_B)
-    moved_B = objective(5.0 * student_BC - 3.0, 0.2 * teacher_BC + 1.0, labels_B)
+    plain_B = objective(student_BC, ExactAnswer(teacher_BC), labels_B, FIRST)
+    moved_B = objective(5.0 * student_BC - 3.0, ExactAnswer(0.2 * teacher_BC + 1.0), labels_B, FIRST)
     torch.testing.assert_close(moved_B, plain_B, rtol=1e-5, atol=1e-5)
     scores_BC = (teacher_BC - teacher_BC.mean(1, keepdim=True)) / teacher_BC.std(1, keepdim=True)
     own_BC = (student_BC - student_BC.mean(1, keepdim=True)) / student_BC.std(1, keepdim=True)

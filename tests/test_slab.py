@@ -7,7 +7,6 @@ import signal as signals
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from pipeline.train_student.folder import WEIGHTS
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
 from pipeline.train_student.signal import TeacherSignal
-from pipeline.train_student.slab import BlockedSlab, Grouping
+from pipeline.train_student.slab import BlockedSlabs, Grouping
 from pipeline.train_student.slab_file import map_slab, remove_unused
 from pipeline.views import Views
 from stores import Store, StoreError, open_store
@@ -88,18 +87,18 @@ def test_every_way_to_hold_a_slab_decodes_to_the_same_bits(
     for view in (1, 0):
         arrays = {key: torch.from_numpy(values) for key, values in teacher.slab(view).items()}
         whole = finite(decode(arrays, labels, encoding, predictor=predictor, tail=tail))
-        mapped.load(view)
-        torch.testing.assert_close(mapped.logits(rows), whole[rows], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mapped.logits(rows, view), whole[rows], rtol=1e-5, atol=1e-5)
         for signal in (mapped, private, blocked):
-            signal.load(view)
-            assert torch.equal(signal.logits(rows), mapped.logits(rows))
-            head = signal.label_in_head(rows)
+            answer = signal.answer(rows, view)
+            assert torch.equal(answer.logits(whole[rows], 1.0), mapped.logits(rows, view))
+            head = answer.order_known(whole[rows], 1.0)
             if head is not None:
                 assert torch.equal(head, arrays["label_rank"][rows].long() <= encoding.top_k)
     for signal in (mapped, private, blocked):
+        before = signal.logits(rows, 0)
         signal.close()
-        with pytest.raises(ValueError, match="no view is loaded"):
-            signal.logits(rows)
+        assert torch.equal(signal.logits(rows, 0), before)
+        signal.close()
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,20 +139,19 @@ def test_blocks_are_read_once_in_the_announced_order_and_never_too_many_are_held
     values = np.arange(50, dtype=np.int64).view([("v", "<i8")])
     read: list[int] = []
 
-    def block(number: int) -> np.ndarray:
+    def block(view: int, number: int) -> np.ndarray:
         read.append(number)
         return values[number * block_rows : (number + 1) * block_rows]
 
     grouping = Grouping(block_rows=block_rows, num_blocks=num_blocks)
-    with ThreadPoolExecutor(1) as thread:
-        slab = BlockedSlab(block, values.dtype, grouping, thread)
-        groups = grouping.groups(torch.arange(50), torch.Generator().manual_seed(seed))
-        if announced:
-            slab.expect(groups)
-        for rows in torch.split(torch.cat(groups), batch):
-            assert (slab.take(rows.numpy())["v"] == rows.numpy()).all()
-            blocks_of_batch = len(set((rows // block_rows).tolist()))
-            assert len(slab._held) + len(slab._coming) <= 2 * num_blocks + blocks_of_batch
+    slabs = BlockedSlabs(block, values.dtype, grouping)
+    groups = grouping.groups(torch.arange(50), torch.Generator().manual_seed(seed))
+    if announced:
+        slabs.expect(0, groups)
+    for rows in torch.split(torch.cat(groups), batch):
+        assert (slabs.take(0, rows.numpy())["v"] == rows.numpy()).all()
+        blocks_of_batch = len(set((rows // block_rows).tolist()))
+        assert len(slabs._held) + len(slabs._coming) <= 2 * num_blocks + blocks_of_batch
     if announced and batch <= block_rows:
         assert sorted(read) == list(range(-(-50 // block_rows)))
 
@@ -239,16 +237,14 @@ def test_a_full_disk_is_no_obstacle(stores: dict[str, Store], tmp_path: Path, mo
     signal, rows = TeacherSignal(stores["dense32"]), torch.arange(50)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-        signal.load(0)
+        own = signal.logits(rows, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signals.signal(signals.SIGXFSZ, handler)
     assert [path.name for path in (tmp_path / "slabs").iterdir()] == ["lock"]
-    own = signal.logits(rows)
     signal.close()
-    signal.load(0)
+    assert torch.equal(signal.logits(rows, 0), own)
     assert len(list((tmp_path / "slabs").glob("*.slab"))) == 1
-    assert torch.equal(signal.logits(rows), own)
     signal.close()
 
 
@@ -265,10 +261,11 @@ def test_pieces_that_fail_leave_nothing_that_could_be_mapped(tmp_path: Path) -> 
 
 READER = """
 import sys
+import torch
 from pipeline.train_student.signal import TeacherSignal
 from stores import open_store
 signal = TeacherSignal(open_store(sys.argv[1]))
-signal.load(0)
+signal.logits(torch.arange(4), 0)
 print("loaded", flush=True)
 sys.stdin.readline()
 signal.close()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
 from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.run import cache_teacher
@@ -21,7 +20,7 @@ from pipeline.models import build_model
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_state, read_metadata, weights_digest
 from pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
-from pipeline.train_student.losses import StepContext, parse_objective
+from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
 from pipeline.train_student.run import train_student
 from pipeline.train_student.signal import TeacherSignal, check_data
 from pipeline.views import Views
@@ -81,22 +80,22 @@ class OnlineLoss(BatchLoss):
     def __init__(self, split: Split, teacher_folder: Path, epochs: int) -> None:
         teacher = load_teachers(split, "mlp:32", str(teacher_folder)).teachers[0]
         self.model, self.scaling = teacher.model, teacher.preprocessing
-        self.split, self.epochs, self.epoch = split, epochs, 0
+        self.split, self.epochs = split, epochs
         self.objective, self.labels = parse_objective("kd", {}), torch.from_numpy(split.labels)
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
         answers = []
         with torch.inference_mode():
             for start in range(0, len(self.split), 256):  # stage one's batches
-                rows = np.arange(start, min(start + 256, len(self.split)))
-                samples = VIEWS.samples(self.split, rows, epoch % VIEWS.num_views)
+                some = np.arange(start, min(start + 256, len(self.split)))
+                samples = VIEWS.samples(self.split, some, view)
                 answers.append(self.model(self.scaling(torch.from_numpy(samples))))
         self.answers = torch.cat(answers).clone()
+        return super().order(rows, generator, view=view, next_view=next_view)
 
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        context = StepContext(epoch=self.epoch + 1, num_epochs=self.epochs)
-        return self.objective(logits_BC, self.answers[rows_B], self.labels[rows_B], context)
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
+        now = Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs)
+        return self.objective(logits_BC, ExactAnswer(self.answers[rows_B]), self.labels[rows_B], now)
 
 
 def test_a_lossless_store_teaches_exactly_what_the_online_teacher_does(
@@ -116,41 +115,20 @@ def test_an_epoch_hears_its_own_view(stores: dict[str, Store], digits: Split, pl
     signal = TeacherSignal(stores["dense32"])
     rows = torch.tensor([3, 1, 700])
     for view in (2, 0, 1):
-        signal.load(view)
         samples = torch.from_numpy(VIEWS.samples(digits, rows.numpy(), view))
         with torch.inference_mode():
             expected = teacher.model(teacher.preprocessing(samples))
-        torch.testing.assert_close(signal.logits(rows), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_signal_stacks_with_a_dataset_in_a_loader(stores: dict[str, Store], digits: Split, num_workers: int) -> None:
-    """Map-style, so that a shuffled loader hands out each image with its own answer, also from other processes."""
-    signal = TeacherSignal(stores["topk"])
-    signal.load(1)
-    rows = torch.arange(len(digits))
-    pairs = StackDataset(TensorDataset(rows), signal)  # type: ignore[arg-type]
-    assert len(pairs) == len(signal) == len(digits)
-    loader = DataLoader(pairs, batch_size=100, shuffle=True, num_workers=num_workers)
-    seen = []
-    for (rows_B,), logits_BC in loader:
-        torch.testing.assert_close(logits_BC, signal.logits(rows_B))
-        seen += rows_B.tolist()
-    assert sorted(seen) == rows.tolist()
-    assert torch.equal(signal[-1], signal[len(digits) - 1])
-    with pytest.raises(IndexError):
-        signal[len(digits)]
+        torch.testing.assert_close(signal.logits(rows, view), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_order_of_labels_and_head_is_known(stores: dict[str, Store]) -> None:
     rows = torch.arange(stores["topk"].num_examples)
     dense, topk = TeacherSignal(stores["dense32"]), TeacherSignal(stores["topk"])
-    dense.load(0)
-    topk.load(0)
-    best = dense.logits(rows).topk(3).indices
+    best = dense.logits(rows, 0).topk(3).indices
     expected = (best == dense.labels[rows][:, None]).any(dim=1)
-    assert dense.label_in_head(rows) is None
-    known = topk.label_in_head(rows)
+    nobody = torch.zeros(len(rows), 10)
+    assert dense.answer(rows, 0).order_known(nobody, 1.0) is None
+    known = topk.answer(rows, 0).order_known(nobody, 1.0)
     assert known is not None
     assert (known == expected).all()
 

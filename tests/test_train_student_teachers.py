@@ -11,7 +11,7 @@ from pipeline.datasets import Split
 from pipeline.encoding import Encoding, encode
 from pipeline.fit import Training
 from pipeline.train_student.ensemble import open_signal, parse_teachers
-from pipeline.train_student.losses import LOSSES, parse_objective
+from pipeline.train_student.losses import LOSSES, ExactAnswer, Objective, Step, parse_objective
 from pipeline.train_student.run import DistillationLoss, check_needs, train_student
 from pipeline.views import Views, probe
 from stores import RowArray, Store, TeacherWriter, create_store, open_store
@@ -72,7 +72,6 @@ def test_weights_are_read_in_the_order_written() -> None:
 @pytest.mark.parametrize("combine", ["mean-prob", "mean-logit"])
 def test_several_teachers_are_a_weighted_mean_over_those_that_serve_a_row(store: Store, combine: str) -> None:
     signal = open_signal(store, teacher="a:3,b:1", combine=combine)
-    signal.load(0)
     rows = torch.arange(ROWS)
     share = torch.where(rows < 40, 0.0, torch.where(rows < 80, 0.75, 1.0))[:, None]
     a, b = (LOGITS[name].double() for name in "ab")
@@ -80,28 +79,30 @@ def test_several_teachers_are_a_weighted_mean_over_those_that_serve_a_row(store:
         expected = (share * a.softmax(1) + (1 - share) * b.softmax(1)).log()
     else:
         expected = share * a + (1 - share) * b
-    torch.testing.assert_close(signal.logits(rows).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(signal.logits(rows, 0).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("teacher", ["a", "a,b"])
 def test_every_loss_takes_unlabelled_and_unserved_rows(store: Store, split: Split, loss: str, teacher: str) -> None:
-    """Rows that nobody serves teach nothing, the others what they would teach alone; all gradients are finite."""
+    """Rows that nobody serves teach their label alone; all gradients are finite."""
     signal = open_signal(store, teacher=teacher)
     objective = parse_objective(loss, {"warmup": "0"})
     check_needs(objective, store, signal)
-    batch = DistillationLoss(objective, signal, split, num_views=1, epochs=2)
-    batch.begin_epoch(1)
+    batch = DistillationLoss(objective, signal, split, epochs=2)
     rows = torch.arange(20, 100, 3)
     student = torch.randn(len(rows), 10, requires_grad=True, generator=torch.Generator().manual_seed(2))
-    loss_B = batch(student, rows)
+    loss_B = batch(student, rows, view=0, step=1, steps_per_epoch=1)
     loss_B.mean().backward()  # type: ignore[no-untyped-call]
     assert loss_B.shape == (len(rows),)
     assert student.grad is not None
     assert student.grad.isfinite().all()
     unserved = (rows < 40) if teacher == "a" else torch.zeros(len(rows), dtype=torch.bool)
-    if objective.uses_teacher:
-        assert (student.grad[unserved] == 0).all()
+    of_labels = Objective("labels", tuple(term for term in objective.terms if not term.fits_teacher))
+    step, labels_B = Step(step=1, steps_per_epoch=1, num_epochs=2), torch.from_numpy(split.labels)[rows]
+    alone_B = of_labels(student, ExactAnswer(student.detach()), labels_B, step)
+    torch.testing.assert_close(loss_B[unserved], alone_B[unserved])
+    if of_labels.terms != objective.terms:
         assert (student.grad[~unserved] != 0).any()
     unlabelled = torch.from_numpy(split.labels)[rows] < 0
     if objective.needs >= {"labels"} and len(objective.terms) == 1:

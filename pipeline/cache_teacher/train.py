@@ -34,7 +34,7 @@ class HardLabels(BatchLoss):
             raise ValueError(f"{split.spec}: every row is unlabelled; a teacher needs labels")
         self.labels = torch.from_numpy(split.labels)
 
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor, **_: int) -> Tensor:
         return F.cross_entropy(logits_BC.float(), self.labels[rows_B].to(logits_BC.device), reduction="none")
 
 

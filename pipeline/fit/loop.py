@@ -37,21 +37,26 @@ class Diverged(ValueError):
 
 
 class BatchLoss:
-    """What ``fit`` minimises: told when an epoch starts, then asked for the loss of each example of a batch."""
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Epochs count from 0."""
+    """What ``fit`` minimises: asked for the order of each epoch, and for the loss of each example of a batch."""
 
     def notes(self) -> dict[str, int]:
         """What the epoch counted, such as rows on which a loss abstained; the same names in every process."""
         return {}
 
-    def order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """The rows int64 [N] in the order in which the epoch shows them."""
+    def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
+        """The rows int64 [N] in the order in which an epoch shows them in ``view``; None follows the last epoch."""
         return rows[torch.randperm(len(rows), generator=generator)]
 
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        """Loss [B] of logits [B, C] for the examples with the given row numbers, int64 [B] on the CPU."""
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
+        """Loss [B] of logits [B, C] for the examples with the given row numbers.
+
+        Args:
+            logits_BC: The model's.
+            rows_B: int64 [B] on the CPU.
+            view: Which view of the examples the model was shown.
+            step: The optimiser's step, counted from 0 over the whole run.
+            steps_per_epoch: Steps of an epoch.
+        """
         raise NotImplementedError
 
 
@@ -125,13 +130,14 @@ def fit(
         on_epoch(record)  # type: ignore[misc]
     for epoch in range(len(run.history), training.epochs):
         started = time.perf_counter()
-        loss.begin_epoch(epoch)
+        view = views.of_epoch(epoch)
+        next_view = views.of_epoch(epoch + 1) if epoch + 1 < training.epochs else None
         model.train()
         sums = torch.zeros(3, device=device)
         sum_loss, num_correct, num_labelled = sums
-        batches = _batches(loss.order(chosen, run.order), training.batch_size, least)
+        batches = _batches(loss.order(chosen, run.order, view=view, next_view=next_view), training.batch_size, least)
         passes = [_passes(processes.share(rows), training.accumulate) for rows in batches]
-        shown = partial(_samples, split, views, epoch % views.num_views, device)
+        shown = partial(_samples, split, views, view, device)
         samples = in_order(shown, list(chain.from_iterable(passes)), workers)
         for step, (step_rows, step_passes) in enumerate(zip(batches, passes, strict=True), epoch * steps_per_epoch):
             for group in run.optimizer.param_groups:
@@ -141,7 +147,7 @@ def fit(
                 inputs = preprocessing(next(samples).to(device, non_blocking=True)).to(memory_format=memory)
                 with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
                     logits_BC = forward(inputs)
-                loss_B = loss(logits_BC, rows_B)
+                loss_B = loss(logits_BC, rows_B, view=view, step=step, steps_per_epoch=steps_per_epoch)
                 share = loss_B.sum() * processes.count / len(step_rows)  # gradients are averaged over processes
                 run.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
                 sum_loss += loss_B.detach().sum()

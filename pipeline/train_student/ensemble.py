@@ -4,6 +4,7 @@ Shapes: B batch, C classes, N examples, M teachers.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.spelling import unknown
-from pipeline.train_student.signal import Signal, TeacherSignal
+from pipeline.train_student.signal import Signal, StoredAnswer, TeacherSignal, View
 from pipeline.train_student.slab import Grouping, default_budget
 from stores import Store
 
@@ -75,54 +76,99 @@ class Ensemble:
 
     def __init__(self, parts: Sequence[TeacherSignal], weights: Sequence[float], *, combine: str) -> None:
         self.parts, self.combine, self.tail = list(parts), combine, parts[0].tail
+        self.num_views = parts[0].num_views
         self.weights_M = torch.tensor(weights, dtype=torch.float32)
-        self._served_NM = torch.empty(0)
+        self.grouping = _grouping(parts)
 
-    def load(self, view: int) -> None:
-        for part in self.parts:
-            part.load(view)
-        served = np.stack([part.served() for part in self.parts], axis=1)
-        self._served_NM = torch.from_numpy(served).float()
+    def answer(self, rows_B: Tensor, view: View) -> "EnsembleAnswer":
+        return EnsembleAnswer(self, [part.answer(rows_B, view) for part in self.parts])
+
+    def logits(
+        self, rows_B: Tensor, view: View, *, student_BC: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        answer = self.answer(rows_B, view)
+        served_B = answer.served()
+        if served_B is not None:
+            raise ValueError(
+                f"no teacher serves {int((~served_B).sum())} of {len(served_B)} rows; ask served(view) which rows have"
+                " an answer"
+            )
+        return answer.decoded(student_BC, temperature)
+
+    def served(self, view: int) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.stack([part.served(view) for part in self.parts]).any(axis=0))
 
     def prefetch(self, view: int) -> None:
         for part in self.parts:
             part.prefetch(view)
 
-    @property
-    def grouping(self) -> Grouping | None:
-        """The largest blocks among those of the parts, as many as every part can hold."""
-        own = [part.grouping for part in self.parts if part.grouping is not None]
-        if not own:
-            return None
-        block_rows = max(grouping.block_rows for grouping in own)
-        rows = min(grouping.block_rows * grouping.num_blocks for grouping in own)
-        return Grouping(block_rows=block_rows, num_blocks=max(rows // block_rows, 1))
-
-    def expect(self, groups: Sequence[Tensor]) -> None:
+    def expect(self, view: int, groups: Sequence[Tensor]) -> None:
         for part in self.parts:
-            part.expect(groups)
+            part.expect(view, groups)
 
     def close(self) -> None:
         for part in self.parts:
             part.close()
 
-    def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        share_BM = self._served_NM[rows_B] * self.weights_M
-        share_MB1 = (share_BM / share_BM.sum(dim=1, keepdim=True)).T[:, :, None].to(self.parts[0].device)
-        logits_MBC = torch.stack([part.logits(rows_B, student_BC, temperature) for part in self.parts])
-        if self.combine == "mean-logit":
+    def warnings(self, temperature: float) -> list[str]:
+        return [f"teacher {part.teacher.name!r}: {line}" for part in self.parts for line in part.warnings(temperature)]
+
+
+class EnsembleAnswer:
+    """What several teachers say of B rows, as one."""
+
+    def __init__(self, ensemble: Ensemble, parts: Sequence[StoredAnswer]) -> None:
+        self.ensemble, self.parts = ensemble, list(parts)
+
+    def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+        return self.decoded(student_BC, temperature)
+
+    def decoded(self, student_BC: Tensor | None, temperature: float) -> Tensor:
+        """The mean's logits, with a student for the ``bucket`` rule."""
+        share_BM = self._served_BM.float() * self.ensemble.weights_M
+        logits_MBC = torch.stack([part.decoded(student_BC, temperature) for part in self.parts])
+        share_MB1 = (share_BM / share_BM.sum(dim=1, keepdim=True)).T[:, :, None].to(logits_MBC.device)
+        if self.ensemble.combine == "mean-logit":
             return (share_MB1 * logits_MBC).sum(dim=0)
         return (share_MB1.log() + logits_MBC.log_softmax(dim=2)).logsumexp(dim=0)
 
-    def label_in_head(self, rows_B: Tensor) -> Tensor | None:
-        known = [known_B for part in self.parts if (known_B := part.label_in_head(rows_B)) is not None]
-        return torch.stack(known).all(dim=0) if known else None
+    def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
+        """True where each teacher's order is known, and all store each class that one of them puts above the label.
 
-    def served(self) -> npt.NDArray[np.bool_]:
-        return np.asarray(np.stack([part.served() for part in self.parts]).any(axis=0))
+        A class that one stores above the label and another only predicts may end up on either side of it.
+        """
+        known = [part.order_known(student_BC, temperature) for part in self.parts]
+        if all(known_B is None for known_B in known):
+            return None
+        serves_MB1 = self._served_BM.T[:, :, None].to(self.parts[0].signal.device)
+        above_MBC = torch.stack([part.above_label_BC(student_BC, temperature) for part in self.parts]) & serves_MB1
+        stored_MBC = torch.stack([part.stored_BC() for part in self.parts])
+        missing_MB = (above_MBC.any(dim=0) & ~stored_MBC & serves_MB1).any(dim=2)
+        unknown_B = missing_MB.any(dim=0)
+        for known_B, serves_B in zip(known, serves_MB1[:, :, 0], strict=True):
+            if known_B is not None:
+                unknown_B |= serves_B & ~known_B
+        return ~unknown_B
 
-    def warnings(self, temperature: float) -> list[str]:
-        return [f"teacher {part.teacher.name!r}: {line}" for part in self.parts for line in part.warnings(temperature)]
+    def served(self) -> Tensor | None:
+        served_B = self._served_BM.any(dim=1)
+        return None if served_B.all() else served_B
+
+    @cached_property
+    def _served_BM(self) -> Tensor:
+        every_B = torch.ones(len(self.parts[0].rows_B), dtype=torch.bool)
+        masks = [part.served() for part in self.parts]
+        return torch.stack([every_B if served_B is None else served_B for served_B in masks], dim=1)
+
+
+def _grouping(parts: Sequence[TeacherSignal]) -> Grouping | None:
+    """The largest blocks among those of the parts, as many as every part can hold."""
+    own = [part.grouping for part in parts if part.grouping is not None]
+    if not own:
+        return None
+    block_rows = max(grouping.block_rows for grouping in own)
+    rows = min(grouping.block_rows * grouping.num_blocks for grouping in own)
+    return Grouping(block_rows=block_rows, num_blocks=max(rows // block_rows, 1))
 
 
 def teachers_of(signal: Signal) -> list[TeacherSignal]:

@@ -91,16 +91,15 @@ def evaluate_against_teacher(
 
     On the validation rows, which the student has not seen, or else on some training rows.
     """
-    signal.load(0)
     rows = validation if len(validation) else np.arange(0, len(split), max(1, len(split) // _SAMPLE))
-    rows = rows[signal.served()[rows]]
+    rows = rows[signal.served(0)[rows]]
     if not len(rows):
         return {}
     student_NC = predict(model, split, preprocessing=preprocessing, device=device, rows=rows, views=views)
     flat_NC = torch.zeros_like(student_NC)
     teacher_NC = torch.cat(
         [
-            signal.logits(part, flat_NC[: len(part)].to(device or "cpu")).cpu()
+            signal.logits(part, 0, student_BC=flat_NC[: len(part)]).cpu()
             for part in torch.split(torch.from_numpy(rows), _DECODE_ROWS)
         ]
     )

@@ -6,7 +6,7 @@ Shapes: B batch, C classes, N examples.
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pipeline.train_student.evaluate import (
     rows_digest,
 )
 from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, refuse_finished
-from pipeline.train_student.losses import Objective, StepContext
+from pipeline.train_student.losses import Objective, Step
 from pipeline.train_student.search import search_options
 from pipeline.train_student.signal import Signal, check_data
 from pipeline.versions import library_versions
@@ -42,61 +42,32 @@ __all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]
 
 
 class DistillationLoss(BatchLoss):
-    """An objective over a teacher's signal; epoch e hears view e modulo V.
+    """An objective over what a signal answers to the rows of a batch in the view of their epoch."""
 
-    Rows that no teacher serves in the epoch's view have loss zero.
-    """
-
-    def __init__(self, objective: Objective, signal: Signal, split: Split, *, num_views: int, epochs: int) -> None:
-        self.objective, self.signal = objective, signal
+    def __init__(self, objective: Objective, signal: Signal, split: Split, *, epochs: int) -> None:
+        self.objective, self.signal, self.epochs = objective, signal, epochs
         self.labels = torch.from_numpy(split.labels)
-        self.num_views, self.epochs, self.epoch = num_views, epochs, 0
-        self.served: Tensor | None = None  # None: all
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        if self.objective.uses_teacher:
-            self.signal.load(epoch % self.num_views)
-            served = torch.from_numpy(self.signal.served())
-            self.served = None if served.all() else served
-            if epoch + 1 < self.epochs:
-                self.signal.prefetch((epoch + 1) % self.num_views)
-
-    def order(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
+        """The same for every objective, so that students of one seed see the same rows, whatever they listen to."""
         grouping = self.signal.grouping
-        if grouping is None or not self.objective.uses_teacher:
-            return super().order(rows, generator)
-        groups = grouping.groups(rows, generator)
-        self.signal.expect(groups)
-        return torch.cat(groups)
+        groups = [] if grouping is None else grouping.groups(rows, generator)
+        if self.objective.uses_teacher:
+            self.signal.expect(view, groups)
+            for soon in (view,) if next_view is None else (view, next_view):
+                self.signal.prefetch(soon)
+        return torch.cat(groups) if groups else super().order(rows, generator, view=view, next_view=next_view)
 
     def notes(self) -> dict[str, int]:
         return self.objective.notes()
 
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        if self.served is not None and not self.served[rows_B].all():
-            own_B = self.served[rows_B]
-            loss_B = 0 * logits_BC.float().sum(dim=1)
-            if own_B.any():
-                here = own_B.to(logits_BC.device)
-                loss_B = loss_B.masked_scatter(here, self._of_served(logits_BC[here], rows_B[own_B]))
-            return loss_B
-        return self._of_served(logits_BC, rows_B)
-
-    def _of_served(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        labels_B = self.labels[rows_B].to(logits_BC.device)
-        context = StepContext(epoch=self.epoch + 1, num_epochs=self.epochs)
-        if not self.objective.uses_teacher:
-            return self.objective(logits_BC, logits_BC.detach(), labels_B, context)
-        context = replace(context, label_in_head_B=self.signal.label_in_head(rows_B))
-        if self.signal.tail == "bucket":  # the tail takes the student's shape, at each term's temperature
-            return self.objective(
-                logits_BC,
-                lambda temperature: self.signal.logits(rows_B, logits_BC.detach(), temperature),
-                labels_B,
-                context,
-            )
-        return self.objective(logits_BC, self.signal.logits(rows_B), labels_B, context)
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
+        return self.objective(
+            logits_BC,
+            self.signal.answer(rows_B, view),
+            self.labels[rows_B].to(logits_BC.device),
+            Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs),
+        )
 
 
 def train_student(
@@ -208,7 +179,7 @@ def train_student(
         history = fit(
             model,
             split,
-            DistillationLoss(objective, signal, split, num_views=views.num_views, epochs=training.epochs),
+            DistillationLoss(objective, signal, split, epochs=training.epochs),
             training,
             views=views,
             preprocessing=scaling,

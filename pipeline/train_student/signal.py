@@ -1,14 +1,15 @@
-"""What a student hears of its teacher: one view's answers, whole in memory, gathered by row number.
+"""What a student hears of its teacher: answers, asked for by row number and view.
 
 Shapes: B batch, C classes, N examples, V views.
 """
 
+import math
+import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,53 +21,73 @@ from pipeline.datasets.split import set_fingerprint
 from pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite
 from pipeline.spelling import unknown
 from pipeline.tail_predictor import TailPredictor
-from pipeline.train_student.slab import BlockedSlab, Grouping, PreparedTeacher, Records, WholeSlab, default_budget
+from pipeline.train_student.losses import Answer
+from pipeline.train_student.slab import (
+    BlockedSlabs,
+    Grouping,
+    PreparedTeacher,
+    Records,
+    Slabs,
+    WholeSlabs,
+    default_budget,
+)
 from pipeline.train_student.slab_file import remove_unused
 from pipeline.views import Views, check_probes
 from pipeline.whole_file import whole_file
-from stores import Store
+from stores import Store, open_store
 from stores.share import default_cache
 
+View = int | Tensor
+
 _DECODE_ROWS = 4096
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 _WARNING_SAMPLE, _WARNING_SHARE = 2000, 0.01
 
 
 class Signal(Protocol):
-    """What stage two asks of one teacher, or of several that speak as one."""
+    """What stage two asks of one teacher, or of several that speak as one.
+
+    Nothing that is called changes what another call returns: a row's answer is asked for by its number and view.
+    Rows are int64 [B] on any device, a view is one number or one for each row, int64 [B].
+    """
 
     tail: str
+    grouping: Grouping | None
+    """How rows must be shuffled to be read block by block; None when whole slabs fit into memory."""
 
-    def load(self, view: int) -> None:
-        """Makes a view the one that is read, waiting for its slab if need be."""
+    @property
+    def num_views(self) -> int:
+        """V; views count from 0."""
+        ...
+
+    def answer(self, rows_B: Tensor, view: View) -> Answer:
+        """What the teacher says of the rows, and what of it is known; what a loss takes."""
+        ...
+
+    def logits(
+        self, rows_B: Tensor, view: View, *, student_BC: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """Dense, finite teacher logits, float32 [B, C]; student and temperature matter to the ``bucket`` rule only.
+
+        Raises:
+            ValueError: There is no such row or view, or the teacher does not serve one of the rows.
+        """
+        ...
+
+    def served(self, view: int) -> npt.NDArray[np.bool_]:
+        """Rows that have an answer in the view, bool [N]."""
         ...
 
     def prefetch(self, view: int) -> None:
-        """Starts reading a view's slab in a thread of its own."""
+        """Starts reading a view in a thread of its own: answers come sooner, and are the same."""
         ...
 
-    def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Dense, finite teacher logits, float32 [B, C]; student and temperature matter to the ``bucket`` rule only."""
-        ...
-
-    def label_in_head(self, rows_B: Tensor) -> Tensor | None:
-        """Rows whose order above the label is exact, bool [B]; None when all are."""
-        ...
-
-    def served(self) -> npt.NDArray[np.bool_]:
-        """Rows that have an answer in the loaded view, bool [N]."""
-        ...
-
-    @property
-    def grouping(self) -> Grouping | None:
-        """How rows must be shuffled to be read block by block; None when whole slabs fit into memory."""
-        ...
-
-    def expect(self, groups: Sequence[Tensor]) -> None:
-        """With a grouping: the rows of the loaded view that will be asked for, group after group."""
+    def expect(self, view: int, groups: Sequence[Tensor]) -> None:
+        """With a grouping: the rows of the view that will be asked for, group after group; they come sooner."""
         ...
 
     def close(self) -> None:
-        """Gives back what the signal holds; it can be loaded again."""
+        """Gives back the memory that is held; what is asked for later is read again."""
         ...
 
     def warnings(self, temperature: float) -> list[str]:
@@ -75,10 +96,11 @@ class Signal(Protocol):
 
 
 class TeacherSignal:
-    """The teacher's dense logits for any rows of the view that was loaded last.
+    """The dense logits of one teacher for any rows of any view.
 
     A slab that fits into the memory budget is whole in memory, and shared with other processes that read it. One
-    that does not is read block by block; then rows come fastest in an order of ``grouping``.
+    that does not is read block by block; then rows come fastest in an order of ``grouping``. A copy that was pickled
+    opens the store again where it is used, and refuses another store that stands there.
 
     Args:
         store: A finished store, already checked against the data (``check_data``).
@@ -99,7 +121,7 @@ class TeacherSignal:
     ) -> None:
         self.teacher = store.teacher(name)
         self.encoding = Encoding.from_attributes(self.teacher.encoding)
-        self.tail, self.device = tail, device or torch.device("cpu")
+        self.tail, self.device, self.num_views = tail, device or torch.device("cpu"), store.num_views
         if tail not in TAIL_RULES:
             raise ValueError(unknown("tail rule", tail, TAIL_RULES))
         self.labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
@@ -115,91 +137,114 @@ class TeacherSignal:
             tail=tail,
             digest=store.attributes["digest"],
         )
-        budget = default_budget() if memory_budget is None else memory_budget
-        self.grouping = self._prepared.grouping(budget, num_slabs=min(store.num_views, 2))
+        self._budget = default_budget() if memory_budget is None else memory_budget
+        self.grouping = self._prepared.grouping(self._budget, num_slabs=min(store.num_views, 2))
+        self._path, self._digest = store.path, store.attributes["digest"]
         self._shared = default_cache() / "slabs"
-        self._slab: WholeSlab | BlockedSlab | None = None
-        self._view = -1
-        self._coming: dict[int, Future[WholeSlab]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="slab")
+        self._slabs: Slabs | None = None
+        self._slabs_process = 0
+        self._served_N: dict[int, Tensor | None] = {}
 
-    def load(self, view: int) -> None:
-        if view == self._view:
-            return
-        self._slab, self._view = None, -1  # two slabs at most are in memory
-        if self.grouping is None:
-            coming = self._coming.pop(view, None)
-            self._slab = self._prepared.whole(view, self._shared) if coming is None else coming.result()
-        else:
-            read = partial(self._prepared.block, view)
-            self._slab = BlockedSlab(read, self._prepared.dtype, self.grouping, self._thread)
-        self._view = view
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._path, self._digest, self.teacher.name, self.tail, self.device, self._budget)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def answer(self, rows_B: Tensor, view: View) -> "StoredAnswer":
+        return StoredAnswer(self, *self._asked(rows_B, view))
+
+    def logits(
+        self, rows_B: Tensor, view: View, *, student_BC: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        answer = self.answer(rows_B, view)
+        refuse_unserved(answer)
+        return answer.decoded(student_BC, temperature)
+
+    def served(self, view: int) -> npt.NDArray[np.bool_]:
+        _, view_B = self._asked(torch.zeros(1, dtype=torch.int64), view)
+        served_N = self._mask(int(view_B[0]))
+        return np.ones(len(self.labels), np.bool_) if served_N is None else served_N.numpy().copy()
 
     def prefetch(self, view: int) -> None:
-        if self.grouping is None and view != self._view and view not in self._coming:
-            self._coming[view] = self._thread.submit(self._prepared.whole, view, self._shared)
+        if self.grouping is None:
+            self._read().prefetch(view)
 
-    def expect(self, groups: Sequence[Tensor]) -> None:
-        if isinstance(self._slab, BlockedSlab):
-            self._slab.expect(groups)
+    def expect(self, view: int, groups: Sequence[Tensor]) -> None:
+        self._read().expect(view, groups)
 
     def close(self) -> None:
-        for coming in self._coming.values():
-            coming.cancel()
-        self._coming, self._slab, self._view = {}, None, -1
+        if self._slabs is not None:
+            self._slabs.clear()
+            self._slabs = None
         with suppress(OSError):
             remove_unused(self._shared)
 
-    def _take(self, rows_B: Tensor) -> Records:
-        if self._slab is None:
-            raise ValueError("no view is loaded; call load(view) first")
-        return self._slab.take(rows_B.numpy())
+    def warnings(self, temperature: float) -> list[str]:
+        return [*self._of_reading(), *self._of_tail(temperature)]
 
-    def rows(self, rows_B: Tensor) -> dict[str, Tensor]:
-        """What `decode` needs of the given rows, on the device."""
-        records_B = self._take(rows_B)
+    def records(self, rows_B: Tensor, view_B: Tensor) -> Records:
+        """The stored records [B] of rows and views on the CPU, in their order."""
+        views = torch.unique(view_B).tolist()
+        if len(views) == 1:
+            return self._read().take(views[0], rows_B.numpy())
+        records_B = np.empty(len(rows_B), self._prepared.dtype)
+        for view in views:
+            own_B = (view_B == view).numpy()
+            records_B[own_B] = self._read().take(view, rows_B.numpy()[own_B])
+        return records_B
+
+    def decode(self, records_B: Records, rows_B: Tensor, student_BC: Tensor | None, temperature: float) -> Tensor:
+        """Dense, finite logits [B, C] of records, on the device."""
         wanted = [name for name in records_B.dtype.names or () if name != "label_rank"]
-        return {name: torch.from_numpy(records_B[name]).to(self.device) for name in wanted}
-
-    def logits(self, rows_B: Tensor, student_BC: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         logits_BC = decode(
-            self.rows(rows_B),
+            {name: torch.from_numpy(records_B[name]).to(self.device) for name in wanted},
             self.labels[rows_B].to(self.device),
             self.encoding,
             predictor=self._predictor_here,
             folds_B=None if self.folds is None else self.folds[rows_B].to(self.device),
             tail=self.tail,
-            student_BC=student_BC,
+            student_BC=None if student_BC is None else student_BC.to(self.device),
             temperature=temperature,
         )
         return finite(logits_BC)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> Tensor:
-        """The logits [C] of one row; with ``__len__`` what a map-style dataset has, so that loaders can stack both."""
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, rows: Sequence[int]) -> list[Tensor]:
-        """The logits [C] of each of some rows, decoded together: what a loader asks for a batch."""
-        rows_B = torch.as_tensor(rows)
-        if len(rows_B) and not -len(self) <= int(rows_B.min()) <= int(rows_B.max()) < len(self):
-            raise IndexError(f"rows {int(rows_B.min())} to {int(rows_B.max())} of {len(self)}")
-        return list(self.logits(rows_B % len(self)))
-
-    def label_in_head(self, rows_B: Tensor) -> Tensor | None:
-        if self.encoding.kind == "dense":
-            return None
-        return torch.from_numpy(self._take(rows_B)["label_rank"] <= self.encoding.top_k).to(self.device)
-
-    def served(self) -> npt.NDArray[np.bool_]:
+    def mask(self, rows_B: Tensor, view_B: Tensor) -> Tensor | None:
+        """Which of the rows the teacher serves, bool [B]; None: all."""
         if "mask" not in self.teacher.arrays:
-            return np.ones(len(self.labels), np.bool_)
-        return self.teacher.slab(self._view, ["mask"])["mask"].astype(np.bool_)
+            return None
+        served_B = torch.ones(len(rows_B), dtype=torch.bool)
+        for view in torch.unique(view_B).tolist():
+            served_N, own_B = self._mask(view), view_B == view
+            served_B[own_B] = True if served_N is None else served_N[rows_B[own_B]]
+        return None if served_B.all() else served_B
 
-    def warnings(self, temperature: float) -> list[str]:
-        return [*self._of_reading(), *self._of_tail(temperature)]
+    def _mask(self, view: int) -> Tensor | None:
+        if view not in self._served_N:
+            if "mask" in self.teacher.arrays:
+                served_N = torch.from_numpy(self.teacher.slab(view, ["mask"])["mask"].astype(np.bool_))
+                self._served_N[view] = None if served_N.all() else served_N
+            else:
+                self._served_N[view] = None
+        return self._served_N[view]
+
+    def _asked(self, rows_B: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """Row and view of each of B answers, int64 [B] on the CPU; ValueError where there is none."""
+        rows_B = _numbers("rows", rows_B, len(self.labels))
+        view_B = _numbers("views", torch.as_tensor(view).reshape(-1), self.num_views)
+        if len(view_B) not in (1, len(rows_B)):
+            raise ValueError(f"found {len(view_B)} views for {len(rows_B)} rows; expected one, or one for each")
+        return rows_B, view_B.expand(len(rows_B))
+
+    def _read(self) -> Slabs:
+        """The slabs of this process: one that was forked starts anew, since threads and locks do not come along."""
+        if self._slabs is None or self._slabs_process != os.getpid():
+            self._slabs_process = os.getpid()
+            if self.grouping is None:
+                self._slabs = WholeSlabs(self._prepared, self._shared)
+            else:
+                self._slabs = BlockedSlabs(self._prepared.block, self._prepared.dtype, self.grouping)
+        return self._slabs
 
     def _of_reading(self) -> list[str]:
         """What reading block by block means for the order of rows."""
@@ -222,12 +267,15 @@ class TeacherSignal:
         """A line when, at this temperature, most of some rows' mass lies in classes that the store only predicts."""
         if self.encoding.kind != "topk":
             return []
-        self.load(0)
         num_rows = len(self.labels) if self.grouping is None else self.grouping.block_rows
         rows_B = torch.arange(0, num_rows, max(1, num_rows // _WARNING_SAMPLE))
+        rows_B = rows_B[torch.from_numpy(self.served(0))[rows_B]]
+        if not len(rows_B):
+            return []
+        answer = self.answer(rows_B, 0)
         flat_BC = torch.zeros((len(rows_B), self.encoding.num_classes), device=self.device)
-        prob_BC = torch.softmax(self.logits(rows_B, flat_BC, temperature) / temperature, dim=-1)
-        head_B = prob_BC.gather(1, torch.from_numpy(self._take(rows_B)["index"]).to(self.device).long()).sum(dim=-1)
+        prob_BC = torch.softmax(answer.decoded(flat_BC, temperature) / temperature, dim=-1)
+        head_B = prob_BC[answer.stored_BC()].reshape(len(rows_B), -1).sum(dim=-1)
         share = float((head_B < 0.5).float().mean())
         if share < _WARNING_SHARE:
             return []
@@ -237,6 +285,91 @@ class TeacherSignal:
             f"at temperature {temperature:g}, {share:.0%} of the rows have most of their mass outside the stored top"
             f" {self.encoding.top_k}{measured}; a lower temperature, topk+tail or dense would be closer to the teacher"
         ]
+
+
+class StoredAnswer:
+    """What a store holds of B rows, decoded when it is asked for."""
+
+    def __init__(self, signal: TeacherSignal, rows_B: Tensor, view_B: Tensor) -> None:
+        self.signal, self.rows_B, self.view_B = signal, rows_B, view_B
+        self._decoded: dict[float, tuple[Tensor | None, Tensor]] = {}
+
+    def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+        return self.decoded(student_BC, temperature)
+
+    def decoded(self, student_BC: Tensor | None, temperature: float) -> Tensor:
+        """Logits, with a student for the ``bucket`` rule; the last of each temperature are kept."""
+        if self.signal.tail != "bucket":
+            student_BC, temperature = None, 1.0
+        student, logits_BC = self._decoded.get(temperature, (None, None))
+        if logits_BC is None or student is not student_BC:
+            logits_BC = self.signal.decode(self._records_B, self.rows_B, student_BC, temperature)
+            self._decoded[temperature] = student_BC, logits_BC
+        return logits_BC
+
+    def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
+        """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""
+        if self.signal.encoding.kind == "dense":
+            return None
+        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64)).to(self.signal.device)
+        known_B = rank_B <= self.signal.encoding.top_k
+        if self.signal.tail != "bucket":  # no other tail rises above the head
+            return known_B
+        return known_B & ((self.above_label_BC(student_BC, temperature).sum(dim=1) == rank_B) | (rank_B == 0))
+
+    def served(self) -> Tensor | None:
+        return self.signal.mask(self.rows_B, self.view_B)
+
+    def above_label_BC(self, student_BC: Tensor, temperature: float) -> Tensor:
+        """Classes that decode at or above the label, the label's own included, bool [B, C]."""
+        logits_BC = self.decoded(student_BC, temperature)
+        labels_B1 = self.signal.labels[self.rows_B].clamp(min=0)[:, None].to(logits_BC.device)
+        return logits_BC >= logits_BC.gather(1, labels_B1)
+
+    def stored_BC(self) -> Tensor:
+        """Classes whose logit the store holds by itself, the label's aside, bool [B, C]."""
+        shape = (len(self.rows_B), self.signal.encoding.num_classes)
+        if self.signal.encoding.kind == "dense":
+            return torch.ones(shape, dtype=torch.bool, device=self.signal.device)
+        index_BK = torch.from_numpy(self._records_B["index"].astype(np.int64)).to(self.signal.device)
+        return torch.zeros(shape, dtype=torch.bool, device=self.signal.device).scatter_(1, index_BK, True)
+
+    @cached_property
+    def _records_B(self) -> Records:
+        return self.signal.records(self.rows_B, self.view_B)
+
+
+def _numbers(what: str, numbers: Tensor, count: int) -> Tensor:
+    """Whole numbers from 0 to below ``count``, int64 on the CPU."""
+    if not isinstance(numbers, Tensor) or numbers.ndim != 1 or numbers.dtype not in _WHOLE:
+        found = f"{numbers.dtype} {list(numbers.shape)}" if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise ValueError(f"expected {what} as whole numbers [B], found {found}; pass what the dataset handed out")
+    numbers = numbers.detach().to("cpu", torch.int64)
+    low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    if not 0 <= low <= high < count:
+        raise ValueError(
+            f"expected {what} from 0 to {count - 1}, found {low} to {high}; pass what the dataset handed out"
+        )
+    return numbers
+
+
+def refuse_unserved(answer: "StoredAnswer") -> None:
+    """Raises ValueError when the teacher has no answer to one of the rows."""
+    served_B = answer.served()
+    if served_B is not None:
+        first = int(answer.rows_B[~served_B][0])
+        raise ValueError(
+            f"teacher {answer.signal.teacher.name!r} does not serve {int((~served_B).sum())} of {len(served_B)} rows,"
+            f" such as row {first}; ask served(view) which rows have an answer"
+        )
+
+
+def _reopened(path: Path, digest: str, name: str, tail: str, device: torch.device, memory_budget: int) -> TeacherSignal:
+    """The signal that was pickled, over the same store."""
+    store = open_store(path)
+    if store.attributes["digest"] != digest:
+        raise ValueError(f"{path} is another store than the one that this signal was made from; open it again")
+    return TeacherSignal(store, name=name, tail=tail, device=device, memory_budget=memory_budget)
 
 
 def check_data(store: Store, split: Split) -> None:
@@ -278,6 +411,8 @@ def decode_to_file(
 ) -> tuple[int, int]:
     """Writes dense log-probabilities at a temperature, float32 [n, C], to a .npy file, block by block.
 
+    Rows that the teacher does not serve are NaN.
+
     Args:
         store: A finished store.
         out: The file; it appears when it is whole.
@@ -298,13 +433,15 @@ def decode_to_file(
         raise ValueError(f"--view is {view}; expected 0 to {store.num_views - 1}")
     chosen = torch.arange(store.num_examples)[_slice(rows)]
     with closing(TeacherSignal(store, name=teacher, tail=tail)) as signal:
-        signal.load(view)
+        served_N = torch.from_numpy(signal.served(view))
         shape = (len(chosen), signal.encoding.num_classes)
         with whole_file(out) as beside, beside.open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for rows_B in torch.split(chosen, _DECODE_ROWS):
-                file.write(decode_log_prob(signal.logits(rows_B), temperature).numpy().data)
+                logits_BC = signal.answer(rows_B, view).decoded(None, temperature)
+                logits_BC[~served_N[rows_B]] = math.nan
+                file.write(decode_log_prob(logits_BC, temperature).numpy().data)
     return shape
 
 

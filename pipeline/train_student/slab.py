@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,14 +26,6 @@ from stores.records import fill_records, record_dtype
 
 Records = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int64]
-
-
-class Slab(Protocol):
-    """One view's records."""
-
-    def take(self, rows_B: Rows) -> Records:
-        """The records [B] of the given rows, in their order."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +129,8 @@ class PreparedTeacher:
             )
         return Grouping(block_rows=block_rows, num_blocks=num_blocks)
 
-    def whole(self, view: int, shared: Path) -> "WholeSlab":
-        """All rows of a view: mapped from a file in ``shared``, or in this process's own memory where that fails."""
+    def whole(self, view: int, shared: Path) -> Records:
+        """All records [N] of a view: mapped from a file in ``shared``, or in this process's own where that fails."""
 
         def pieces() -> Iterator[npt.NDArray[np.uint8]]:
             for block in range(self.teacher.num_blocks):
@@ -151,7 +144,7 @@ class PreparedTeacher:
             for piece in pieces():
                 raw[start : start + len(piece)] = piece
                 start += len(piece)
-        return WholeSlab(raw.view(self.dtype))
+        return raw.view(self.dtype)
 
     def _file_name(self, view: int) -> str:
         """The same for the same answers, prepared for the same tail rule by the same versions."""
@@ -159,76 +152,146 @@ class PreparedTeacher:
         return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
-class WholeSlab:
-    """All records of a view, in memory."""
+class Slabs(Protocol):
+    """The records of every view, and a cache of them: what was asked before changes how long a call takes, no more."""
 
-    def __init__(self, records_N: Records) -> None:
-        self._dtype = records_N.dtype
-        self._opaque_N = records_N.view(f"V{records_N.dtype.itemsize}")  # numpy copies plain bytes fastest
+    def take(self, view: int, rows_B: Rows) -> Records:
+        """The records [B] of the given rows of a view, in their order."""
+        ...
 
-    def take(self, rows_B: Rows) -> Records:
-        return np.take(self._opaque_N, rows_B).view(self._dtype)
+    def prefetch(self, view: int) -> None:
+        """Starts reading a view that will be asked for next."""
+        ...
+
+    def expect(self, view: int, groups: Sequence[Tensor]) -> None:
+        """Says which rows of a view will be asked for, group after group."""
+        ...
+
+    def clear(self) -> None:
+        """Gives back what is held."""
+        ...
 
 
-class BlockedSlab:
-    """Some blocks of a view at a time; those of the next group are read while a group is used.
+class WholeSlabs:
+    """The two views used last, whole in memory."""
+
+    def __init__(self, prepared: PreparedTeacher, shared: Path) -> None:
+        self._prepared, self._shared = prepared, shared
+        self._held: dict[int, Records | Future[Records]] = {}  # the one used last comes last
+        self._lock = RLock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="slab")
+
+    def take(self, view: int, rows_B: Rows) -> Records:
+        with self._lock:
+            records_N = self._held.pop(view, None)
+            if isinstance(records_N, Future):
+                records_N = records_N.result()
+            if records_N is None:
+                self._make_room()
+                records_N = self._prepared.whole(view, self._shared)
+            self._held[view] = records_N
+        opaque_N = records_N.view(f"V{records_N.dtype.itemsize}")  # numpy copies plain bytes fastest
+        return np.take(opaque_N, rows_B).view(records_N.dtype)
+
+    def prefetch(self, view: int) -> None:
+        with self._lock:
+            held = self._held.pop(view, None)
+            if held is None:
+                self._make_room()
+                held = self._thread.submit(self._prepared.whole, view, self._shared)
+            self._held[view] = held
+
+    def _make_room(self) -> None:
+        while len(self._held) >= 2:
+            _cancel(self._held.pop(next(iter(self._held))))
+
+    def expect(self, view: int, groups: Sequence[Tensor]) -> None:
+        """Whole slabs serve any order."""
+
+    def clear(self) -> None:
+        with self._lock:
+            for held in self._held.values():
+                _cancel(held)
+            self._held = {}
+
+
+def _cancel(held: Records | Future[Records]) -> None:
+    if isinstance(held, Future):
+        held.cancel()
+
+
+class BlockedSlabs:
+    """Some blocks at a time; those of the next group are read while a group is used.
 
     Any rows are served in any order. In the order that ``expect`` was told each block is read once; else blocks
     are read again when their place was needed for others.
 
     Args:
-        read: Reads one block's records.
+        read: Reads the records of one block of one view.
         dtype: Of a record.
-        grouping: How many blocks are mixed.
-        thread: Reads ahead.
+        holding: Rows of a block, and how many blocks may be mixed.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int], Records],
-        dtype: np.dtype[Any],
-        grouping: Grouping,
-        thread: ThreadPoolExecutor,
-    ) -> None:
-        self._read, self._dtype, self._block_rows, self._thread = read, dtype, grouping.block_rows, thread
-        self._most = 2 * grouping.num_blocks
-        self._held: dict[int, Records] = {}
-        self._coming: dict[int, Future[Records]] = {}
-        self._groups: list[set[int]] = []  # those that have not begun
+    def __init__(self, read: Callable[[int, int], Records], dtype: np.dtype[Any], holding: Grouping) -> None:
+        self._read, self._dtype, self._block_rows = read, dtype, holding.block_rows
+        self._most = 2 * holding.num_blocks
+        self._held: dict[tuple[int, int], Records] = {}
+        self._coming: dict[tuple[int, int], Future[Records]] = {}
+        self._view, self._groups = -1, list[set[int]]()  # those that have not begun
+        self._lock = RLock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="slab")
 
-    def expect(self, groups: Sequence[Tensor]) -> None:
-        """Which rows will be taken, group after group."""
-        self._groups = [set(torch.unique(rows // self._block_rows).tolist()) for rows in groups]
-        self._fetch_next()
-
-    def take(self, rows_B: Rows) -> Records:
+    def take(self, view: int, rows_B: Rows) -> Records:
         records = np.empty(len(rows_B), self._dtype)
         block_B = rows_B // self._block_rows
         blocks = np.unique(block_B).tolist()
-        for block in blocks:
-            own = np.flatnonzero(block_B == block)
-            records[own] = np.take(self._block(block), rows_B[own] - block * self._block_rows)
+        with self._lock:
+            for block in blocks:
+                own = np.flatnonzero(block_B == block)
+                records[own] = np.take(self._block(view, block), rows_B[own] - block * self._block_rows)
+            if view == self._view:
+                self._begin(blocks)
+        return records
+
+    def _begin(self, blocks: list[int]) -> None:
+        """Goes on to the group that the blocks belong to, if it was announced."""
         begun = [number for number, group in enumerate(self._groups) if not group.isdisjoint(blocks)]
         if begun:
             group = self._groups[begun[-1]]
             del self._groups[: begun[-1] + 1]
-            self._held = {block: held for block, held in self._held.items() if block in group}
+            self._held = {key: held for key, held in self._held.items() if key[0] == self._view and key[1] in group}
             self._fetch_next()
-        return records
+
+    def prefetch(self, view: int) -> None:
+        """There is no room for another view's blocks."""
+
+    def expect(self, view: int, groups: Sequence[Tensor]) -> None:
+        with self._lock:
+            self._view = view
+            self._groups = [set(torch.unique(rows // self._block_rows).tolist()) for rows in groups]
+            self._fetch_next()
+
+    def clear(self) -> None:
+        with self._lock:
+            for coming in self._coming.values():
+                coming.cancel()
+            self._held, self._coming, self._groups = {}, {}, []
 
     def _fetch_next(self) -> None:
         for block in self._groups[0] if self._groups else ():
-            if block not in self._held and block not in self._coming:
-                self._coming[block] = self._thread.submit(self._read, block)
+            key = self._view, block
+            if key not in self._held and key not in self._coming:
+                self._coming[key] = self._thread.submit(self._read, *key)
 
-    def _block(self, block: int) -> Records:
-        if block in self._coming:
-            self._held[block] = self._coming.pop(block).result()
-        elif block not in self._held:
+    def _block(self, view: int, block: int) -> Records:
+        key = view, block
+        if key in self._coming:
+            self._held[key] = self._coming.pop(key).result()
+        elif key not in self._held:
             while self._held and len(self._held) + len(self._coming) >= self._most:
                 del self._held[next(iter(self._held))]  # the one that came first
-            self._held[block] = self._read(block)
-        return self._held[block]
+            self._held[key] = self._read(view, block)
+        return self._held[key]
 
 
 def default_budget() -> int:

@@ -8,7 +8,7 @@ under the folder's lock, so that of students who start together one decodes and 
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import google_crc32c
@@ -61,6 +61,7 @@ def _lock(folder: Path) -> Iterator[None]:
         _flock(handle, exclusive=True, wait=True)
         yield
     finally:
+        _unlock(handle)  # also for a process that was forked meanwhile and holds the same handle
         os.close(handle)
 
 
@@ -70,6 +71,13 @@ def _flock(handle: int, *, exclusive: bool, wait: bool) -> None:
     except ImportError as error:  # not on every system
         raise OSError("this system has no locks on files") from error
     fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+
+
+def _unlock(handle: int) -> None:
+    with suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _mapped(path: Path, num_bytes: int) -> Bytes | None:

@@ -61,6 +61,10 @@ class Views:
         """Whether a view shows two examples."""
         return parse_transform(self.transform)[-1][0].mixes
 
+    def of_epoch(self, epoch: int) -> int:
+        """The view that an epoch shows, both counted from 0."""
+        return epoch % self.num_views
+
     def check(self, split: Split) -> None:
         """Raises ValueError when the views cannot be made of the split's samples."""
         if not split.is_image and any(step.images_only for step, _ in parse_transform(self.transform)):

@@ -8,23 +8,27 @@ semiparametric.py  SEL and its corrections      standardise.py   logit standardi
 
 table.py           LOSSES: name -> function, paper, needs, recipe
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
+context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
 describe.py        the same table as text
 
 Section numbers in the references were not checked again; what else could not be verified stands in the table.
 """
 
+from .context import Answer, ExactAnswer, Step
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss
-from .objective import Objective, StepContext, Term
+from .objective import Objective, Term
 from .parse import parse_objective
 from .table import LOSSES
 
 __all__ = [
     "LOSSES",
     "SEARCH",
+    "Answer",
+    "ExactAnswer",
     "Loss",
     "Objective",
-    "StepContext",
+    "Step",
     "Term",
     "describe_loss",
     "describe_losses",

@@ -5,7 +5,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,23 +13,11 @@ import torch
 from torch import Tensor
 
 from ..row_weights import ROW_WEIGHTS, row_temperatures, row_weights
+from .context import Answer, Step
 from .kinds import SEARCH, Loss, Value
 from .numerics import Temperature, raised
 from .standardise import standardised
 from .table import LOSSES
-
-TeacherLogits = Tensor | Callable[[float], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepContext:
-    """What a loss may know of the step beyond the three tensors."""
-
-    epoch: int = 1
-    """Counts from 1."""
-    num_epochs: int = 1
-    label_in_head_B: Tensor | None = None
-    """True where the decoded order above the label is exact; None means everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +44,18 @@ class Term:
         waived = {need for need, (key, value) in self.loss.waives.items() if self.options.get(key) == value}
         of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset[str]()
         return (self.loss.needs - waived) | of_rows
+
+    @property
+    def fits_teacher(self) -> bool:
+        """Whether the loss itself looks at the teacher, its row weight aside."""
+        return self.loss.fits == "teacher" or self.options.get("target") == "teacher"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Names of what is counted while training: rows with a label, and those of them left out."""
+        if "label_in_head_B" not in self.loss.extras:
+            return ()
+        return f"{self.name}_rows", f"{self.name}_rows_abstained"
 
     @property
     def temperature(self) -> float:
@@ -110,10 +110,7 @@ class Objective:
     @property
     def uses_teacher(self) -> bool:
         """False when labels alone decide the loss."""
-        return any(
-            term.loss.fits == "teacher" or term.row_weight or term.options.get("target") == "teacher"
-            for term in self.terms
-        )
+        return any(term.fits_teacher or term.row_weight for term in self.terms)
 
     @property
     def temperature(self) -> float:
@@ -148,87 +145,85 @@ class Objective:
         return Objective(self.name, terms)
 
     def notes(self) -> dict[str, int]:
-        """Counts since last asked, such as the rows on which a loss abstained."""
-        counts = {key: int(value) for key, value in self._counts.items()}
+        """Counts since last asked, such as the rows on which a loss abstained; always of the same names."""
+        names = [key for term in self.terms for key in term.counted]
+        counts = {key: int(self._counts.get(key, 0)) for key in names}
         self._counts = {}
         return counts
 
-    def __call__(
-        self,
-        student_BC: Tensor,
-        teacher: TeacherLogits,
-        labels_B: Tensor,
-        context: StepContext | None = None,
-    ) -> Tensor:
+    def __call__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step) -> Tensor:
         """Loss of each row.
 
         Args:
             student_BC: Student logits, any floating type.
-            teacher: Teacher logits [B, C], dense and finite, or a function from a temperature to them.
+            answer: What the teacher says of the rows: ``signal.answer(rows, view)``, or ``ExactAnswer`` of logits.
             labels_B: Class ids, -1 unlabelled.
-            context: Epoch and what is known of the rows; the first epoch and everything known when absent.
+            step: Where in the run the step is.
 
         Returns:
-            Loss, shape [B], float32 (float64 for float64 logits).
+            Loss, shape [B], float32 (float64 for float64 logits). A row that no teacher serves gets 0 from terms that
+            follow the teacher and keeps those of its label.
 
         Raises:
             ValueError: When an option is still "auto".
+            TypeError: When the answer is bare logits, which do not say what of them is known.
         """
         if self.search:
             raise ValueError(f"{', '.join(self.search)} is auto: search it on a validation split and bind it first")
-        context = context or StepContext()
-        labels_B = labels_B.long()
-        labelled_B, safe_labels_B = labels_B >= 0, labels_B.clamp(min=0)
-        read = _cached(teacher)
+        if isinstance(answer, Tensor):
+            raise TypeError(
+                "expected an answer, found a tensor: pass signal.answer(rows, view), or ExactAnswer(logits) if a"
+                " teacher gave every logit itself"
+            )
         with torch.autocast(student_BC.device.type, enabled=False):
-            student_BC = raised(student_BC)
-            total_B = torch.zeros_like(student_BC[:, 0])
+            every = _Rows(raised(student_BC), answer, labels_B.long())
+            served_B = answer.served() if self.uses_teacher else None
+            served = every if served_B is None else every.only(served_B)
+            total_B = torch.zeros_like(every.student_BC[:, 0])
             for term in self.terms:
-                rows_B = self._rows(term, student_BC, read, labels_B, safe_labels_B, context)
-                if "labels" in term.needs:
-                    rows_B = torch.where(labelled_B, rows_B, torch.zeros_like(rows_B))
-                total_B = total_B + term.factor(context.epoch) * rows_B
+                total_B = total_B + term.factor(step.epoch) * self._term(term, every, served, step)
         return total_B
 
-    def _rows(
-        self,
-        term: Term,
-        student_BC: Tensor,
-        read: Callable[[float], Tensor],
-        labels_B: Tensor,
-        safe_labels_B: Tensor,
-        context: StepContext,
-    ) -> Tensor:
-        needs_teacher = term.loss.fits == "teacher" or term.options.get("target") == "teacher"
-        teacher_BC = read(term.temperature) if needs_teacher or term.row_weight else student_BC.detach()
-        pair = (student_BC, teacher_BC)
+    def _term(self, term: Term, every: _Rows, served: _Rows, step: Step) -> Tensor:
+        """One term's loss of every row: weights and the teacher's part of the rows that are served."""
+        own = served if term.fits_teacher else every
+        if not len(own.labels_B):
+            return 0.0 * every.student_BC.sum(1)
+        loss_B = own.spread(self._loss(term, own, step), 0.0)
+        if term.row_weight and len(served.labels_B):
+            weight_B = row_weights(
+                term.row_weight, served.student_BC, served.teacher(term.temperature), served.labels_B, term.row_options
+            )
+            loss_B = loss_B * served.spread(weight_B, 1.0)
+        if "labels" in term.needs:
+            loss_B = torch.where(every.labels_B >= 0, loss_B, torch.zeros_like(loss_B))
+        return loss_B
+
+    def _loss(self, term: Term, rows: _Rows, step: Step) -> Tensor:
+        teacher_BC = rows.teacher(term.temperature) if term.fits_teacher else rows.student_BC.detach()
+        pair = (rows.student_BC, teacher_BC)
         if term.standardise:
-            pair = (standardised(student_BC), standardised(teacher_BC))
+            pair = (standardised(pair[0]), standardised(pair[1]))
         options: dict[str, Any] = dict(term.options)
         if term.temperature_rule:
             temperature: Temperature = row_temperatures(
                 term.temperature_rule, pair[0], pair[1], term.temperature, term.row_options
             )
             options["temperature"] = temperature
-        options |= self._extras(term, labels_B, context)
-        rows_B = term.loss.fn(*pair, safe_labels_B, **options)
-        if term.row_weight:
-            rows_B = rows_B * row_weights(term.row_weight, student_BC, teacher_BC, labels_B, term.row_options)
-        return rows_B
+        options |= self._extras(term, rows, step)
+        return term.loss.fn(*pair, rows.labels_B.clamp(min=0), **options)
 
-    def _extras(self, term: Term, labels_B: Tensor, context: StepContext) -> dict[str, Any]:
+    def _extras(self, term: Term, rows: _Rows, step: Step) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         if "progress" in term.loss.extras:
-            extras["progress"] = (context.epoch - 1) / max(context.num_epochs - 1, 1)
-        known_B = context.label_in_head_B
+            extras["progress"] = step.progress
         if "label_in_head_B" in term.loss.extras:
+            known_B = rows.order_known(term.temperature)
             extras["label_in_head_B"] = known_B
-            labelled_B = labels_B >= 0
-            self._count(f"{term.name}_rows", labelled_B)
-            self._count(
-                f"{term.name}_rows_abstained",
-                torch.zeros_like(labelled_B) if known_B is None else labelled_B & ~known_B,
-            )
+            labelled_B = rows.labels_B >= 0
+            abstained_B = torch.zeros_like(labelled_B) if known_B is None else labelled_B & ~known_B
+            for key, counted_B in zip(term.counted, (labelled_B, abstained_B), strict=True):
+                self._count(key, counted_B)
         return extras
 
     def _count(self, key: str, rows_B: Tensor) -> None:
@@ -236,16 +231,37 @@ class Objective:
         self._counts[key] = self._counts[key] + number if key in self._counts else number
 
 
-def _cached(teacher: TeacherLogits) -> Callable[[float], Tensor]:
-    """The teacher as a function of the temperature, asked once for each."""
-    answers: dict[float, Tensor] = {}
+class _Rows:
+    """Some rows of a batch with their teacher, which is asked once for each temperature."""
 
-    def read(temperature: float) -> Tensor:
-        if isinstance(teacher, Tensor):
-            temperature = 1.0
-        if temperature not in answers:
-            logits_BC = teacher if isinstance(teacher, Tensor) else teacher(temperature)
-            answers[temperature] = raised(logits_BC.detach())
-        return answers[temperature]
+    def __init__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, own_B: Tensor | None = None) -> None:
+        self._all_BC, self._answer, self._own_B = student_BC, answer, own_B
+        self._asked: dict[float, Tensor] = {}
+        self.student_BC = student_BC if own_B is None else student_BC[own_B]
+        self.labels_B = labels_B if own_B is None else labels_B[own_B]
 
-    return read
+    def only(self, own_B: Tensor) -> _Rows:
+        """The rows that are True."""
+        own_B = own_B.to(self.labels_B.device)
+        return self if bool(own_B.all()) else _Rows(self._all_BC, self._answer, self.labels_B, own_B)
+
+    def teacher(self, temperature: float) -> Tensor:
+        """Teacher logits of the rows, float, without gradient."""
+        if temperature not in self._asked:
+            logits_BC = self._own(self._answer.logits(self._all_BC.detach(), temperature))
+            self._asked[temperature] = raised(logits_BC.detach())
+        return self._asked[temperature]
+
+    def order_known(self, temperature: float) -> Tensor | None:
+        known_B = self._answer.order_known(self._all_BC.detach(), temperature)
+        return None if known_B is None else self._own(known_B)
+
+    def spread(self, values_B: Tensor, other: float) -> Tensor:
+        """Values of the rows at their places in the batch, ``other`` elsewhere."""
+        if self._own_B is None:
+            return values_B
+        return torch.full_like(self._all_BC[:, 0], other).masked_scatter(self._own_B, values_B)
+
+    def _own(self, values: Tensor) -> Tensor:
+        values = values.to(self._all_BC.device)
+        return values if self._own_B is None else values[self._own_B]

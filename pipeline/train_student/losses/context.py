@@ -1,0 +1,90 @@
+"""What a loss hears beyond the student's logits and the labels: the teacher's answer, and where the run is.
+
+Both are required: nothing here has a default that would be wrong without a word.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Answer(Protocol):
+    """What a teacher says of the B rows of a batch, and how much of it is known.
+
+    The student's logits (detached) and the temperature matter to the tail rule ``bucket`` only, whose tail takes the
+    student's shape.
+    """
+
+    def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+        """Dense, finite teacher logits, float [B, C]; rows that are not served hold no answer."""
+        ...
+
+    def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
+        """Rows whose classes at or above the label are exactly those of the teacher, bool [B]; None: all rows."""
+        ...
+
+    def served(self) -> Tensor | None:
+        """Rows that a teacher answers, bool [B]; None: all rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactAnswer:
+    """Every class's logit as the teacher itself gave it, such as that of a teacher which runs beside the student.
+
+    Attributes:
+        logits_BC: Dense and finite.
+    """
+
+    logits_BC: Tensor
+
+    def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+        return self.logits_BC
+
+    def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
+        return None
+
+    def served(self) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Where in the run an optimiser step is: what warm-ups and schedules of losses go by.
+
+    Attributes:
+        step: Counts from 0 over the whole run.
+        steps_per_epoch: Optimiser steps of an epoch.
+        num_epochs: Epochs of the run.
+    """
+
+    step: int
+    steps_per_epoch: int
+    num_epochs: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.step < self.num_steps:
+            raise ValueError(
+                f"step is {self.step}; expected 0 to {self.num_steps - 1}, counted over the whole run of"
+                f" {self.num_epochs} epochs of {self.steps_per_epoch} steps"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.num_epochs
+
+    @property
+    def epoch(self) -> int:
+        """Counts from 1."""
+        return self.step // self.steps_per_epoch + 1
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step of the run, 1 at the last."""
+        return self.step / max(self.num_steps - 1, 1)

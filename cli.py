@@ -624,8 +624,7 @@ def copy(
     for name in copied.unfinished:
         typer.echo(f"warning: teacher {name!r} is unfinished and stayed behind", err=True)
     teachers = ", ".join(copied.teachers)
-    wrote = "already there" if copied.already_there else "wrote"
-    typer.echo(f"{wrote}: {target}: {copied.num_views} views, teachers: {teachers or 'none'}")
+    typer.echo(f"{_wrote(copied.already_there)} {target}: {copied.num_views} views, teachers: {teachers or 'none'}")
 
 
 @app.command()
@@ -641,7 +640,7 @@ def merge(
     paths = [here(store) for store in stores]
     merged = merge_stores(paths, out, describe=describe_examples, names=read_names("--names", names) if names else ())
     served = ", ".join(f"{name} ({rows} rows)" for name, rows in merged.served.items())
-    typer.echo(f"wrote {out}: {merged.num_examples} examples, teachers: {served}")
+    typer.echo(f"{_wrote(merged.already_there)} {out}: {merged.num_examples} examples, teachers: {served}")
 
 
 @app.command()
@@ -670,8 +669,8 @@ def subset(
     else:
         chosen = np.arange(open_store(path).num_examples)[read_rows(rows)]
     names = read_names("--teacher", teacher) if teacher else None
-    subset_store(path, out, chosen, describe=describe_examples, teachers=names)
-    typer.echo(f"wrote {out}: {len(chosen)} rows")
+    made = subset_store(path, out, chosen, describe=describe_examples, teachers=names)
+    typer.echo(f"{_wrote(made.already_there)} {out}: {len(chosen)} rows")
 
 
 @app.command()
@@ -799,6 +798,11 @@ def demo(
     from pipeline.demo import run_demo
 
     run_demo(out, seeds=seeds, say=typer.echo)
+
+
+def _wrote(already_there: bool) -> str:
+    """How every command that writes begins its last line."""
+    return "already there:" if already_there else "wrote"
 
 
 def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str:

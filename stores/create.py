@@ -10,7 +10,7 @@ import numpy as np
 
 from stores.blocks import open_array
 from stores.documents import Document, as_json, canonical, group_document, sealed, static_document
-from stores.files import make_folders, partial_path, remove_abandoned, sync_folder, write_document, writing
+from stores.files import make_folders, partial_path, remove_abandoned, short_name, sync_folder, write_document, writing
 from stores.reader import load_root
 from stores.schema import (
     EXAMPLE_ARRAYS,
@@ -65,7 +65,7 @@ def create_store(
         return
     with writing(str(path)):
         make_folders(path.absolute().parent)
-        remove_abandoned(path.absolute().parent, f".{path.name}.")
+        remove_abandoned(path.absolute().parent, f".{short_name(path.name)}.")
         if not build_folder(path, *plan):
             _check_same(path, plan)
 
@@ -173,6 +173,8 @@ def _check_same(path: Path, plan: Plan) -> None:
     there, wanted = load_root(path), plan[0]
     has, wants = there[""]["attributes"], wanted[""]["attributes"]
     differences = [first_difference(part, has[part], wants[part]) for part in ("dataset", "views")]
+    given = (name for name in wants if name not in RESERVED)  # such as lineage
+    differences += [first_difference(name, has.get(name), wants[name]) for name in given]
     for folder in sorted({*there, *plan[1]} - {"", "examples", "probes", "teachers"}):
         sums = [side.get(folder, {}).get("attributes", {}).get("sha256") for side in (there, wanted)]
         differences.append("" if sums[0] == sums[1] else f"{folder} differs")

@@ -5,7 +5,6 @@ the calling process and are gone when a function returns.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -251,14 +250,3 @@ assert set(_CELL_DIMS) == set(CELL_ARRAYS)
 def _most(num_bytes: int) -> int:
     """The most bytes that a file may have that decodes to `num_bytes`."""
     return num_bytes + num_bytes // 16 + _OVERHEAD
-
-
-def make_durable(folder: Path) -> None:
-    """Put all files below `folder`, and their names, on the disk."""
-    for path in (*folder.rglob("*"), folder):
-        if os.name == "posix" and not path.is_symlink():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

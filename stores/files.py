@@ -24,7 +24,8 @@ from stores.schema import StoreError
 
 PARTIAL = ".partial"
 STALE_SECONDS = 6 * 3600
-_PARTIAL_NAME = re.compile(r"\..+\.([0-9a-f]{12})-([0-9]{1,10})-[0-9a-f]{8}\.partial")
+_LONG_NAME = 150  # bytes; file systems take 255
+_PARTIAL_NAME = re.compile(r"\..+\.([0-9a-f]{12})-([0-9]{1,10})-(?:[0-9a-f]{8}){1,2}\.partial", re.DOTALL)
 
 
 @functools.cache
@@ -37,9 +38,15 @@ def _machine() -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
+def short_name(name: str) -> str:
+    """A name to make longer ones of: itself, or a digest of it where those would be too long for the disk."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONG_NAME else hashlib.sha256(encoded).hexdigest()
+
+
 def partial_path(path: Path) -> Path:
     """A new name beside `path` for building it; says which process on which machine is doing so."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    return path.with_name(f".{short_name(path.name)}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:16]}{PARTIAL}")
 
 
 def is_abandoned(partial: Path) -> bool:
@@ -50,6 +57,7 @@ def is_abandoned(partial: Path) -> bool:
     try:
         if match[1] == _machine():
             os.kill(int(match[2]), 0)
+            return False
         return time.time() - partial.lstat().st_mtime > STALE_SECONDS
     except (ProcessLookupError, OverflowError):
         return True
@@ -76,6 +84,19 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def make_durable(path: Path) -> None:
+    """Put a file, or all files below a folder and their names, on the disk."""
+    if os.name != "posix":
+        return
+    for each in (*path.rglob("*"), path):
+        if not each.is_symlink():
+            handle = os.open(each, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def make_folders(folder: Path) -> None:
@@ -115,7 +136,7 @@ def _written(path: Path, data: Any) -> Iterator[Path]:
     make_folders(path.parent)
     partial = partial_path(path)
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 Shapes: N examples of the result, M of a source.
 """
 
-import shutil
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from stores.building import build
 from stores.create import create_store, first_difference
 from stores.documents import raw_sha256
-from stores.files import sync_folder, writing
 from stores.match import match_rows, merged_examples, merged_probes, pick
 from stores.reader import Store, open_store
 from stores.schema import RowArray, StoreError, check_name
-from stores.share import building, own_attributes, with_lineage
+from stores.share import last_step, own_attributes, with_lineage
+from stores.sources import check_folder
 from stores.teacher import Teacher
 from stores.writer import TeacherWriter
 
@@ -36,10 +37,11 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What a merge made: names of the teachers, number of examples, and how many of them each teacher serves."""
+    """A store that was put together: number of examples, how many of them each teacher serves, whether it was there."""
 
     num_examples: int
     served: dict[str, int]
+    already_there: bool = False
 
 
 def merge_stores(
@@ -76,16 +78,12 @@ def merge_stores(
     attributes = own_attributes(first)
     if licences:
         attributes["license"] = " AND ".join(licences)
-    step = {"operation": "merge", "stores": [_origin(store) for store in stores]}
+    step: dict[str, Any] = {"operation": "merge", "stores": [_origin(store, store.teachers) for store in stores]}
+    if names:
+        step["names"] = list(names)
     arrays = {name: pick(stores, rows, name) for name in ("folds", "groups")}
-    _write(
-        Path(out),
-        {"dataset": dataset, "views": first.views, "keys": keys, "labels": labels, **arrays},
-        merged_probes(stores, rows),
-        with_lineage(attributes, step),
-        teachers,
-    )
-    return Merged(num_examples=len(keys), served={name: _served(parts) for name, parts in teachers.items()})
+    examples = {"dataset": dataset, "views": first.views, "keys": keys, "labels": labels, **arrays}
+    return _write(Path(out), examples, merged_probes(stores, rows), attributes, step, teachers)
 
 
 def subset_store(
@@ -108,22 +106,11 @@ def subset_store(
     keys, labels = store.keys[rows], store.labels[rows]
     names = store.teachers if teachers is None else tuple(teachers)
     chosen = {name: [Part(teacher=store.teacher(name), rows=rows, digest=_digest(store))] for name in names}
-    step = {"operation": "subset", **_origin(store), "rows_sha256": raw_sha256(rows.astype("<i8"))}
+    step = {"operation": "subset", **_origin(store, names), "rows_sha256": raw_sha256(rows.astype("<i8"))}
     arrays = {name: pick([store], [rows], name) for name in ("folds", "groups")}
-    _write(
-        Path(out),
-        {
-            "dataset": describe(store.dataset, store.views, keys, labels),
-            "views": store.views,
-            "keys": keys,
-            "labels": labels,
-            **arrays,
-        },
-        merged_probes([store], [rows]),
-        with_lineage(own_attributes(store), step),
-        chosen,
-    )
-    return Merged(num_examples=len(rows), served={name: _served(parts) for name, parts in chosen.items()})
+    dataset = describe(store.dataset, store.views, keys, labels)
+    examples = {"dataset": dataset, "views": store.views, "keys": keys, "labels": labels, **arrays}
+    return _write(Path(out), examples, merged_probes([store], [rows]), own_attributes(store), step, chosen)
 
 
 def rows_of(store: Store, keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -199,22 +186,26 @@ def _write(
     examples: dict[str, Any],
     probes: Mapping[str, np.ndarray],
     attributes: dict[str, Any],
+    step: dict[str, Any],
     teachers: Mapping[str, Sequence[Part]],
-) -> None:
-    """Build a store beside its place; what an interrupted run has written of the same one is kept."""
-    with building(out) as folder:
-        if out.exists() or out.is_symlink():
-            raise StoreError(f"{out} is there; remove it or choose another path")
-        try:
-            create_store(folder, **examples, probes=probes, attributes=attributes)
-        except StoreError:
-            shutil.rmtree(folder)
-            create_store(folder, **examples, probes=probes, attributes=attributes)
+) -> Merged:
+    """Build the store that one more step of its lineage, `step`, describes whole."""
+    check_folder(out)
+
+    def make(built: Path) -> None:
+        create_store(built, **examples, probes=probes, attributes=with_lineage(attributes, step))
         for name, parts in teachers.items():
-            _write_teacher(folder, name, parts, examples["views"]["num_views"])
-        with writing(str(out)):
-            folder.replace(out)
-            sync_folder(out.absolute().parent)
+            _write_teacher(built, name, parts, examples["views"]["num_views"])
+
+    def same(there: Path) -> bool:
+        with contextlib.suppress(StoreError):
+            store = open_store(there)
+            return last_step(store.attributes) == step and set(teachers) <= set(store.teachers)
+        return False
+
+    written = build(out, make, request=step, same=same)
+    served = {name: int(np.any([part.rows >= 0 for part in parts], axis=0).sum()) for name, parts in teachers.items()}
+    return Merged(num_examples=len(examples["keys"]), served=served, already_there=not written)
 
 
 def _write_teacher(folder: Path, name: str, parts: Sequence[Part], num_views: int) -> None:
@@ -267,9 +258,7 @@ def _digest(store: Store) -> str:
     return str(store.attributes["digest"])
 
 
-def _origin(store: Store) -> dict[str, Any]:
-    return {"digest": _digest(store), "num_examples": store.num_examples, "teachers": list(store.teachers)}
-
-
-def _served(parts: Sequence[Part]) -> int:
-    return int(np.any([part.rows >= 0 for part in parts], axis=0).sum())
+def _origin(store: Store, names: Sequence[str]) -> dict[str, Any]:
+    """What was taken of a store: its examples, and the teachers of these names."""
+    digests = {name: store.teacher(name).digest for name in names}
+    return {"digest": _digest(store), "num_examples": store.num_examples, "teachers": digests}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stores.files import sync_folder
 from stores.reader import Store, open_store
 from stores.schema import StoreError
 from stores.sources import TEACHERS_FILE, client_errors, file_system
@@ -21,23 +19,14 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 def write_zip(folder: Path, path: Path) -> None:
     """Write all files below `folder` into one zip file, not compressed again; equal stores give equal files."""
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial_file.open("wb") as handle:
-            with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
-                for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-                    entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
-                    entry.external_attr = 0o100644 << 16
-                    entry.file_size = file.stat().st_size
-                    with file.open("rb") as data, archive.open(entry, "w") as out:
-                        while piece := data.read(1 << 20):
-                            out.write(piece)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial_file.replace(path)
-        sync_folder(path.absolute().parent)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with path.open("xb") as handle, zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+            entry.external_attr = 0o100644 << 16
+            entry.file_size = file.stat().st_size
+            with file.open("rb") as data, archive.open(entry, "w") as out:
+                while piece := data.read(1 << 20):
+                    out.write(piece)
 
 
 def check_writable(url: str) -> None:

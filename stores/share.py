@@ -1,28 +1,26 @@
 """Handing a store on: copies between folders, zip files, web servers and buckets, whole or in part.
 
-A copy is built beside its destination and appears when it is whole and every checksum matches. Interrupted, the same
-command goes on where it was.
+A copy appears when it is whole and every checksum matches. Interrupted, the same command goes on where it was.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stores.building import build, scratch
 from stores.cells import load_teacher
 from stores.create import RESERVED
 from stores.documents import as_json, examples_sha256, raw_sha256, sealed
-from stores.fetch import FOLDS, Fetcher, Report, make_durable
-from stores.files import make_folders, sync_folder, write_document, writing
+from stores.fetch import FOLDS, Fetcher, Report
+from stores.files import make_folders, write_document, writing
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
 from stores.send import check_writable, send, write_zip
-from stores.sources import Source, check_folder, is_url, open_source, spelled
+from stores.sources import Source, is_url, open_source, spelled
 
 NUM_THREADS = 16
 
@@ -78,24 +76,37 @@ def _copy(
 ) -> Copied:
     if is_url(target):
         check_writable(spelled(target))
-        with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
-            folder = Path(scratch) / "store"
+        with scratch() as place:
+            folder = place / "store"
             copied = _fetch(origin, folder, num_views, teachers, num_threads, report, folds)
             send(folder, spelled(target), num_threads=num_threads)
             return copied
     path = Path(target)
-    with building(path) as folder:
-        if path.exists() or path.is_symlink():
-            return _already_there(origin, path, num_views, teachers)
-        copied = _fetch(origin, folder, num_views, teachers, num_threads, report, folds)
-        with writing(str(path)):
-            if path.suffix == ".zip":
-                write_zip(folder, path)
-            else:
-                make_durable(folder)
-                folder.replace(path)
-                sync_folder(path.absolute().parent)
-    return copied
+    as_zip = path.suffix == ".zip"
+    outcome: list[Copied] = []
+
+    def make(built: Path) -> None:
+        folder = built.with_name("store") if as_zip else built
+        outcome.append(_fetch(origin, folder, num_views, teachers, num_threads, report, folds))
+        if as_zip:
+            built.unlink(missing_ok=True)  # of a killed process
+            write_zip(folder, built)
+
+    address = origin.name if is_url(origin.name) else str(Path(origin.name).resolve())
+    request = {
+        "operation": "copy",
+        "source": hashlib.sha256(os.fsencode(address)).hexdigest(),  # an address may hold a signature
+        "num_views": num_views,
+        "teachers": teachers if teachers is None else sorted(teachers),
+        "folds": folds,
+    }
+
+    def same(there: Path) -> bool:
+        outcome.append(_already_there(origin, there, num_views, teachers))
+        return True
+
+    build(path, make, request=request, same=same)
+    return outcome[-1]
 
 
 def local_store(
@@ -121,11 +132,12 @@ def local_store(
         digests = _digests(origin, teachers)
         name = hashlib.sha256(repr((digests, num_views)).encode()).hexdigest()[:16]
         path = (cache or default_cache()) / f"{name}.zarr"
-        if not path.exists():
-            with building(path) as folder:
-                _fetch(origin, folder, num_views, teachers, NUM_THREADS, report)
-                make_durable(folder)
-                folder.replace(path)
+        build(
+            path,
+            lambda built: _fetch(origin, built, num_views, teachers, NUM_THREADS, report),
+            request={"operation": "cache", "store": name},
+            same=lambda there: True,
+        )
     return path
 
 
@@ -175,8 +187,8 @@ def _checked_views(num_views: int | None, store: Store) -> int:
 
 def _folds_of(origin: Source, teachers: Sequence[str] | None) -> dict[str, Any]:
     """How the rows of a source were assigned to folds, as its teachers say it."""
-    with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
-        store, names, _ = Fetcher(origin, Path(scratch), num_threads=NUM_THREADS).documents(teachers)
+    with scratch() as place:
+        store, names, _ = Fetcher(origin, place, num_threads=NUM_THREADS).documents(teachers)
         said = [store.teacher(name).folds for name in names]
         plan = next((folds for folds in [*said, store.attributes.get(FOLDS)] if isinstance(folds, dict)), None)
         if plan is None or "examples/fold" not in store.static_arrays:
@@ -221,55 +233,21 @@ def with_lineage(attributes: dict[str, Any], step: dict[str, Any]) -> dict[str, 
     return {**attributes, "lineage": [*earlier, as_json(step, "lineage")]}
 
 
+def last_step(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The newest step of a store's lineage; empty when it has none."""
+    steps = attributes.get("lineage")
+    return steps[-1] if isinstance(steps, list) and steps and isinstance(steps[-1], dict) else {}
+
+
 def own_attributes(store: Store) -> dict[str, Any]:
     """What a store says of itself beyond the format."""
     return {key: value for key, value in store.attributes.items() if key not in RESERVED}
 
 
-@contextlib.contextmanager
-def building(path: Path) -> Iterator[Path]:
-    """The folder `.NAME.partial` beside `path`, for one process at a time.
-
-    After a failure it stays when it holds rows, so that the next copy goes on.
-    """
-    check_folder(path)
-    folder = path.absolute().with_name(f".{path.name}.partial")
-    with writing(str(folder)):
-        make_folders(folder)
-    with _locked(folder, path):
-        try:
-            yield folder
-        except BaseException:
-            if not any(folder.glob("teachers/*/*/c")):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, path: Path) -> Iterator[None]:
-    """Hold `folder` alone; a killed process lets go of it."""
-    try:
-        import fcntl
-    except ImportError:  # not on every system
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not folder.exists() or folder.stat().st_ino != os.fstat(handle).st_ino:
-            raise BlockingIOError
-        yield
-    except BlockingIOError as error:
-        raise StoreError(f"another process is copying to {path}; wait for it, or choose another path") from error
-    finally:
-        os.close(handle)
-
-
 def _digests(origin: Source, teachers: Sequence[str] | None) -> dict[str, str]:
     """Digests of a store's root ("") and of its teachers, from their documents alone."""
-    with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
-        fetcher = Fetcher(origin, Path(scratch), num_threads=NUM_THREADS)
+    with scratch() as place:
+        fetcher = Fetcher(origin, place, num_threads=NUM_THREADS)
         store, names, _ = fetcher.documents(teachers)
         digests = {name: store.teacher(name).digest for name in sorted(names)}
         return {"": store.attributes["digest"], **digests}
@@ -282,14 +260,13 @@ def _already_there(origin: Source, path: Path, num_views: int | None, teachers: 
     try:
         with open_source(path) as there:
             found = _digests(there, None)
-            with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
-                store = Fetcher(there, Path(scratch), num_threads=1).documents(None)[0]
+            with scratch() as place:
+                store = Fetcher(there, place, num_threads=1).documents(None)[0]
                 attributes, views = store.attributes, store.num_views
     except StoreError as error:
         raise differs from error
     names = tuple(sorted(set(wanted) - {""}))
-    steps = attributes.get("lineage")
-    last = steps[-1] if isinstance(steps, list) and steps and isinstance(steps[-1], dict) else {}
+    last = last_step(attributes)
     same = found == wanted and num_views in (None, views)
     taken = {"digest": wanted.pop(""), "teachers": wanted}
     part = {key: last.get(key) for key in taken} == taken and views == (num_views or last["num_views"][1])

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import stat
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from stores.building import scratch
 from stores.files import regular_file
 from stores.reader import teacher_names
 from stores.schema import StoreError, check_name
@@ -60,8 +60,8 @@ def is_url(place: str | Path) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Raise StoreError when a folder to write in is spelled as a URL."""
-    if is_url(path):
+    """Raise StoreError when a folder to write in is spelled as a URL or as a zip file."""
+    if is_url(path) or path.suffix.lower() == ".zip":
         raise StoreError(f"{spelled(path)}: stores are written into folders; write one here, then copy it there")
 
 
@@ -82,10 +82,10 @@ def open_source(place: str | Path) -> Iterator[Source]:
         yield WebSource(text) if web else ObjectSource(text)
         return
     folder, _, name = text.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="logitbank-") as scratch:
-        whole = Path(scratch) / "store.zip"
+    with scratch() as place:
+        whole = place / "store.zip"
         try:
-            (WebSource(folder) if web else ObjectSource(folder)).fetch(name, whole, shutil.disk_usage(scratch).free)
+            (WebSource(folder) if web else ObjectSource(folder)).fetch(name, whole, shutil.disk_usage(place).free)
         except FileNotFoundError as error:
             raise StoreError(f"{text} is not there; check the address") from error
         with _open_zip(whole, text) as source:

@@ -207,8 +207,9 @@ def test_new_names_and_an_occupied_place(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", ALL), make(tmp_path / "b", ALL, offset=7, weights="other")
     merge(tmp_path / "c", a, b, names=("one", "two"))
     assert open_store(tmp_path / "c").teachers == ("one", "two")
-    with pytest.raises(StoreError, match="is there"):
-        merge(tmp_path / "c", a, b, names=("one", "two"))
+    assert merge(tmp_path / "c", a, b, names=("one", "two")).already_there
+    with pytest.raises(StoreError, match="is there and is something else"):
+        merge(tmp_path / "c", a, b, names=("one", "three"))
     with pytest.raises(StoreError, match="have 2 teachers"):
         merge(tmp_path / "d", a, b, names=("one",))
     with pytest.raises(StoreError, match="two stores or more"):

@@ -220,6 +220,9 @@ def test_the_hub_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         column_names = ("img", "label")
         features = {"label": SimpleNamespace(names=["a", "b", "c"])}  # noqa: RUF012
 
+        def __len__(self) -> int:
+            return 3
+
         def __getitem__(self, column: str) -> list[object]:
             if column == "label":
                 return [0, None, 2]

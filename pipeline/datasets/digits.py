@@ -2,17 +2,23 @@
 
 import numpy as np
 
+from pipeline.datasets.classes import number_classes
+from pipeline.datasets.spec import check_split, said, spell
 from pipeline.datasets.split import Split
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
 
 
-def load_digits(split: str = "train") -> Split:
+def load_digits(*, split: str = "train", classes: str = "") -> Split:
     """The digits, split once and for all: stratified, 1,437 train and 360 test images of [8, 8, 1].
 
+    Args:
+        split: "train" or "test".
+        classes: Number of classes, or a file of their names; see ``known_classes``.
+
     Raises:
-        ValueError: When the split is neither "train" nor "test".
+        ValueError: Another split, or classes that are not those of digits.
 
     References:
         Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI repository, 1998.
@@ -20,19 +26,21 @@ def load_digits(split: str = "train") -> Split:
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
-    if split not in ("train", "test"):
-        raise ValueError(f"digits has no split {split!r}; use split=train or split=test")
+    spec = spell("digits", "", {"split": split, **said({"classes": classes}, {})})
+    check_split(spec, split)
     bunch = sklearn_digits()
     rows = np.arange(len(bunch.target))
     train, test = train_test_split(rows, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=bunch.target)
     chosen = np.sort(train if split == "train" else test)
     images = (bunch.images * 15).astype(np.uint8)[..., None]  # grey levels 0..16 become 0..240
+    digits = tuple(str(digit) for digit in range(10))
+    labels, num_classes, names = number_classes(bunch.target[chosen].astype(np.int64), 9, digits, classes, spec)
     return Split(
         name="digits",
         split=split,
-        spec=f"digits?split={split}",
+        spec=spec,
         samples=images[chosen],
-        labels=bunch.target[chosen].astype(np.int64),
-        num_classes=10,
-        class_names=tuple(str(digit) for digit in range(10)),
+        labels=labels,
+        num_classes=num_classes,
+        class_names=names,
     )

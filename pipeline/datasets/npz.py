@@ -1,69 +1,111 @@
 """Arrays in a .npz file: x and y, and x_test and y_test when the file has a test split of its own."""
 
+import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pipeline.datasets.labels import from_zero, one_hot_width, place_labels, read_labels
+from pipeline.datasets.limits import check_declared
+from pipeline.datasets.samples import as_samples
+from pipeline.datasets.spec import check_split, read_one, said, shown, spell, tell
 from pipeline.datasets.split import Split
 
+ARRAYS = ("x", "y", "group", "x_test", "y_test", "group_test")
+YS: tuple[str, ...] = ("y", "y_test")
 
-def load_npz(path: str, *, split: str = "train", classes: str = "") -> Split:
+
+def load_npz(path: str, *, split: str = "train", classes: str = "", first_label: str = "0") -> Split:
     """Images (uint8 [N, H, W] or [N, H, W, C]) or table rows ([N, D], read as float32) from a .npz file.
 
     Args:
-        path: The file. Arrays ``x`` and ``y`` are the training split; ``x_test`` and ``y_test`` the test split. A label
-            of -1 marks an unlabelled row. Integers ``group`` (``group_test``) [N] name rows that share a fold.
+        path: The file. Arrays ``x`` and ``y`` are the training split; ``x_test`` and ``y_test`` the test split. Labels
+            are whole numbers, texts, or one-hot rows; -1 marks an unlabelled row. Integers ``group`` (``group_test``)
+            [N] name rows that share a fold.
         split: "train" or "test".
-        classes: Number of classes; the default is the largest label of the whole file plus one.
+        classes: Number of classes, or a file of their names; the default is the largest label of the file plus one.
+        first_label: 1 when labels count from 1.
 
     Raises:
         ValueError: Missing file or arrays, or arrays of another kind.
     """
-    spec = f"npz:{path}?split={split}" + (f"&classes={classes}" if classes else "")
-    if split not in ("train", "test"):
-        raise ValueError(f"{spec}: no split {split!r}; use split=train or split=test")
+    given = said({"classes": classes, "first_label": first_label}, {"first_label": "0"})
+    spec = spell("npz", path, {"split": split, **given})
+    check_split(spec, split)
+    first = int(read_one(spec, "first_label", first_label, ("0", "1")))
     suffix = "_test" if split == "test" else ""
-    if not Path(path).is_file():
-        raise ValueError(f"{spec}: no such file {path!r}; expected a .npz file with arrays x and y")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in (f"x{suffix}", f"y{suffix}") if name not in file]
-            if missing:
-                raise ValueError(f"{spec}: array {missing[0]!r} is missing; found {', '.join(file.files) or 'none'}")
-            samples, labels = file[f"x{suffix}"], file[f"y{suffix}"]
-            groups = file.get(f"group{suffix}")
-            largest = max(
-                (int(file[name].max()) for name in ("y", "y_test") if name in file and file[name].size),
-                default=0,
-            )
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(f"{spec}: not a readable .npz file ({error})") from error
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise ValueError(f"{spec}: labels are {labels.dtype} {labels.shape}; expected integers [N]")
-    if groups is not None and (groups.shape != labels.shape or not np.issubdtype(groups.dtype, np.integer)):
-        raise ValueError(f"{spec}: group is {groups.dtype} {groups.shape}; expected integers [{len(labels)}]")
+    arrays = _read_arrays(path, (f"x{suffix}", f"y{suffix}"), (f"group{suffix}", *YS), spec)
+    samples = as_samples(arrays[f"x{suffix}"], f"{spec}: x{suffix}")
+    parts = {name: read_labels(arrays[name], f"{spec}: labels {name}") for name in YS if name in arrays}
+    if first:
+        parts = {name: from_zero(part, f"{spec}: labels {name}") for name, part in parts.items()}
+    chosen = list(parts).index(f"y{suffix}")
+    classes = classes or str(one_hot_width(arrays[f"y{suffix}"]) or "")
+    labels, num_classes, names = place_labels(list(parts.values()), chosen, classes, spec)
     return Split(
         name=Path(path).stem,
         split=split,
         spec=spec,
-        samples=_as_samples(samples, spec),
-        labels=labels.astype(np.int64),
-        num_classes=int(classes) if classes else largest + 1,
-        groups=None if groups is None else groups.astype(np.uint64),
+        samples=samples,
+        labels=labels,
+        num_classes=num_classes,
+        class_names=names,
+        groups=_as_groups(arrays.get(f"group{suffix}"), len(labels), spec),
     )
 
 
-def _as_samples(samples: np.ndarray, spec: str) -> np.ndarray:
-    if samples.ndim in (3, 4) and samples.dtype == np.uint8:
-        return np.ascontiguousarray(samples[..., None] if samples.ndim == 3 else samples)
-    if samples.ndim == 2 and np.issubdtype(samples.dtype, np.number):
-        rows = np.ascontiguousarray(samples, dtype=np.float32)
-        bad = int((~np.isfinite(rows)).any(axis=1).sum())
-        if bad:
-            raise ValueError(f"{spec}: {bad} rows hold NaN or infinite values; fill or drop them first")
-        return rows
-    raise ValueError(
-        f"{spec}: x is {samples.dtype} {samples.shape}; expected uint8 images [N, H, W] or [N, H, W, C],"
-        " or a numeric table [N, D]"
-    )
+def _as_groups(groups: npt.NDArray[Any] | None, num_rows: int, spec: str) -> npt.NDArray[np.uint64] | None:
+    if groups is None:
+        return None
+    if groups.shape != (num_rows,) or not np.issubdtype(groups.dtype, np.integer):
+        raise ValueError(f"{spec}: group is {groups.dtype} {list(groups.shape)}; expected integers [{num_rows}]")
+    return groups.astype(np.uint64)
+
+
+def _read_arrays(path: str, needed: tuple[str, ...], also: tuple[str, ...], spec: str) -> dict[str, npt.NDArray[Any]]:
+    if not Path(path).is_file():
+        raise ValueError(f"{spec}: no such file {path!r}; expected a .npz file with arrays x and y")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in needed if name not in members]
+            if missing:
+                raise ValueError(f"array {missing[0]!r} is missing; found {shown(members, 12) or 'none'}")
+            unread = [name for name in members if name not in ARRAYS]
+            if unread:
+                tell(f"{spec}: arrays that are not read: {shown(unread)}")
+            return {name: _read_array(archive, members[name]) for name in (*needed, *also) if name in members}
+    except ValueError as error:
+        raise ValueError(f"{spec}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # zip, its codecs and numpy raise many kinds on damaged bytes
+        said_ = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{spec}: not a readable .npz file ({said_}); write it anew with np.savez") from error
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """One array, whose declared size is compared with what is stored first."""
+    name = info.filename.removesuffix(".npy")
+    with archive.open(info) as file:
+        shape, dtype, offset = _read_header(file)
+        if dtype.hasobject:
+            raise ValueError(
+                f"array {name!r} holds Python objects, which are never unpickled; save it as numbers, without"
+                " allow_pickle, such as np.stack(rows)"
+            )
+        declared = math.prod(shape) * dtype.itemsize
+        if declared + offset != info.file_size:
+            raise ValueError(f"array {name!r} is damaged: {list(shape)} of {dtype} are not {info.file_size} bytes")
+        check_declared(f"array {name!r}", declared, info.compress_size, "store it with np.savez, uncompressed")
+    with archive.open(info) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and length of the header of a .npy file."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype, file.tell()

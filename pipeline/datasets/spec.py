@@ -1,12 +1,14 @@
 """The text that names data, ``SOURCE[:NAME][?option=value&...]``: read, written, and the domains of its options."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from pipeline.spelling import unknown
 
 _QUOTED = {"%": "%25", "&": "%26"}
+_WHOLE = re.compile(r"-?\d+\.0*")
 MAX_DIGITS = 18
 _log = logging.getLogger(__name__)
 
@@ -89,6 +91,11 @@ def shown(texts: Iterable[object], most: int = 5) -> str:
     """A few texts in one line, printable whatever they hold, with their number when they are more."""
     listed = [ascii(str(text))[1:-1] if not str(text).isprintable() else str(text) for text in texts]
     return ", ".join(listed[:most]) + (f" ... ({len(listed)} in all)" if len(listed) > most else "")
+
+
+def canonical(text: str) -> str:
+    """``1`` for ``1.0``, and every other text as it is."""
+    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
 
 
 def tell(message: str) -> None:

@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.datasets.spec import canonical
+
 KEY_BYTES = 8
 
 
@@ -46,6 +48,25 @@ def set_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer
     return order_fingerprint(keys[order], labels[order])
 
 
+def check_same_classes(split: "Split", other: "Split") -> None:
+    """Raises ValueError when two splits do not have the same classes under the same ids."""
+    if split.num_classes != other.num_classes:
+        few, many = sorted((split, other), key=lambda each: each.num_classes)
+        raise ValueError(
+            f"{other.spec} has {other.num_classes} classes, {split.spec} has {split.num_classes}; when they"
+            f" are the same, add classes={many.num_classes} to {few.spec}"
+        )
+    if not (split.class_names and other.class_names):
+        return
+    for id_, (mine, theirs) in enumerate(zip(split.class_names, other.class_names, strict=True)):
+        if canonical(mine) == canonical(theirs):
+            continue
+        raise ValueError(
+            f"class {id_} is {theirs!r} in {other.spec} and {mine!r} in {split.spec}; pass classes=FILE to both, a file"
+            " of all names in one order"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """One split of a dataset.
@@ -80,6 +101,16 @@ class Split:
             )
         if not len(self.samples):
             raise ValueError(f"{self.spec}: no examples; expected at least one")
+        ndim = {"uint8": 4, "float32": 2}.get(self.samples.dtype.name)
+        if self.samples.ndim != ndim or 0 in self.samples.shape:
+            raise ValueError(
+                f"{self.spec}: samples are {self.samples.dtype} {list(self.samples.shape)}; expected images as uint8"
+                " [N, H, W, channels] or a table as float32 [N, D]"
+            )
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.spec}: {len(self.class_names)} class names for {self.num_classes} classes; give each its name"
+            )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < -1 or high >= self.num_classes:
             raise ValueError(

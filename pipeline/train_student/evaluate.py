@@ -25,10 +25,12 @@ _DECODE_ROWS = 4096
 
 
 def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
-    """Training and validation rows: the share of each class's rows, drawn once and for all.
+    """Training and validation rows: the share of the rows, spread over the classes, drawn once and for all.
 
-    The draw does not depend on the run's seed, so that runs differ by their seeds alone. Unlabelled rows stay in
-    training.
+    Each class gives its share, rounded so that the sum is right: the classes with the largest remainders give one row
+    more (where they tie, those that are drawn). At least one row of each class stays in training, so a class of one row
+    gives none. (scikit-learn's splitters refuse to draw fewer rows than there are classes.) The draw does not depend
+    on the run's seed, so that runs differ by their seeds alone. Unlabelled rows stay in training.
 
     Raises:
         ValueError: A share outside 0 to below 1, or one that leaves no validation rows.
@@ -37,12 +39,24 @@ def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
         raise ValueError(f"--val-share is {share}; expected 0 (none) to below 1, such as 0.1")
     rng = np.random.default_rng(VALIDATION_SEED)
     chosen = np.zeros(len(split), np.bool_)
-    for label in range(split.num_classes if share else 0):
-        rows = rng.permutation(np.flatnonzero(split.labels == label))
-        chosen[rows[: round(share * len(rows))]] = True
+    if share:
+        members = [rng.permutation(np.flatnonzero(split.labels == label)) for label in range(split.num_classes)]
+        for rows, count in zip(members, _validation_counts([len(rows) for rows in members], share, rng), strict=True):
+            chosen[rows[:count]] = True
     if share and not chosen.any():
         raise ValueError(f"--val-share {share} of {split.spec} leaves no labelled validation rows; take a larger share")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _validation_counts(sizes: list[int], share: float, rng: np.random.Generator) -> list[int]:
+    """How many rows each class gives: largest remainders, never all of a class."""
+    size_C = np.array(sizes)
+    wanted_C = np.where(size_C > 1, share * size_C, 0.0)
+    count_C = np.floor(wanted_C).astype(np.int64)
+    remainder_C = wanted_C - count_C
+    left = round(float(wanted_C.sum())) - int(count_C.sum())
+    count_C[np.lexsort((rng.random(len(size_C)), -remainder_C))[:left]] += 1
+    return [int(count) for count in np.minimum(count_C, np.maximum(size_C - 1, 0))]
 
 
 def rows_digest(split: Split, rows: Rows) -> str:

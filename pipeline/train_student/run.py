@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.datasets import Split
+from pipeline.datasets.split import check_same_classes
 from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
 from pipeline.fit.weights import weight_bytes
 from pipeline.metrics import measure
@@ -128,8 +129,8 @@ def train_student(
     signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget)
     warnings = check_needs(objective, store, signal)
     check_data(store, split)
-    if test is not None and test.num_classes != split.num_classes:
-        raise ValueError(f"{test.spec} has {test.num_classes} classes, {split.spec} has {split.num_classes}")
+    if test is not None:
+        check_same_classes(split, test)
     rows, validation = cut_validation(split, val_share)
     if not len(rows):
         raise ValueError(f"--val-share {val_share} of {split.spec} leaves no training rows; take a smaller share")

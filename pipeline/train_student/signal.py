@@ -381,6 +381,11 @@ def check_data(store: Store, split: Split) -> None:
     said, views = store.dataset, Views.from_attributes(store.views)
     if said["fingerprint"] != split.fingerprint:
         raise ValueError(_difference(store, split))
+    if split.num_classes != said["num_classes"]:
+        raise ValueError(
+            f"store was written for {said['num_classes']} classes, {split.spec} has {split.num_classes}; add"
+            f" classes={said['num_classes']} to the data"
+        )
     check_probes(split, views, store.probes, num_views=views.num_views)
 
 

@@ -48,13 +48,14 @@ class Fetcher:
 
     Args:
         source: Where it is.
-        folder: Where it goes; may hold a part of it already.
+        folder: Where it goes; may hold a part of it already. The source's own `root` is read where it lies.
         num_threads: Files under way at a time.
         report: Called after every file of rows.
     """
 
     def __init__(self, source: Source, folder: Path, *, num_threads: int, report: Report | None = None) -> None:
         self.source, self.folder = source, folder
+        self._in_place = source.root == folder
         self._num_threads, self._report = num_threads, report
         self.wanted: set[str] = set()  # every file of the store
         self._done = self._total = self._bytes = 0
@@ -133,8 +134,16 @@ class Fetcher:
                 self._in_threads([partial(self._fetch, path, 256 + 4 * 64) for path in chosen])
         raise StoreError(f"{self.source.name}: {message}")
 
-    def rows(self, teachers: Sequence[Teacher], num_views: int) -> None:
-        """All rows of the first views, each file compared with its checksum when it arrives."""
+    def rows(
+        self, teachers: Sequence[Teacher], num_views: int, arrived: Callable[[str], None] = lambda path: None
+    ) -> None:
+        """All rows of the first views, each file compared with its checksum when it arrives.
+
+        Args:
+            teachers: Of the store.
+            num_views: How many views.
+            arrived: Called with the path of every file that is sound.
+        """
         jobs: list[Callable[[], None]] = []
         widest = 1
         for teacher in teachers:
@@ -142,11 +151,18 @@ class Fetcher:
             for name in teacher.arrays:
                 block_bytes = teacher.block_rows * teacher.row_arrays[name].row_bytes
                 widest = max(widest, block_bytes)
-                for view in range(num_views):
-                    for block in range(teacher.num_blocks):
-                        jobs.append(partial(self._row_file, teacher, name, view, block, _most(block_bytes)))
+                jobs += [
+                    partial(self._row_file, teacher, name, view, block, _most(block_bytes), arrived)
+                    for view in range(num_views)
+                    for block in range(teacher.num_blocks)
+                ]
         self._total = len(jobs)
         self._in_threads(jobs, most=max(1, available_memory() // (4 * widest)))
+
+    def let_go(self, path: str) -> None:
+        """Remove a file that has been passed on, unless it lies where it came from."""
+        if not self._in_place:
+            (self.folder / path).unlink()
 
     def prune(self) -> None:
         """Remove every file that is no part of the store, such as what an earlier copy of another left."""
@@ -190,9 +206,10 @@ class Fetcher:
                 if attempt + 1 == ATTEMPTS:
                     raise
 
-    def _row_file(self, teacher: Teacher, name: str, view: int, block: int, limit: int) -> None:
-        tail = (0,) * len(teacher.row_arrays[name].row_shape)
-        path = f"teachers/{teacher.name}/{name}/{file_name((view, block, *tail))}"
+    def _row_file(
+        self, teacher: Teacher, name: str, view: int, block: int, limit: int, arrived: Callable[[str], None]
+    ) -> None:
+        path = _row_path(teacher, name, view, block)
         self.wanted.add(path)
         for attempt in range(ATTEMPTS):
             if attempt or not self._has(path):
@@ -205,6 +222,7 @@ class Fetcher:
                     raise StoreError(f"{self.source.name}: {path} does not hold the rows committed: {error}") from error
         self._done += 1
         self._bytes += (self.folder / path).stat().st_size
+        arrived(path)
         if self._report is not None:
             self._report(CopyProgress(files=self._done, num_files=self._total, num_bytes=self._bytes))
 
@@ -245,6 +263,17 @@ class Fetcher:
 
 _CELL_DIMS = {"committed": 2, "checksum": 3}  # dimensions of the files' names
 assert set(_CELL_DIMS) == set(CELL_ARRAYS)
+
+
+def row_files(teacher: Teacher, num_views: int) -> list[str]:
+    """Paths of all files of rows of the first views."""
+    cells = [(view, block) for view in range(num_views) for block in range(teacher.num_blocks)]
+    return [_row_path(teacher, name, *cell) for name in teacher.arrays for cell in cells]
+
+
+def _row_path(teacher: Teacher, name: str, view: int, block: int) -> str:
+    tail = (0,) * len(teacher.row_arrays[name].row_shape)
+    return f"teachers/{teacher.name}/{name}/{file_name((view, block, *tail))}"
 
 
 def _most(num_bytes: int) -> int:

@@ -3,6 +3,7 @@
 A copy appears when it is whole and every checksum matches. Interrupted, the same command goes on where it was.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,12 +15,13 @@ from typing import Any
 from stores.building import build, scratch
 from stores.cells import load_teacher
 from stores.create import RESERVED
-from stores.documents import as_json, examples_sha256, raw_sha256, sealed
+from stores.documents import Document, as_json, examples_sha256, raw_sha256, sealed
 from stores.fetch import FOLDS, Fetcher, Report
 from stores.files import make_folders, write_document, writing
+from stores.push import Parcel, check_writable, push
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
-from stores.send import check_writable, send, write_zip
+from stores.send import write_zip
 from stores.sources import Source, is_url, open_source, spelled
 
 NUM_THREADS = 16
@@ -75,12 +77,7 @@ def _copy(
     report: Report | None,
 ) -> Copied:
     if is_url(target):
-        check_writable(spelled(target))
-        with scratch() as place:
-            folder = place / "store"
-            copied = _fetch(origin, folder, num_views, teachers, num_threads, report, folds)
-            send(folder, spelled(target), num_threads=num_threads)
-            return copied
+        return _push(origin, spelled(target), num_views, teachers, folds, num_threads, report)
     path = Path(target)
     as_zip = path.suffix == ".zip"
     outcome: list[Copied] = []
@@ -167,12 +164,47 @@ def _fetch(
     loaded = [fetcher.cells(store, name) for name in names]
     fetcher.rows(loaded, views)
     fetcher.prune()
-    if views < store.num_views or (teachers is not None and set(names) != set(origin.teachers() or ())):
-        _seal_part(store, names, views, {} if folds is None else {FOLDS: folds})
+    if not _is_whole(origin, store, names, views, teachers):
+        documents = _documents(store, names, views, False, {} if folds is None else {FOLDS: folds})
+        with writing(str(folder)):
+            _cut(store, names, views)
+            for below, document in documents.items():
+                write_document(folder / below, document)
     part = open_store(folder)
     for name in names:
         part.teacher(name).committed()
     return Copied(teachers=tuple(sorted(names)), unfinished=tuple(unfinished), num_views=views)
+
+
+def _push(
+    origin: Source,
+    url: str,
+    num_views: int | None,
+    teachers: Sequence[str] | None,
+    folds: dict[str, Any] | None,
+    num_threads: int,
+    report: Report | None,
+) -> Copied:
+    """Send a store to a bucket; one on this disk is read where it lies, of another a few files at a time lie here."""
+    check_writable(url)
+    with contextlib.ExitStack() as stack:
+        folder = origin.root or stack.enter_context(scratch())
+        fetcher = Fetcher(origin, folder, num_threads=num_threads, report=report)
+        store, names, unfinished = fetcher.documents(teachers)
+        views = _checked_views(num_views, store)
+        fetcher.statics(store, [store.teacher(name) for name in names])
+        loaded = [fetcher.cells(store, name) for name in names]
+        whole = _is_whole(origin, store, names, views, teachers)
+        documents = _documents(store, names, views, whole, {} if folds is None else {FOLDS: folds})
+        push(fetcher, Parcel(documents=documents, teachers=loaded, num_views=views), url, num_threads=num_threads)
+    return Copied(teachers=tuple(sorted(names)), unfinished=tuple(unfinished), num_views=views)
+
+
+def _is_whole(
+    origin: Source, store: Store, names: Sequence[str], num_views: int, teachers: Sequence[str] | None
+) -> bool:
+    """Whether all that can be copied of a source was asked for."""
+    return num_views == store.num_views and (teachers is None or set(names) == set(origin.teachers() or ()))
 
 
 def _checked_views(num_views: int | None, store: Store) -> int:
@@ -196,34 +228,48 @@ def _folds_of(origin: Source, teachers: Sequence[str] | None) -> dict[str, Any]:
         return {key: value for key, value in plan.items() if key != "proof"}
 
 
-def _seal_part(store: Store, names: Sequence[str], num_views: int, more: dict[str, Any]) -> None:
-    """Rewrite the documents of a store of which only some views and teachers are there."""
-    root = store.path
-    documents = load_root(root)
-    sources = {name: load_teacher(root, name, store.examples_sha256) for name in names}
-    taken = {
-        "operation": "copy",
-        "digest": documents[""]["attributes"]["digest"],
-        "teachers": {name: own[""]["attributes"]["digest"] for name, own in sorted(sources.items())},
-        "num_views": [num_views, store.num_views],
-    }
-    attributes = {**with_lineage(documents[""]["attributes"], taken), **more}
-    attributes["views"] = {**attributes["views"], "num_views": num_views}
-    sealed_root = sealed({**documents, "": {**documents[""], "attributes": attributes}})
-    with writing(str(root)):
-        for name, own in sources.items():
-            committed = store.teacher(name).committed()[:num_views]
-            for kind in CELL_ARRAYS:
-                for view in range(num_views, store.num_views):
-                    shutil.rmtree(root / "teachers" / name / kind / "c" / str(view))
+def _cut(store: Store, names: Sequence[str], num_views: int) -> None:
+    """Remove the commits of the views that were left behind."""
+    for name in names:
+        for kind in CELL_ARRAYS:
+            for view in range(num_views, store.num_views):
+                shutil.rmtree(store.path / "teachers" / name / kind / "c" / str(view))
+
+
+def _documents(
+    store: Store, names: Sequence[str], num_views: int, whole: bool, more: Mapping[str, Any]
+) -> dict[str, Document]:
+    """The documents of a store, or of a part of it, with each teacher tied to its examples, by folder.
+
+    Args:
+        store: The whole store.
+        names: Teachers of the part.
+        num_views: The part has the first views.
+        whole: Whether that is all of it; then its root stays as it is.
+        more: Attributes that the root of a part gets.
+    """
+    root = load_root(store.path)
+    teachers = {name: load_teacher(store.path.resolve(), name, store.examples_sha256) for name in names}
+    if not whole:
+        step = {
+            "operation": "copy",
+            "digest": store.attributes["digest"],
+            "teachers": {name: own[""]["attributes"]["digest"] for name, own in sorted(teachers.items())},
+            "num_views": [num_views, store.num_views],
+        }
+        attributes = {**with_lineage(store.attributes, step), **more}
+        attributes["views"] = {**attributes["views"], "num_views": num_views}
+        root = sealed({**root, "": {**root[""], "attributes": attributes}})
+    documents = dict(root)
+    for name, own in teachers.items():
+        said = {"examples_sha256": examples_sha256(root)}
+        if not whole:
+            said["cells_sha256"] = raw_sha256(store.teacher(name).committed()[:num_views])
             arrays = (*own[""]["attributes"]["arrays"], *CELL_ARRAYS)
-            cut = {array: {**own[array], "shape": [num_views, *own[array]["shape"][1:]]} for array in arrays}
-            said = {"examples_sha256": examples_sha256(sealed_root), "cells_sha256": raw_sha256(committed)}
-            top = {**own[""], "attributes": {**own[""]["attributes"], **said}}
-            for folder, document in sealed({**own, **cut, "": top}).items():
-                write_document(root / "teachers" / name / folder, document)
-        for folder, document in sealed_root.items():
-            write_document(root / folder, document)
+            own |= {array: {**own[array], "shape": [num_views, *own[array]["shape"][1:]]} for array in arrays}
+        own = sealed({**own, "": {**own[""], "attributes": {**own[""]["attributes"], **said}}})
+        documents |= {f"teachers/{name}/{folder}".rstrip("/"): document for folder, document in own.items()}
+    return documents
 
 
 def with_lineage(attributes: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:

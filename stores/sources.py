@@ -39,6 +39,11 @@ class Source(Protocol):
 
     name: str
 
+    @property
+    def root(self) -> Path | None:
+        """The folder that it is, if it is one on this disk."""
+        ...
+
     def fetch(self, path: str, target: Path, limit: int) -> None:
         """Copies one file; FileNotFoundError when it is not there, StoreError when it is longer than `limit`."""
         ...
@@ -96,22 +101,25 @@ class FolderSource:
     """A store on a disk."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self._root = str(path), path.resolve()
+        self.name, self.root = str(path), path.resolve()
 
     def fetch(self, path: str, target: Path, limit: int) -> None:
-        status = regular_file(self._root, self._root / path)
+        status = regular_file(self.root, self.root / path)
         if status is None:
             raise FileNotFoundError(path)
         if status.st_size > limit:
             raise too_long(self.name, path, limit)
-        shutil.copyfile(self._root / path, target)
+        if target != self.root / path:
+            shutil.copyfile(self.root / path, target)
 
     def teachers(self) -> list[str] | None:
-        return list(teacher_names(self._root))
+        return list(teacher_names(self.root))
 
 
 class ZipSource:
     """A store in one zip file, at its top or in its only folder. Entries are read by name, never extracted."""
+
+    root = None
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         self.name, self._archive = name, archive
@@ -172,6 +180,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class WebSource:
     """A store on a web server. Reading single files needs no more than Python's own client, which has no threads."""
 
+    root = None
+
     def __init__(self, url: str) -> None:
         self.name = url
         self._url, question, query = url.partition("?")
@@ -217,28 +227,30 @@ def _error_handlers() -> tuple[urllib.request.BaseHandler, ...]:
 
 
 class ObjectSource:
-    """A store in a bucket or on a hub, through fsspec."""
+    """The source of a store in a bucket or on a hub, through fsspec."""
+
+    root = None
 
     def __init__(self, url: str) -> None:
         self.name = url
-        self._fs, self._root = file_system(url)
+        self.fs, self.top = file_system(url)
 
     def fetch(self, path: str, target: Path, limit: int) -> None:
-        whole = f"{self._root}/{path}"
+        whole = f"{self.top}/{path}"
         with client_errors(self.name):
-            if int(self._fs.info(whole)["size"]) > limit:
+            if int(self.fs.info(whole)["size"]) > limit:
                 raise too_long(self.name, path, limit)
-            self._fs.get_file(whole, str(target))
+            self.fs.get_file(whole, str(target))
 
     def teachers(self) -> list[str] | None:
         try:
             with client_errors(self.name):
-                entries = self._fs.ls(f"{self._root}/teachers", detail=False, refresh=True)
+                entries = self.fs.ls(f"{self.top}/teachers", detail=False, refresh=True)
         except FileNotFoundError:
             return []
         found = _names(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
         with client_errors(self.name):
-            return [name for name in found if self._fs.exists(f"{self._root}/teachers/{name}/zarr.json")]
+            return [name for name in found if self.fs.exists(f"{self.top}/teachers/{name}/zarr.json")]
 
 
 def file_system(url: str) -> tuple[Any, str]:

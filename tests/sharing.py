@@ -29,6 +29,7 @@ def make_store(
     kind: str = "topk",
     attributes: Mapping[str, Any] | None = None,
     class_names: Sequence[str] = (),
+    labels: np.ndarray | None = None,
 ) -> Path:
     """A store with V = 2 views of N = 300 rows in two blocks."""
     keys = np.arange(N, dtype=np.uint64) * np.uint64(11_400_714_819_323_198_485)
@@ -38,7 +39,7 @@ def make_store(
         dataset={"name": "toy", "split": "train", "num_examples": N, "num_classes": C, "fingerprint": "00", **named},
         views={"num_views": V, "transform": "none", "seed": 0, "versions": {}},
         keys=keys,
-        labels=np.arange(N) % C,
+        labels=np.arange(N) % C if labels is None else labels,
         probes={"row": np.arange(4, dtype=np.uint32), "digest": keys[:8].reshape(V, 4)},
         attributes={"license": "CC0-1.0", **(attributes or {})},
     )
@@ -113,13 +114,16 @@ def web_server(folder: Path, answer: Answer = lambda handler: False) -> Iterator
 
 
 @contextlib.contextmanager
-def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an empty bucket on an S3-compatible server on loopback."""
+def s3_server(
+    monkeypatch: pytest.MonkeyPatch, wrapped: Callable[[Any], Any] = lambda application: application
+) -> Iterator[str]:
+    """The address of an empty bucket on an S3-compatible server on loopback, whose WSGI application may be wrapped."""
     import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    server._server.app = wrapped(server._server.app)  # type: ignore[union-attr]
     address = "http://{}:{}".format(*server.get_host_and_port())
     for name, value in (("ENDPOINT_URL", address), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
         monkeypatch.setenv(f"AWS_{name}", value)

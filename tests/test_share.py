@@ -209,17 +209,23 @@ def test_a_bucket_gets_the_root_last_and_the_teachers_that_it_lacks(
 
     put: list[str] = []
     fs: Any = fsspec.filesystem("memory")
-    original = fs.put_file
+    original = fs.pipe_file, fs.put_file
+
+    def pipe_file(path: str, value: bytes, **options: str) -> None:
+        put.append(path)
+        original[0](path, value, **options)
 
     def put_file(source: str, target: str) -> None:
         put.append(target)
-        original(source, target)
+        original[1](source, target)
 
+    monkeypatch.setattr(fs, "pipe_file", pipe_file)
     monkeypatch.setattr(fs, "put_file", put_file)
     copy_store(make_store(tmp_path / "one.zarr", ("a",)), bucket)
-    assert put[-1].endswith("/zarr.json")
-    assert put[-1].count("/") == 2
-    assert put[-2].endswith("teachers/a/zarr.json")
+    names = [path.removeprefix(bucket.removeprefix("memory:/")).lstrip("/") for path in put]
+    assert names[:2] == ["unfinished.txt", "teachers/a/unfinished.txt"]
+    assert names[-3:] == ["teachers/a/zarr.json", "teachers.json", "zarr.json"]
+    assert not fs.glob(f"{bucket}/**/unfinished.txt")
     with pytest.raises(StoreError, match="is another"):
         copy_store(store, bucket)  # made at another time
     first = tmp_path / "one.zarr"

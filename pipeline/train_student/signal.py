@@ -139,14 +139,14 @@ class TeacherSignal:
         )
         self._budget = default_budget() if memory_budget is None else memory_budget
         self.grouping = self._prepared.grouping(self._budget, num_slabs=min(store.num_views, 2))
-        self._path, self._digest = store.path, store.attributes["digest"]
+        self._path = store.path
         self._shared = default_cache() / "slabs"
         self._slabs: Slabs | None = None
         self._slabs_process = 0
         self._served_N: dict[int, Tensor | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._path, self._digest, self.teacher.name, self.tail, self.device, self._budget)
+        return _reopened, (self._path, self.teacher.digest, self.teacher.name, self.tail, self.device, self._budget)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -366,10 +366,10 @@ def refuse_unserved(answer: "StoredAnswer") -> None:
 
 def _reopened(path: Path, digest: str, name: str, tail: str, device: torch.device, memory_budget: int) -> TeacherSignal:
     """The signal that was pickled, over the same store."""
-    store = open_store(path)
-    if store.attributes["digest"] != digest:
+    signal = TeacherSignal(open_store(path), name=name, tail=tail, device=device, memory_budget=memory_budget)
+    if signal.teacher.digest != digest:
         raise ValueError(f"{path} is another store than the one that this signal was made from; open it again")
-    return TeacherSignal(store, name=name, tail=tail, device=device, memory_budget=memory_budget)
+    return signal
 
 
 def check_data(store: Store, split: Split) -> None:

@@ -193,6 +193,7 @@ def cache_teacher(
     from pipeline.cache_teacher.summary import leak_warning
     from pipeline.cache_teacher.trial import try_out
     from pipeline.datasets import load_split
+    from pipeline.describe import describe_kind
     from pipeline.views import Views, allow_transform
 
     share = find_part(part)
@@ -242,7 +243,7 @@ def cache_teacher(
     if not summary:
         typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
         return
-    accuracy = f", accuracy {summary['accuracy']:.4f} ({summary['kind']})" if "accuracy" in summary else ""
+    accuracy = f", accuracy {summary['accuracy']:.4f} ({describe_kind(summary)})" if "accuracy" in summary else ""
     typer.echo(f"wrote {out}: {len(answers.split)} rows x {views} views{accuracy}")
 
 
@@ -539,6 +540,7 @@ def verify(
     threads: Threads = 0,
 ) -> None:
     """Check every byte of a store; with --data that rows belong to their examples, with --recompute to the teacher."""
+    from pipeline.describe import describe_teachers
     from stores import open_store, verify_store
 
     if recompute and not data:
@@ -584,7 +586,7 @@ def verify(
                     f"{store}: teacher {chosen.name!r} is not the one that runs here: {'; '.join(found.problems)};"
                     " get the weights and the input scaling that the store names, or do not use it"
                 )
-    teachers = ", ".join(opened.teachers) or "none"
+    teachers = ", ".join(describe_teachers(opened)) or "none"
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
 
 

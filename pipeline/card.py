@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.describe import describe_encoding, describe_store
+from pipeline.describe import describe_encoding, describe_kind, describe_store
 from pipeline.encoding import Encoding
 from pipeline.strict_json import to_json
 from pipeline.whole_file import whole_file
@@ -112,11 +112,12 @@ def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
         ("preprocessing", to_json(identity.get("preprocessing"))),
         ("encoding", _encoding(encoding)),
         ("bytes a row and view", str(teacher["bytes_per_row"])),
-        ("cross-fitted", _folds(folds) if folds else "no: a row may have been in the teacher's training set"),
+        ("cross-fitted", _folds(folds) if folds else "no"),
     ]
+    if "kind" in answers:
+        rows.append(("were these rows in its training set", describe_kind(answers)))
     if "accuracy" in answers:
-        measured = f"{answers['accuracy']:.4f} ({answers['kind']})"
-        rows.append(("accuracy", measured))
+        rows.append(("accuracy", f"{answers['accuracy']:.4f}"))
         rows += [(key.upper(), f"{answers[key]:.4f}") for key in ("nll", "ece") if key in answers]
     if answers.get("per_fold"):
         rows.append(
@@ -148,9 +149,10 @@ def _encoding(attributes: dict[str, Any]) -> str:
 
 
 def _folds(folds: dict[str, Any]) -> str:
+    said = "was, as its author declares," if folds.get("proof") == "declared" else "was"
     return (
-        f"{folds.get('num_folds')} folds ({folds.get('strategy')}, seed {folds.get('seed')}): every row was answered by"
-        f" a teacher that has not seen it; proof: {folds.get('proof', 'not said')}"
+        f"{folds.get('num_folds')} folds ({folds.get('strategy')}, seed {folds.get('seed')}): every row {said} answered"
+        f" by a teacher that has not seen it; proof: {folds.get('proof', 'not said')}"
     )
 
 

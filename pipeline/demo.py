@@ -13,6 +13,7 @@ from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.teachers import load_teachers
 from pipeline.cache_teacher.train import train_teachers
 from pipeline.datasets import Split, load_split
+from pipeline.describe import describe_kind
 from pipeline.encoding import Encoding
 from pipeline.fit import Training
 from pipeline.folds import FoldPlan
@@ -71,7 +72,7 @@ def run_demo(out: Path, *, seeds: int, say: Callable[[str], None]) -> dict[str, 
         check_data(open_store(out / f"{name}.zarr"), train)
         say(
             f"  {name}.zarr: verified; teacher's accuracy {summary['accuracy']:.4f}, ECE {summary['ece']:.4f}"
-            f" ({summary['kind']})"
+            f" ({describe_kind(summary)})"
         )
     stage_one = time.perf_counter() - started
 

@@ -1,5 +1,6 @@
 """What ``inspect`` shows of a store, for people and for machines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
     }
 
 
+def describe_kind(answers: Mapping[str, Any]) -> str:
+    """What the numbers of a teacher's summary are worth, in words: whether it was trained on the rows they are over."""
+    kind, seen = str(answers["kind"]), answers.get("seen")
+    if seen is None:  # of an older store, which compared whole datasets: equal ones were seen, others were not compared
+        return "training rows unknown" if kind == "held out" else kind
+    if kind == "partly seen":
+        kind += f": {seen['num_seen']:,} of {seen['num_rows']:,} rows"
+    elif kind == "training rows unknown" and seen["num_seen"]:
+        kind += f", at least {seen['num_seen']:,} of {seen['num_rows']:,} seen"
+    elif kind == "out-of-fold" and seen["num_unknown"]:
+        kind += " as declared"
+    return kind + (", measured on the store it was taken from" if "measured_on" in answers else "")
+
+
+def describe_teachers(store: Store) -> list[str]:
+    """Every teacher with what its numbers are worth."""
+    said = {name: store.teacher(name).summary or {} for name in store.teachers}
+    return [f"{name} ({describe_kind(summary)})" if "kind" in summary else name for name, summary in said.items()]
+
+
 def format_description(description: dict[str, Any]) -> str:
     """The description on one screen."""
     dataset, views = description["dataset"], description["views"]
@@ -96,7 +117,7 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
     if "accuracy" in answers:
         lines.append(
             f"  answers   accuracy {answers['accuracy']:.4f}, NLL {answers['nll']:.4f}, ECE {answers['ece']:.4f}"
-            f" ({answers['kind']})"
+            f" ({describe_kind(answers)})"
         )
         if "per_fold" in answers:
             per_fold = ", ".join(f"{fold.get('accuracy', float('nan')):.4f}" for fold in answers["per_fold"])

@@ -1,9 +1,10 @@
 """Cross-fitting folds: who may answer which row.
 
 The examples are cut into B folds; the teacher of fold b is trained on the other folds, and answers the rows of
-fold b only, so no row is answered by a teacher that has seen it.
+fold b only, so no row is answered by a teacher that has seen it. Equal examples (equal content keys) are one example
+in several rows: whoever has seen one has seen all, so they share a fold, whatever the strategy.
 
-Shapes: N examples.
+Shapes: N examples, U of them different.
 
 References:
     Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.1.
@@ -27,33 +28,35 @@ from pipeline.spelling import unknown
 from pipeline.views import draw, view_seeds
 
 Folds = npt.NDArray[np.uint16]
+Rows = npt.NDArray[np.int64]
 MAX_FOLDS = 2**16
 _HASH_BATCH = 4096
 
 
-def _kfold(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
-    """A seeded permutation modulo B: fold sizes differ by at most one."""
-    return np.asarray(np.random.default_rng(seed).permutation(len(split)) % num_folds)
+def _kfold(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
+    """A seeded permutation modulo B: fold sizes differ by at most one (equal rows counted once)."""
+    return np.asarray(np.random.default_rng(seed).permutation(len(first_U)) % num_folds)
 
 
-def _stratified(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
+def _stratified(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
     """Every class is spread evenly over the folds."""
     from sklearn.model_selection import StratifiedKFold
 
-    _, counts = np.unique(split.labels, return_counts=True)
+    labels_U = split.labels[first_U]
+    _, counts = np.unique(labels_U, return_counts=True)
     if counts.min() < num_folds:
         raise ValueError(
-            f"stratified folds need at least {num_folds} examples of every class, the rarest has {counts.min()};"
-            " use fewer --folds or --fold-strategy kfold"
+            f"stratified folds need at least {num_folds} different examples of every class, the rarest has"
+            f" {counts.min()}; use fewer --folds or --fold-strategy kfold"
         )
-    folds = np.empty(len(split), dtype=np.int64)
+    folds = np.empty(len(first_U), dtype=np.int64)
     splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(split)), split.labels)):
+    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(first_U)), labels_U)):
         folds[rows] = fold
     return folds
 
 
-def _group(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
+def _group(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
     """Examples of one group share a fold; the largest groups are placed first, each into the emptiest fold."""
     groups = group_ids(split)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -67,12 +70,12 @@ def _group(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
         rows, fold = heapq.heappop(filled)
         fold_of_group[group] = fold
         heapq.heappush(filled, (rows + int(sizes[group]), fold))
-    return np.asarray(fold_of_group[group_of])
+    return np.asarray(fold_of_group[group_of[first_U]])
 
 
-def _hash(split: Split, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
+def _hash(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
     """A hash of the example's content key: an example keeps its fold when others come or go."""
-    folds = draw(view_seeds(seed, split.keys, 0), 0, num_folds)
+    folds = draw(view_seeds(seed, split.keys[first_U], 0), 0, num_folds)
     empty = np.setdiff1d(np.arange(num_folds), folds)
     if len(empty):
         raise ValueError(
@@ -85,19 +88,62 @@ def group_ids(split: Split) -> npt.NDArray[np.uint64]:
     """The group of every example, uint64 [N]: the split's own groups, or else near-duplicates.
 
     Images are near-duplicates when their 8 x 8 difference hashes are the same (brightness, noise and recompression
-    hardly change it); rows of a table when they are equal.
+    hardly change it); rows of a table when they are equal. Two groups that hold equal examples are one.
 
     References:
         Zauner. Implementation and Benchmarking of Perceptual Image Hash Functions. 2010, section 3.2 (the family).
     """
     if split.groups is not None:
-        return split.groups
+        return _joined(split.groups, split.keys)
     if not split.is_image:
         return split.keys
     hashes = [
         _difference_hash(split.samples[start : start + _HASH_BATCH]) for start in range(0, len(split), _HASH_BATCH)
     ]
-    return np.concatenate(hashes)
+    return _joined(np.concatenate(hashes), split.keys)
+
+
+def _joined(groups: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The groups, those that are linked by equal keys as one, which keeps its smallest id."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ids, group_of = np.unique(groups, return_inverse=True)
+    first_U, example_of = different(keys)
+    links = (np.ones(len(keys), np.int8), (group_of, len(ids) + example_of))
+    size = len(ids) + len(first_U)
+    _, component = connected_components(coo_array(links, shape=(size, size)), directed=False)
+    _, smallest, joined = np.unique(component[: len(ids)], return_index=True, return_inverse=True)
+    return np.asarray(ids[smallest[joined]][group_of])
+
+
+def different(keys: npt.NDArray[np.uint64]) -> tuple[Rows, Rows]:
+    """The first row of each different example, in order, int64 [U], and which of these each row equals, int64 [N]."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[inverse]
+
+
+def apart_from_equals(keys: npt.NDArray[np.uint64], folds: Folds) -> int:
+    """How many rows have an equal in another fold: their teacher has seen what it answers."""
+    first_U, example_of = different(keys)
+    low, high = np.full(len(first_U), MAX_FOLDS), np.full(len(first_U), -1)
+    np.minimum.at(low, example_of, folds)
+    np.maximum.at(high, example_of, folds)
+    return int((low < high)[example_of].sum())
+
+
+def refuse_apart(keys: npt.NDArray[np.uint64], folds: Folds, source: str) -> None:
+    """Raises ValueError when equal examples are in different folds."""
+    apart = apart_from_equals(keys, folds)
+    if apart:
+        raise ValueError(
+            f"{source}: {apart} of {len(keys)} rows have an equal in another fold, so their fold teacher has seen what"
+            " it would answer; assign the folds again (every strategy keeps equal rows together), and train the fold"
+            " teachers on them"
+        )
 
 
 def _difference_hash(images: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
@@ -110,7 +156,8 @@ def _difference_hash(images: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     return np.packbits(bits, axis=1).view("<u8")[:, 0].astype(np.uint64)
 
 
-STRATEGIES: dict[str, Callable[[Split, int, int], npt.NDArray[np.integer]]] = {
+# of the split, the first row of each different example, the number of folds and a seed: the fold of each of them [U]
+STRATEGIES: dict[str, Callable[[Split, Rows, int, int], npt.NDArray[np.integer]]] = {
     "kfold": _kfold,
     "stratified": _stratified,
     "group": _group,
@@ -127,18 +174,18 @@ class FoldPlan:
     seed: int = 0
 
     def assign(self, split: Split) -> Folds:
-        """The fold of every row, uint16 [N]; every fold holds at least one row.
+        """The fold of every row, uint16 [N]; every fold holds at least one row, equal rows are in one fold.
 
         Raises:
             ValueError: Unknown strategy, or a number of folds that the data cannot be cut into.
         """
         if self.strategy not in STRATEGIES:
             raise ValueError(unknown("fold strategy", self.strategy, STRATEGIES))
-        if not 2 <= self.num_folds <= min(len(split), MAX_FOLDS):
-            raise ValueError(
-                f"--folds is {self.num_folds}; expected 2 to {min(len(split), MAX_FOLDS)} for {len(split)} examples"
-            )
-        return STRATEGIES[self.strategy](split, self.num_folds, self.seed).astype(np.uint16)
+        first_U, example_of = different(split.keys)
+        most = min(len(first_U), MAX_FOLDS)
+        if not 2 <= self.num_folds <= most:
+            raise ValueError(f"--folds is {self.num_folds}; expected 2 to {most} for {len(first_U)} different examples")
+        return STRATEGIES[self.strategy](split, first_U, self.num_folds, self.seed).astype(np.uint16)[example_of]
 
     def groups(self, split: Split) -> npt.NDArray[np.uint64] | None:
         """The groups that a store records: what kept examples together, or what the data says."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.answer_figures import AnswerFigures
+from pipeline.describe import describe_kind
 from pipeline.metrics import expected_calibration_error, reliability
 from pipeline.train_student.compare import Comparison
 
@@ -40,7 +41,7 @@ def plot_comparison(rows: Sequence[Comparison], answers: Mapping[str, Any], path
     right.set_xlabel("teacher's confidence")
     right.set_ylabel("accuracy")
     right.set_title(
-        f"teacher, {answers['kind']}: accuracy {answers['accuracy']:.3f}, ECE {answers['ece']:.3f}",
+        f"teacher, {describe_kind(answers)}: accuracy {answers['accuracy']:.3f}, ECE {answers['ece']:.3f}",
         loc="left",
         fontsize=10,
     )

@@ -67,6 +67,7 @@ def test_no_row_is_answered_by_a_teacher_that_has_seen_it(digits: Split, fold_te
     )
     spied = TeacherSet(
         teachers=spies,
+        seen=proven.seen,
         folds=proven.folds,
         plan=proven.plan,
         proof=proven.proof,

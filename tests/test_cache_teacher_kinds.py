@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,22 +91,25 @@ def test_impossible_estimators(noisy_table: Split, spec: str, message: str) -> N
 
 def test_a_leaking_fold_teacher_is_caught(noisy_table: Split, tmp_path: Path) -> None:
     """Nothing can be learnt here but by heart. Fold 1's network was trained on everything, and nobody told us."""
-    plan = FoldPlan(num_folds=3)
+    plan = FoldPlan(num_folds=5)
     training = Training(epochs=25, lr=0.1, weight_decay=0.0)
     x = np.random.default_rng(0).normal(size=(300, 40)).astype(np.float32)
     narrow = replace(noisy_table, samples=x, labels=noisy_table.labels[:300])
     paths = train_teachers(narrow, "mlp:128x2", training, tmp_path / "t", plan=plan)
     everything = train_teachers(narrow, "mlp:128x2", training, tmp_path / "all")[0]
-    state = {fold: load_state(path) for fold, path in enumerate((paths[0], everything, paths[2]))}
-    for fold, tensors in state.items():
-        torch.save(tensors, tmp_path / f"fold{fold}.pt")
-    teachers = load_teachers(
-        narrow, "mlp:128x2", str(tmp_path / "fold{fold}.pt"), plan=plan, preprocessing=fit_preprocessing(narrow)
-    )
-    summary = cache_teacher(NetworkAnswers(narrow, teachers, Views()), tmp_path / "s.zarr", encoding=LOSSLESS)
-    assert [leak["fold"] for leak in summary["leaks"]] == [1]
-    assert open_store(tmp_path / "s.zarr").teacher().summary["leaks"] == summary["leaks"]
-    warning = leak_warning(summary)
+
+    def summary(name: str, paths: list[Path]) -> dict[str, Any]:
+        for fold, path in enumerate(paths):
+            torch.save(load_state(path), tmp_path / f"{name}{fold}.pt")  # without the keys of their training rows
+        pattern, scaling = str(tmp_path / f"{name}{{fold}}.pt"), fit_preprocessing(narrow)
+        teachers = load_teachers(narrow, "mlp:128x2", pattern, plan=plan, preprocessing=scaling)
+        return cache_teacher(NetworkAnswers(narrow, teachers, Views()), tmp_path / f"{name}.zarr", encoding=LOSSLESS)
+
+    honest, leaking = summary("honest", paths), summary("leaking", [paths[0], everything, *paths[2:]])
+    assert honest["leaks"] == []
+    assert [leak["fold"] for leak in leaking["leaks"]] == [1]
+    assert open_store(tmp_path / "leaking.zarr").teacher().summary["leaks"] == leaking["leaks"]
+    warning = leak_warning(leaking)
     assert warning is not None
     assert "fold 1" in warning
 
@@ -123,12 +127,46 @@ def test_the_same_weights_for_two_folds_are_refused(digits: Split, plain_teacher
         )
 
 
+def simulated_fold(rng: np.random.Generator, num_rows: int, skill: float, spread: float = 3.0) -> dict[str, Any]:
+    """A fold whose rows have normal margins: log-odds of the label."""
+    margins = rng.normal(skill, spread, num_rows)
+    nll = np.log1p(np.exp(-margins))
+    return {
+        "num_rows": num_rows,
+        "accuracy": float((margins > 0).mean()),
+        "nll": float(nll.mean()),
+        "nll_error": float(nll.std() / np.sqrt(num_rows)),
+    }
+
+
+def accused(num_sets: int, num_folds: int, num_rows: int, skills: float) -> tuple[float, float]:
+    """Share of sets with an accused fold when all are honest, and share where the one that leaks is found."""
+    rng, alarms, found = np.random.default_rng(0), 0, 0
+    for _ in range(num_sets):
+        folds = [simulated_fold(rng, num_rows, skill) for skill in rng.normal(4, skills, num_folds)]
+        alarms += bool(suspected_leaks(folds))
+        folds[1] = simulated_fold(rng, num_rows, 7, 1.5)
+        found += [leak["fold"] for leak in suspected_leaks(folds)] == [1]
+    return alarms / num_sets, found / num_sets
+
+
 def test_honest_folds_are_not_accused() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        folds = [{"num_rows": 300, "accuracy": rng.binomial(300, 0.9) / 300} for _ in range(5)]
-        assert suspected_leaks(folds) == []
-    assert suspected_leaks([{"num_rows": 0}, {"num_rows": 10, "accuracy": 1.0}]) == []
+    alarms, found = accused(100, 5, 300, 0.3)
+    assert (alarms, found > 0.8) == (0.0, True)
+    few = {"accuracy": 1.0, "nll": 0.01, "nll_error": 0.01}
+    assert suspected_leaks([{"num_rows": 0}, *({"num_rows": 10, **few} for _ in range(4))]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_folds", [2, 5, 20])
+@pytest.mark.parametrize(("skills", "most_alarms", "least_found"), [(0.3, 0.01, 0.95), (1.5, 0.12, 0.6)])
+def test_the_level_and_the_power_of_the_leak_test(
+    num_folds: int, skills: float, most_alarms: float, least_found: float
+) -> None:
+    """Skills of 0.3 are accuracies of .91 +- .02, skills of 1.5 run from .70 to .99."""
+    alarms, found = accused(400, num_folds, 300, skills)
+    assert alarms <= most_alarms
+    assert found >= least_found
 
 
 def test_an_untrained_network_is_a_control(digits: Split, tmp_path: Path) -> None:

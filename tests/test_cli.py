@@ -108,7 +108,7 @@ def test_the_whole_job(work: Path) -> None:
     assert result["training"]["seed"] == 1
     assert result["accuracy"] > 0.8
     sound = run("verify", "s.zarr", "--data", "digits", cwd=work)
-    assert (sound.returncode, sound.stdout) == (0, "sound: 1437 rows x 1 views, teachers: teacher\n")
+    assert (sound.returncode, sound.stdout) == (0, "sound: 1437 rows x 1 views, teachers: teacher (out-of-fold)\n")
 
 
 def test_inspect_tells_people_and_machines(work: Path) -> None:

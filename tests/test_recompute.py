@@ -162,7 +162,7 @@ def test_what_a_store_says_never_decides_what_is_built(
     for damage, message in (
         ({"precision": "float8"}, "precision 'float8'"),
         ({"preprocessing": "none"}, "no input scaling"),
-        ({"preprocessing": [{"mean": [0.1], "std": [0.1], "size": 10**6}]}, "more than 1024 pixels"),
+        ({"preprocessing": [{"mean": [0.1], "std": [0.1], "size": 10**6}]}, "at most 1024 pixels"),
     ):
         monkeypatch.setattr(teacher, "identity", {**identity, **damage})
         with pytest.raises(ValueError, match=message):

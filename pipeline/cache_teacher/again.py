@@ -11,17 +11,16 @@ import numpy as np
 import torch
 
 from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.claims import Claims, Seen, nothing_seen
 from pipeline.cache_teacher.compute import PRECISIONS, Compute
 from pipeline.cache_teacher.networks import load_again
-from pipeline.cache_teacher.teachers import TeacherSet
+from pipeline.cache_teacher.teachers import TeacherSet, seen_out_of_fold
 from pipeline.datasets import Split
 from pipeline.folds import Folds
 from pipeline.models import MODELS, Preprocessing
 from pipeline.user_code import factory_name
 from pipeline.views import Views
 from stores import Store, Teacher
-
-_MAX_RECORDED_SIZE = 1024  # pixels a side that a store may ask images to be resized to
 
 
 def answer_again(
@@ -66,7 +65,7 @@ def answer_again(
             f"--weights is missing; give those of teacher {teacher.name!r}: a file, a folder that train-teacher wrote,"
             " or 'run/fold{fold}.pt'"
         )
-    teachers, fingerprint = load_again(
+    teachers, said = load_again(
         split,
         _architecture(architecture, teacher),
         weights,
@@ -76,8 +75,9 @@ def answer_again(
     )
     again = TeacherSet(
         teachers=teachers,
+        seen=_seen(split, folds, said),
         folds=folds,
-        training_fingerprint=fingerprint,
+        training_fingerprint=said[0].fingerprint if said else None,
         fold_attributes=teacher.folds,
     )
     compute = Compute(precision=_precision(teacher))
@@ -124,6 +124,12 @@ def _folds(store: Store, teacher: Teacher) -> tuple[int, Folds | None]:
     return num_folds, np.asarray(store.folds)
 
 
+def _seen(split: Split, folds: Folds | None, said: tuple[Claims, ...]) -> Seen:
+    if not said:
+        return nothing_seen(split)
+    return said[0].seen(split) if folds is None else seen_out_of_fold(split, folds, said)
+
+
 def _precision(teacher: Teacher) -> str:
     said = teacher.identity.get("precision")
     for name, precision in PRECISIONS.items():
@@ -134,14 +140,12 @@ def _precision(teacher: Teacher) -> str:
 
 def _recorded_scaling(teacher: Teacher) -> list[Preprocessing]:
     try:
-        scaling = [Preprocessing.from_attributes(said) for said in teacher.identity["preprocessing"]]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return [Preprocessing.from_attributes(said) for said in teacher.identity["preprocessing"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"teacher {teacher.name!r} has no input scaling that can be read; it was no network"
+            f"teacher {teacher.name!r} has no input scaling that can be read ({error}); it was no network, or do not"
+            " use it"
         ) from error
-    if any((said.size or 0) > _MAX_RECORDED_SIZE for said in scaling):
-        raise ValueError(f"teacher {teacher.name!r}: images of more than {_MAX_RECORDED_SIZE} pixels; do not use it")
-    return scaling
 
 
 def _short(value: object) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.ahead import in_order
+from pipeline.cache_teacher.claims import Seen, nothing_known
 from pipeline.cache_teacher.compute import PRECISIONS, Compute
 from pipeline.cache_teacher.teachers import TeacherSet, fold_attributes
 from pipeline.datasets import Split
@@ -28,14 +29,17 @@ _LOOKED_AT = 256  # rows
 
 
 class Answers(Protocol):
-    """The logits of any rows of any view, and everything a store records about where they come from."""
+    """The logits of any rows of any view, and everything a store records about where they come from.
+
+    ``seen`` says of each row whether the teacher that answers it was trained on it, int8 [N]; see ``claims``.
+    """
 
     split: Split
     views: Views
     folds: Folds | None
     fold_attributes: Mapping[str, Any] | None
     groups: npt.NDArray[np.uint64] | None
-    training_fingerprint: str | None
+    seen: Seen
 
     def identity(self) -> dict[str, Any]:
         """Who answers: at least ``architecture`` and ``weights_sha256``."""
@@ -88,7 +92,7 @@ class NetworkAnswers:
         self.split, self.views = split, views
         self.folds, self.fold_attributes = teachers.folds, teachers.fold_attributes
         self.groups = split.groups if teachers.plan is None else teachers.plan.groups(split)
-        self.training_fingerprint = teachers.training_fingerprint
+        self.seen = teachers.seen
         self.batch_size, self.device, self.workers = batch_size, device or torch.device("cpu"), workers
         self.compute = compute or Compute()
         self.teachers = teachers.teachers
@@ -171,7 +175,7 @@ class ArrayAnswers:
         self.split, self.views = split, views
         self.folds, self.fold_attributes = declared_folds(plan, split)
         self.groups = split.groups if plan is None else plan.groups(split)
-        self.training_fingerprint: str | None = None
+        self.seen = nothing_known(split)
 
     def identity(self) -> dict[str, Any]:
         with self.path.open("rb") as file:

@@ -111,8 +111,7 @@ class LimitedAnswers:
             digest = fold_digest(self.split.keys, self.folds)
             self.fold_attributes = {**(answers.fold_attributes or {}), "digest": digest}
         self.groups = None if answers.groups is None else answers.groups[self._rows]
-        seen = answers.training_fingerprint == whole.fingerprint
-        self.training_fingerprint = self.split.fingerprint if seen else answers.training_fingerprint
+        self.seen = answers.seen[self._rows]
         self.identity = answers.identity
 
     def __call__(self, rows: Rows, view: int) -> Tensor:

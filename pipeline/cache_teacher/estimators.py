@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.cache_teacher.claims import nothing_seen, trained_on
 from pipeline.cache_teacher.teachers import fold_attributes
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan, Folds
@@ -76,7 +77,7 @@ class EstimatorAnswers:
         self.folds: Folds | None = None
         self.fold_attributes: Mapping[str, Any] | None = None
         self.groups = split.groups if plan is None else plan.groups(split)
-        self.training_fingerprint: str | None = split.fingerprint
+        self.seen = trained_on(split) if plan is None else nothing_seen(split)
         self._make, self.options, self.floor = _parse(spec)
         if plan is not None:
             self.folds = plan.assign(split)

@@ -64,6 +64,6 @@ def extend_views(
     written = open_store(out, allow_incomplete=True)
     if written.teacher().complete:
         return dict(written.teacher().summary)
-    summary = summarise(written, teacher.name, answers.training_fingerprint)
+    summary = summarise(written, teacher.name, answers.seen)
     writer.finish(fidelity=teacher.fidelity, summary=summary)
     return summary

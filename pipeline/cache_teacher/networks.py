@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.cache_teacher.claims import Claims
 from pipeline.cache_teacher.train import FOLD_FILE, SINGLE_FILE
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan
 from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import load_into, load_state, read_metadata, weights_digest
+from pipeline.models.weights import load_into, load_state, weights_digest
 
 FOLD_PLACEHOLDER = "{fold}"
 RANDOM_INIT = "random-init"
@@ -35,8 +36,8 @@ def load_teacher(
     preprocessing: Preprocessing | None,
     fallback: Preprocessing | None = None,
     option: str = "--teacher",
-) -> tuple[Teacher, dict[str, Any]]:
-    """One network with the weights of a file, and the file's metadata.
+) -> tuple[Teacher, Claims]:
+    """One network with the weights of a file, and what the file says of them.
 
     Args:
         split: Gives inputs and classes.
@@ -47,15 +48,13 @@ def load_teacher(
         option: What names the architecture, for the error.
     """
     state = load_state(path)
-    metadata = read_metadata(path)
-    trained_as = metadata.get("architecture", architecture)
+    claims = Claims.read(path)
+    trained_as = claims.architecture or architecture
     if trained_as != architecture:
         raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass {option} {trained_as}")
     model = build_model(architecture, split)
     load_into(model, state, architecture=architecture, source=str(path))
-    if preprocessing is None and "preprocessing" in metadata:
-        preprocessing = Preprocessing.from_attributes(metadata["preprocessing"])
-    scaling = preprocessing or own_preprocessing(architecture) or fallback
+    scaling = preprocessing or claims.preprocessing or own_preprocessing(architecture) or fallback
     if scaling is None:
         raise ValueError(
             f"{path}: nothing says how {architecture!r} wants its input scaled; pass --mean and --std"
@@ -63,7 +62,7 @@ def load_teacher(
         )
     scaling.check(split)
     identity = {"architecture": architecture, "weights_sha256": weights_digest(state)}
-    return Teacher(model=model.eval(), preprocessing=scaling, identity=identity), metadata
+    return Teacher(model=model.eval(), preprocessing=scaling, identity=identity), claims
 
 
 def _suggest(split: Split) -> str:
@@ -120,7 +119,7 @@ def load_again(
     num_teachers: int,
     preprocessing: Preprocessing | None,
     recorded: Sequence[Preprocessing],
-) -> tuple[tuple[Teacher, ...], str | None]:
+) -> tuple[tuple[Teacher, ...], tuple[Claims, ...]]:
     """The teachers that are said to have answered a store's rows, without a proof of what they were trained on.
 
     Args:
@@ -132,14 +131,14 @@ def load_again(
         recorded: The store's own of each teacher, taken where nothing else says it.
 
     Returns:
-        The teachers in fold order, and the fingerprint of their training set where the weights say it.
+        The teachers in fold order, and what their weights say of themselves.
 
     Raises:
         ValueError: Missing weights, of another architecture, or of another number of teachers.
     """
     if weights == RANDOM_INIT:
         scaling = preprocessing or own_preprocessing(architecture) or recorded[0]
-        return untrained_teachers(split, architecture, num_teachers, scaling), None
+        return untrained_teachers(split, architecture, num_teachers, scaling), ()
     paths = fold_paths(weights, None) or [single_path(weights)]
     if not paths[0].is_file():
         raise ValueError(f"{paths[0]}: no such weights; expected a file, or a folder that train-teacher wrote")
@@ -152,4 +151,4 @@ def load_again(
         load_teacher(split, architecture, path, preprocessing, fallback, "--teacher-arch")
         for path, fallback in zip(paths, recorded, strict=True)
     ]
-    return tuple(teacher for teacher, _ in loaded), loaded[0][1].get("data_fingerprint")
+    return tuple(teacher for teacher, _ in loaded), tuple(claims for _, claims in loaded)

@@ -21,6 +21,7 @@ from pipeline.cache_teacher.parts import Part
 from pipeline.cache_teacher.sample import Sample, folds_of
 from pipeline.cache_teacher.summary import summarise
 from pipeline.encoding import Encoding, encode
+from pipeline.folds import refuse_apart
 from pipeline.tail_predictor import TailPredictor
 from pipeline.versions import library_versions
 from pipeline.views import probe
@@ -94,6 +95,8 @@ def cache_teacher(
         ValueError: ``out`` is a store of something else.
     """
     check_folder(out)
+    if answers.folds is not None:
+        refuse_apart(answers.split.keys, answers.folds, answers.split.spec)
     part = part or Part()
     sample = Sample(answers, predictor_rows)
     writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows)
@@ -104,7 +107,7 @@ def cache_teacher(
     teacher = written.teacher(name)
     if teacher.complete and all(f"{temperature:g}" in teacher.fidelity for temperature in temperatures):
         return dict(teacher.summary)
-    summary = summarise(written, name, answers.training_fingerprint)
+    summary = summarise(written, name, answers.seen)
     writer.finish(fidelity=sample.measure(encoding, predictor, temperatures), summary=summary)
     return summary
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cache_teacher.answers import Rows, declared_folds
+from pipeline.cache_teacher.claims import Seen, nothing_known, nothing_seen, trained_on
 from pipeline.cache_teacher.sparse import check_head, sparse_logits
 from pipeline.datasets import Split
 from pipeline.export import open_export
@@ -51,9 +52,7 @@ class ExportAnswers:
         self._check_pixels()
         self.folds, self.fold_attributes = self._find_folds(plan)
         self.groups = split.groups if plan is None else plan.groups(split)
-        seen = said.content["identity"].get("training_fingerprint")
-        whole = said.content["dataset"].get("fingerprint")
-        self.training_fingerprint: str | None = split.fingerprint if seen and seen == whole else seen
+        self.seen = self._find_seen()
 
     def identity(self) -> dict[str, Any]:
         """The teacher's own identity, and how its answers came here."""
@@ -142,6 +141,17 @@ class ExportAnswers:
             )
         probes = {"row": order[place[here]], "digest": digests_VP[:, here]}
         check_probes(self.split, self.views, probes, num_views=self.views.num_views)
+
+    def _find_seen(self) -> Seen:
+        """What the export says of all its rows holds for some of them."""
+        summary = self._export.description.content.get("summary")
+        said = summary if isinstance(summary, dict) and self.folds is None else {}
+        if said.get("kind") == "seen":
+            return trained_on(self.split)
+        # "held out" without counts compared whole datasets, not rows
+        return (
+            nothing_seen(self.split) if said.get("kind") == "held out" and "seen" in said else nothing_known(self.split)
+        )
 
     def _find_folds(self, plan: FoldPlan | None) -> tuple[Folds | None, Mapping[str, Any] | None]:
         """The folds of a cross-fitted teacher, which must be those that its answers were made with."""

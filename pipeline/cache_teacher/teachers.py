@@ -3,11 +3,20 @@
 Shapes: N examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache_teacher.claims import (
+    SEEN,
+    UNKNOWN,
+    Claims,
+    FoldClaim,
+    Seen,
+    nothing_known,
+    nothing_seen,
+)
 from pipeline.cache_teacher.networks import (
     RANDOM_INIT,
     Teacher,
@@ -30,11 +39,13 @@ class TeacherSet:
         teachers: One, or B in fold order.
         folds: uint16 [N], the teacher that answers each row; None when one teacher answers all.
         plan: How the folds were assigned.
+        seen: int8 [N], whether the teacher that answers a row was trained on it, as far as that is known.
         proof: "metadata" when every fold teacher's weights say themselves which fold they left out, "declared" when
             only the caller says so.
     """
 
     teachers: tuple[Teacher, ...]
+    seen: Seen
     folds: Folds | None = None
     plan: FoldPlan | None = None
     proof: str = ""
@@ -82,30 +93,35 @@ def load_teachers(
             raise ValueError(
                 f"--folds needs one file a fold, {weights} is one file; give a folder or a {{fold}} pattern"
             )
-        teacher, metadata = load_teacher(split, architecture, path, preprocessing)
-        _refuse_lone_fold_teacher(metadata, split, path)
-        return TeacherSet(teachers=(teacher,), training_fingerprint=metadata.get("data_fingerprint"))
+        teacher, claims = load_teacher(split, architecture, path, preprocessing)
+        seen = claims.seen(split)
+        _refuse_lone_fold_teacher(claims, seen, split, path)
+        return TeacherSet(teachers=(teacher,), seen=seen, training_fingerprint=claims.fingerprint)
     loaded = [load_teacher(split, architecture, path, preprocessing) for path in paths]
     _refuse_twins([teacher for teacher, _ in loaded], paths)
-    claims = [metadata.get("folds") for _, metadata in loaded]
-    if any(claims) and not all(claims):
+    said = [claims for _, claims in loaded]
+    claimed = [claims.folds for claims in said if claims.folds is not None]
+    if claimed and len(claimed) < len(said):
         raise ValueError(
             f"{weights}: some files say which fold they left out and some do not; retrain or re-export them"
         )
-    proof = "metadata" if all(claims) else "declared"
-    if proof == "metadata":
-        plan = _plan_from_claims(plan, claims, paths)
+    proof = "metadata" if claimed else "declared"
+    if claimed:
+        plan = _plan_from_claims(plan, claimed, paths)
     if plan is None:
         raise ValueError(f"{weights}: the files do not say how rows were assigned to folds; pass --folds, --fold-seed")
     folds = plan.assign(split)
-    if proof == "metadata":
-        _prove(split, folds, claims, [metadata for _, metadata in loaded], paths)
+    if claimed:
+        _prove(split, folds, said, paths)
+    seen = seen_out_of_fold(split, folds, said)
+    _refuse_seen(split, folds, seen, paths)
     return TeacherSet(
         teachers=tuple(teacher for teacher, _ in loaded),
+        seen=seen,
         folds=folds,
         plan=plan,
         proof=proof,
-        training_fingerprint=loaded[0][1].get("data_fingerprint"),
+        training_fingerprint=said[0].fingerprint,
         fold_attributes=fold_attributes(plan, split, folds, proof=proof),
     )
 
@@ -116,11 +132,14 @@ def _untrained(
     """Networks that have seen nothing: what a student learns from them, it does not learn from a teacher."""
     scaling = preprocessing or own_preprocessing(architecture) or fit_preprocessing(split)
     teachers = untrained_teachers(split, architecture, 1 if plan is None else plan.num_folds, scaling)
+    seen = nothing_seen(split)
     if plan is None:
-        return TeacherSet(teachers=teachers)
+        return TeacherSet(teachers=teachers, seen=seen)
     folds = plan.assign(split)
     attributes = fold_attributes(plan, split, folds, proof="untrained")
-    return TeacherSet(teachers=teachers, folds=folds, plan=plan, proof="untrained", fold_attributes=attributes)
+    return TeacherSet(
+        teachers=teachers, seen=seen, folds=folds, plan=plan, proof="untrained", fold_attributes=attributes
+    )
 
 
 def _refuse_twins(teachers: list[Teacher], paths: list[Path]) -> None:
@@ -140,20 +159,43 @@ def fold_attributes(plan: FoldPlan, split: Split, folds: Folds, *, proof: str) -
     return {**plan.attributes(), "digest": fold_digest(split.keys, folds), "proof": proof}
 
 
-def _refuse_lone_fold_teacher(metadata: Mapping[str, Any], split: Split, path: Path) -> None:
-    claim = metadata.get("folds")
-    if claim and metadata.get("data_fingerprint") == split.fingerprint:
-        raise ValueError(
-            f"{path}: this teacher left out fold {claim['left_out']} of {claim['num_folds']} and has seen the other"
-            f" rows; pass the folder {path.parent} for cross-fitting"
-        )
+def seen_out_of_fold(split: Split, folds: Folds, said: Sequence[Claims]) -> Seen:
+    """Whether the teacher of each row's fold was trained on it, or on an equal one, as far as its weights say it."""
+    seen = nothing_known(split)
+    for fold, claims in enumerate(said):
+        own = folds == fold
+        if claims.training_keys is not None:
+            seen[own] = claims.seen(split)[own]
+        elif claims.folds is not None:  # trained on the complement of its fold, which was compared
+            seen[own] = nothing_seen(split)[own]
+    return seen
 
 
-def _plan_from_claims(declared: FoldPlan | None, claims: list[Any], paths: list[Path]) -> FoldPlan:
-    plans = {
-        FoldPlan(num_folds=int(claim["num_folds"]), strategy=str(claim["strategy"]), seed=int(claim["seed"]))
-        for claim in claims
-    }
+def _refuse_seen(split: Split, folds: Folds, seen: Seen, paths: list[Path]) -> None:
+    """Raises when the content keys say that a fold teacher would answer rows that it has seen."""
+    for fold, path in enumerate(paths):
+        own = folds == fold
+        count = int((seen[own] == SEEN).sum())
+        if count:
+            raise ValueError(
+                f"{path}: this teacher was trained on {count} of the {int(own.sum())} rows of fold {fold} of"
+                f" {split.spec} that it would answer, or on rows equal to them; train it on the other folds alone"
+            )
+
+
+def _refuse_lone_fold_teacher(claims: Claims, seen: Seen, split: Split, path: Path) -> None:
+    claim = claims.folds
+    if claim is None or not ((seen == SEEN).any() or claims.fingerprint == split.fingerprint):
+        return
+    count = "" if (seen == UNKNOWN).any() else f" ({int((seen == SEEN).sum())} of {len(split)})"
+    raise ValueError(
+        f"{path}: this teacher left out fold {claim.left_out} of {claim.plan.num_folds} and has seen the other"
+        f" rows{count}; pass the folder {path.parent} for cross-fitting"
+    )
+
+
+def _plan_from_claims(declared: FoldPlan | None, claims: list[FoldClaim], paths: list[Path]) -> FoldPlan:
+    plans = {claim.plan for claim in claims}
     if len(plans) > 1:
         raise ValueError(f"{paths[0].parent}: the fold teachers were trained with {len(plans)} different fold plans")
     plan = plans.pop()
@@ -164,25 +206,21 @@ def _plan_from_claims(declared: FoldPlan | None, claims: list[Any], paths: list[
     return plan
 
 
-def _prove(
-    split: Split,
-    folds: Folds,
-    claims: list[Any],
-    metadata: list[dict[str, Any]],
-    paths: list[Path],
-) -> None:
+def _prove(split: Split, folds: Folds, said: list[Claims], paths: list[Path]) -> None:
     """Raises unless teacher b was trained on these very examples without fold b."""
     digest = fold_digest(split.keys, folds)
-    for fold, (claim, said, path) in enumerate(zip(claims, metadata, paths, strict=True)):
-        if said.get("data_fingerprint") != split.fingerprint:
+    for fold, (claims, path) in enumerate(zip(said, paths, strict=True)):
+        claim = claims.folds
+        assert claim is not None
+        if claims.fingerprint != split.fingerprint:
             raise ValueError(
-                f"{path}: fold teacher of {said.get('dataset')} (fingerprint {str(said.get('data_fingerprint'))[:8]}),"
+                f"{path}: fold teacher of {claims.dataset} (fingerprint {str(claims.fingerprint)[:8]}),"
                 f" this data is {split.spec} ({split.fingerprint[:8]}); cross-fitting answers the training rows only"
             )
-        if claim["digest"] != digest:
-            raise ValueError(f"{path}: its fold assignment differs from this one ({claim['digest'][:8]}, {digest[:8]})")
-        if claim["left_out"] != fold:
+        if claim.digest != digest:
+            raise ValueError(f"{path}: its fold assignment differs from this one ({claim.digest[:8]}, {digest[:8]})")
+        if claim.left_out != fold:
             raise ValueError(
-                f"{path}: this teacher left out fold {claim['left_out']} and has seen fold {fold}; it must not"
+                f"{path}: this teacher left out fold {claim.left_out} and has seen fold {fold}; it must not"
                 f" answer it: name the files by the fold they left out"
             )

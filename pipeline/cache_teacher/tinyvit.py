@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cache_teacher.answers import Rows, declared_folds
+from pipeline.cache_teacher.claims import nothing_known
 from pipeline.cache_teacher.sparse import from_probabilities, sparse_logits
 from pipeline.cache_teacher.spoken import files_digest
 from pipeline.cache_teacher.tinyvit_files import Epoch, RowsByPath, RowsByPosition, check_files, find_epochs
@@ -80,7 +81,7 @@ class TinyVitAnswers:
                 self._check_plain(self._load(folder)[0])
         self.folds, self.fold_attributes = declared_folds(plan, split)
         self.groups = split.groups if plan is None else plan.groups(split)
-        self.training_fingerprint: str | None = None
+        self.seen = nothing_known(split)
 
     def identity(self) -> dict[str, Any]:
         augmented = self.options["pixels"] == "augmented"

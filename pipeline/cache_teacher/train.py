@@ -17,6 +17,7 @@ from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import save_weights
+from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
 
@@ -125,5 +126,6 @@ def train_teachers(
             digest = fold_digest(split.keys, folds)
             metadata["folds"] = {**plan.attributes(), "left_out": fold, "digest": digest}
         paths.append(out / (SINGLE_FILE if plan is None else FOLD_FILE.format(fold=fold)))
-        save_weights(paths[-1], model, metadata)
+        keys = split.keys if rows is None else split.keys[rows]
+        save_weights(paths[-1], model, metadata, keys, complete=not is_factory(architecture))
     return paths

@@ -3,6 +3,7 @@
 Shapes: B batch, H x W x C pixels, D features.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pipeline.datasets import Split
 
+MAX_RECORDED_SIZE = 1024  # pixels a side that a file may ask images to be resized to
 _SAMPLED, _DECODED_AT_ONCE, _COUNTED_AT_ONCE = 5000, 64, 1000
 
 
@@ -35,8 +37,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations; give as many of each")
-        if any(not value > 0 for value in self.std):
-            raise ValueError(f"std is {self.std}; every standard deviation must be positive")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean is {self.mean}; every mean must be a finite number")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std is {self.std}; every standard deviation must be positive and finite")
 
     def __call__(self, samples: Tensor) -> Tensor:
         """uint8 images [B, H, W, C] -> float32 [B, C, H, W]; rows [B, D] -> float32 [B, D]."""
@@ -62,12 +66,23 @@ class Preprocessing:
         return {"mean": list(self.mean), "std": list(self.std), "size": self.size}
 
     @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> "Preprocessing":
-        return cls(
-            mean=tuple(float(value) for value in attributes["mean"]),
-            std=tuple(float(value) for value in attributes["std"]),
-            size=None if attributes.get("size") is None else int(attributes["size"]),
-        )
+    def from_attributes(cls, attributes: Any) -> "Preprocessing":
+        """What ``attributes`` gave, read back from a file that anybody may have written.
+
+        Raises:
+            ValueError: Anything but lists of numbers and a size of at most ``MAX_RECORDED_SIZE``.
+        """
+        said = attributes if isinstance(attributes, Mapping) else {}
+        mean, std, size = said.get("mean"), said.get("std"), said.get("size")
+        numbers = [
+            isinstance(values, list) and all(type(value) in (int, float) for value in values) for values in (mean, std)
+        ]
+        if not all(numbers) or not (size is None or (type(size) is int and 1 <= size <= MAX_RECORDED_SIZE)):
+            raise ValueError(
+                f"its input scaling is {str(attributes)[:80]!r}; expected lists of numbers mean and std, and a size of"
+                f" at most {MAX_RECORDED_SIZE} pixels or none"
+            )
+        return cls(mean=tuple(map(float, mean)), std=tuple(map(float, std)), size=size)  # type: ignore[arg-type]
 
 
 def fit_preprocessing(split: Split, rows: npt.NDArray[np.integer] | None = None) -> Preprocessing:

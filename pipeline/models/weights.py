@@ -1,72 +1,136 @@
 """Weights on disk: safetensors with metadata that says where they come from; nothing is ever unpickled."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline.models.torch_files import TORCH_SUFFIXES, load_torch_file
 from pipeline.whole_file import whole_file
+from stores.plain_json import parse_json
 
 METADATA_KEY = "logitbank"
-TORCH_SUFFIXES = (".pt", ".pth", ".th")
-_SHOWN_KEYS = 5
+TRAINING_KEYS = "logitbank.training_keys"
+KEYS_COMPLETE = "training_keys_complete"  # in the metadata: the weights have seen no other examples
+MAX_METADATA = 2**20  # characters
+MAX_TRAINING_KEYS = 8 * 2**20  # a safetensors header has at most 100 MB
+
+Keys = npt.NDArray[np.uint64]
+
+_SHOWN_KEYS, _SHOWN_NAME = 5, 60
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Writes the state dict and its metadata (JSON) to a safetensors file, whole or not at all."""
+def save_weights(
+    path: Path,
+    model: nn.Module,
+    metadata: Mapping[str, Any],
+    training_keys: Keys | None = None,
+    *,
+    complete: bool = True,
+) -> None:
+    """Writes the state dict and its metadata to a safetensors file, whole or not at all.
+
+    Args:
+        path: The file.
+        model: Whose weights.
+        metadata: Where they come from, fit for JSON.
+        training_keys: Content keys of the examples that the weights were trained on; not written when they are more
+            than ``MAX_TRAINING_KEYS``.
+        complete: They have seen no others: they did not start from weights with a history of their own.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    blob = save(state, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True, allow_nan=False)})
+    said, texts = dict(metadata), {}
+    if training_keys is not None and len(keys := np.unique(training_keys)) <= MAX_TRAINING_KEYS:
+        said[KEYS_COMPLETE] = complete
+        texts[TRAINING_KEYS] = base64.b64encode(keys.astype("<u8").tobytes()).decode()
+    texts[METADATA_KEY] = json.dumps(said, sort_keys=True, allow_nan=False)
+    blob = save(state, metadata=texts)
     with whole_file(path) as beside:
         beside.write_bytes(blob)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata that ``save_weights`` wrote; empty for weights from elsewhere."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY, "{}")
-        metadata = json.loads(text)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    text = _texts(path).get(METADATA_KEY, "{}")
+    if len(text) > MAX_METADATA:
+        raise ValueError(f"{path}: its {METADATA_KEY} metadata has {len(text)} characters, more than {MAX_METADATA}")
+    metadata = parse_json(text, f"{path}: {METADATA_KEY} metadata")
     if not isinstance(metadata, dict):
         raise ValueError(f"{path}: its {METADATA_KEY} metadata is not a JSON object")
     return metadata
 
 
+def read_training_keys(path: Path) -> Keys | None:
+    """Content keys of the examples that the weights were trained on, uint64, sorted; None where the file is silent."""
+    text = _texts(path).get(TRAINING_KEYS)
+    if text is None:
+        return None
+    try:
+        packed = base64.b64decode(text, validate=True)
+        keys = np.frombuffer(packed, "<u8").astype(np.uint64)
+    except ValueError as error:
+        raise ValueError(f"{path}: its {TRAINING_KEYS} are damaged ({error}); fetch it again") from error
+    return np.unique(keys)
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """The metadata texts of a safetensors file; empty for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from error
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """State dict from safetensors, or from a ``.pt``/``.pth``/``.th`` file with ``weights_only=True``.
 
-    Common wrappers are opened: a dict under ``state_dict`` or ``model``, and a ``module.`` prefix on every name.
+    Common wrappers are opened: a dict under ``state_dict`` or ``model``, and a ``module.`` prefix on every name. What a
+    file declares takes no memory that it does not fill.
 
     Raises:
-        ValueError: Missing file, unknown suffix, or a file that holds anything but tensors by name.
+        ValueError: Missing file, unknown suffix, or a file that holds anything but plain tensors by name.
     """
     if not path.is_file():
         raise ValueError(f"no weights at {path}; give a .safetensors or {', '.join(TORCH_SUFFIXES)} file")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    if path.suffix not in TORCH_SUFFIXES:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from error
+    elif path.suffix in TORCH_SUFFIXES:
+        state = _unwrapped(load_torch_file(path), path)
+    else:
         raise ValueError(f"{path}: unknown kind of weights; expected .safetensors or {', '.join(TORCH_SUFFIXES)}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a hostile or damaged file
-        raise ValueError(f"{path}: not plain weights ({str(error).splitlines()[0]}); save a state dict") from error
+    for name, tensor in state.items():
+        plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not plain or tensor.dtype not in (*_FLOATS, *_INTEGERS):
+            kind = "quantised" if tensor.is_quantized else f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}"
+            raise ValueError(f"{path}: {_named(name)} is no plain tensor ({kind}); save model.state_dict() in floats")
+    return state
+
+
+def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise ValueError(f"{path}: holds no state dict (tensors by name); save model.state_dict()")
     prefixed = all(name.startswith("module.") for name in content)
     return {name.removeprefix("module.") if prefixed else name: value for name, value in content.items()}
@@ -76,23 +140,32 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, architecture: st
     """Loads every tensor, or raises without changing the model.
 
     Raises:
-        ValueError: Missing, unexpected or differently shaped tensors, all counted and some named.
+        ValueError: Tensors that are missing, unexpected, of another shape, or integers for floats, all counted and
+            some named.
     """
     own = model.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {list(state[name].shape)} (expected {list(own[name].shape)})"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    faults = [
+    both = [name for name in own if name in state]
+    faults = {
+        "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
+        "unexpected": [_named(name) for name in state if name not in own],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} (expected {list(own[name].shape)})"
+            for name in both
+            if state[name].shape != own[name].shape
+        ],
+        "of another kind of number": [
+            f"{name} {state[name].dtype} (expected {own[name].dtype})"
+            for name in both
+            if state[name].is_floating_point() != own[name].is_floating_point()
+        ],
+    }
+    said = [
         f"{len(names)} {what}: {', '.join(names[:_SHOWN_KEYS])}{' ...' if len(names) > _SHOWN_KEYS else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in faults.items()
         if names
     ]
-    if faults:
-        raise ValueError(f"{source}: weights do not fit {architecture} ({'; '.join(faults)}); name the right model")
+    if said:
+        raise ValueError(f"{source}: weights do not fit {architecture} ({'; '.join(said)}); name the right model")
     model.load_state_dict({**own, **state})
 
 
@@ -104,3 +177,12 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _named(name: str) -> str:
+    """A stranger's name, short and printable."""
+    return ascii(name[:_SHOWN_NAME])[1:-1] + ("..." if len(name) > _SHOWN_NAME else "")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

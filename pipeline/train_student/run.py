@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,15 @@ from pipeline.metrics import measure
 from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import load_into, load_state, save_weights, weights_digest
+from pipeline.models.weights import (
+    KEYS_COMPLETE,
+    load_into,
+    load_state,
+    read_metadata,
+    read_training_keys,
+    save_weights,
+    weights_digest,
+)
 from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
 from pipeline.train_student.evaluate import (
     VALIDATION_SEED,
@@ -35,6 +45,7 @@ from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, 
 from pipeline.train_student.losses import Objective, Step
 from pipeline.train_student.search import search_options
 from pipeline.train_student.signal import Signal, check_data
+from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
 from stores import Store
@@ -261,7 +272,8 @@ def train_student(
             "training": training.attributes(),
             "versions": library_versions(),
         }
-        save_weights(out / WEIGHTS, model, metadata)
+        keys, complete = _training_keys(split, None if views.mixes else rows, init, student)
+        save_weights(out / WEIGHTS, model, metadata, keys, complete=complete)
         folder.finish(result)
     return result
 
@@ -272,6 +284,18 @@ def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> 
     if init is not None:
         load_into(model, load_state(init), architecture=student, source=str(init))
     return model
+
+
+def _training_keys(
+    split: Split, rows: npt.NDArray[np.integer] | None, init: Path | None, student: str
+) -> tuple[npt.NDArray[np.uint64], bool]:
+    """Content keys of what the student was trained on (rows None: all), as far as is known, and whether that is all."""
+    keys, complete = split.keys if rows is None else split.keys[rows], not is_factory(student)
+    if init is not None:
+        before = read_training_keys(init)
+        keys = keys if before is None else np.union1d(keys, before)
+        complete = complete and before is not None and read_metadata(init).get(KEYS_COMPLETE) is True
+    return keys, complete
 
 
 def _validation(settings: Any, history: list[EpochRecord], training: Training) -> dict[str, Any]:

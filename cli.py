@@ -393,9 +393,9 @@ def train_student(
     from tqdm import tqdm
 
     from pipeline.fit import EpochRecord, Processes
-    from pipeline.train_student.folder import refuse_finished
+    from pipeline.train_student.folder import RESULT
 
-    refuse_finished(out)
+    there = (out / RESULT).exists()
     processes = Processes.find()
     spec = run_spec(context.params, local=processes.local)
     silent = None if processes.first else True
@@ -418,8 +418,8 @@ def train_student(
     if not processes.first:
         return
     typer.echo(
-        f"wrote {out}: test accuracy {result['accuracy']:.4f}, NLL {result['nll']:.4f}, ECE {result['ece']:.4f}"
-        f" ({result['seconds']:.1f} s)"
+        f"{'already there:' if there else 'wrote'} {out}: test accuracy {result['accuracy']:.4f},"
+        f" NLL {result['nll']:.4f}, ECE {result['ece']:.4f} ({result['seconds']:.1f} s)"
     )
 
 
@@ -482,19 +482,21 @@ def sweep(
 @app.command()
 def compare(
     folder: Annotated[Path, typer.Argument(help="A sweep, or any folder with runs in it")],
-    baseline: Annotated[str, typer.Option(help="Method that the others are compared with; default: hard labels")] = "",
+    baseline: Annotated[
+        str, typer.Option(help="Method that the others of its student are compared with; default: hard labels")
+    ] = "",
     plot: Annotated[str, typer.Option(help="Folder for PNG files: accuracy, learning curves, reliability")] = "",
     html: Annotated[str, typer.Option(help="File for a report page that needs nothing else")] = "",
 ) -> None:
     """Compare runs: mean and spread over seeds, paired differences with intervals, and what each costs."""
     from pipeline.train_student.compare import compare, format_table
-    from pipeline.train_student.runs import choose_baseline, load_runs
+    from pipeline.train_student.runs import choose_baselines, load_runs
     from pipeline.train_student.sweep import errors_of
 
     methods = load_runs(folder)
-    chosen = choose_baseline(methods, baseline)
+    chosen = choose_baselines(methods, baseline)
     rows = compare({name: {s: run.result for s, run in runs.items()} for name, runs in methods.items()}, chosen)
-    typer.echo(format_table(rows, baseline=chosen))
+    typer.echo(format_table(rows))
     typer.echo("differences are paired by seed, with 95 % intervals over seeds; a star marks those beyond noise")
     failed = errors_of(folder)
     for name, error in failed.items():
@@ -503,10 +505,10 @@ def compare(
         from pipeline.report import plot_runs, write_report
 
         if plot:
-            for path in plot_runs(methods, rows, Path(plot), baseline=chosen):
+            for path in plot_runs(methods, rows, Path(plot)):
                 typer.echo(f"wrote {path}")
         if html:
-            write_report(methods, rows, Path(html), baseline=chosen, title=folder.resolve().name, failed=failed)
+            write_report(methods, rows, Path(html), title=folder.resolve().name, failed=failed)
             typer.echo(f"wrote {html}")
 
 

@@ -165,7 +165,7 @@ def main() -> None:
         name: {seed: dict(run.result) for seed, run in runs.items()} for name, runs in load_runs(out / "runs").items()
     }
     methods = {BASELINE: methods.pop(BASELINE), ONLINE: online, **methods}
-    print(format_table(compare(methods, BASELINE), baseline=BASELINE))
+    print(format_table(compare(methods, BASELINE)))
     print("differences are paired by seed, with 95 % intervals over seeds; a star marks those beyond noise")
     print(digests(methods[BASELINE], online))
 

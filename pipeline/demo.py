@@ -86,7 +86,7 @@ def run_demo(out: Path, *, seeds: int, say: Callable[[str], None]) -> dict[str, 
     plot_comparison(
         rows, teacher.summary or {}, plot, title=f"digits: {TEACHER} teacher, {STUDENT} student, n = {seeds} seeds"
     )
-    say("\n" + format_table(rows, baseline=BASELINE))
+    say("\n" + format_table(rows))
     for what, clear in (
         ("accuracy", [row.name for row in rows if not row.within_noise]),
         ("NLL", [row.name for row in rows if not row.nll_within_noise]),

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.answer_figures import AnswerFigures
 from pipeline.describe import describe_kind
 from pipeline.metrics import expected_calibration_error, reliability
-from pipeline.train_student.compare import Comparison
+from pipeline.train_student.compare import Comparison, against
 
 _INK, _ACCENT, _QUIET = "#1f2933", "#1f6feb", "#9aa5b1"
 _MOST_NAMED = 25  # more classes or folds than this have no room for their names
@@ -49,7 +49,7 @@ def plot_comparison(rows: Sequence[Comparison], answers: Mapping[str, Any], path
     plt.close(figure)
 
 
-def plot_intervals(rows: Sequence[Comparison], path: Path, *, baseline: str) -> None:
+def plot_intervals(rows: Sequence[Comparison], path: Path) -> None:
     """Each method's accuracy (mean and deviation over seeds), and its difference to the baseline with 95 % interval."""
     plt = _pyplot()
     height = 1.6 + 0.36 * len(rows)
@@ -64,7 +64,9 @@ def plot_intervals(rows: Sequence[Comparison], path: Path, *, baseline: str) -> 
     left.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     left.set_ylim(-0.6, len(rows) - 0.4)
     left.set_xlabel("test accuracy, %: mean and std over seeds")
-    right.set_xlabel(f"points against {baseline!r}, paired by seed: 95 % interval\n(blue: the interval excludes zero)")
+    right.set_xlabel(
+        f"points against {against(rows)}, paired by seed: 95 % interval\n(blue: the interval excludes zero)"
+    )
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=130)

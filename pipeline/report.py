@@ -8,25 +8,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.plots import plot_curves, plot_intervals, plot_reliability
-from pipeline.train_student.compare import Comparison
+from pipeline.train_student.compare import Comparison, against
 from pipeline.train_student.runs import FinishedRun
 from pipeline.whole_file import whole_file
 
 Methods = Mapping[str, Mapping[int, FinishedRun]]
 
 
-def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path, *, baseline: str) -> list[Path]:
+def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path) -> list[Path]:
     """Writes ``accuracy.png``, ``curves.png`` and ``reliability.png``.
 
     Args:
         methods: Runs by method and seed.
         rows: Their comparison.
         folder: Where to write.
-        baseline: What the differences are against.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in ("accuracy", "curves", "reliability")]
-    plot_intervals(rows, paths[0], baseline=baseline)
+    plot_intervals(rows, paths[0])
     plot_curves({name: [run.history() for run in runs.values()] for name, runs in methods.items()}, paths[1])
     bins = {
         name: [b for run in runs.values() for b in run.result["test"]["reliability"]] for name, runs in methods.items()
@@ -40,7 +39,6 @@ def write_report(
     rows: Sequence[Comparison],
     path: Path,
     *,
-    baseline: str,
     title: str,
     failed: Mapping[str, Any],
 ) -> None:
@@ -48,12 +46,12 @@ def write_report(
     with TemporaryDirectory() as folder:
         pictures = [
             (picture.stem, base64.b64encode(picture.read_bytes()).decode())
-            for picture in plot_runs(methods, rows, Path(folder), baseline=baseline)
+            for picture in plot_runs(methods, rows, Path(folder))
         ]
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{sum(map(len, methods.values()))} runs, {len(methods)} methods. Differences are against"
-        f" <b>{html.escape(baseline)}</b>, paired by seed, with 95&nbsp;% intervals over seeds (Student's t), not"
+        f" <b>{html.escape(against(rows))}</b>, paired by seed, with 95&nbsp;% intervals over seeds (Student's t), not"
         " corrected for the number of comparisons; <b>bold</b> ones exclude zero. Click a heading to sort.</p>",
         _table(_METHOD_COLUMNS, [_method_cells(row, methods[row.name]) for row in rows]),
         *(f'<img alt="{name}" src="data:image/png;base64,{data}">' for name, data in pictures),
@@ -72,8 +70,8 @@ def write_report(
 Cell = tuple[float | str, str]  # what it is sorted by, and what is shown
 
 _METHOD_COLUMNS = (
-    *("method", "n", "accuracy %", "std", "difference", "NLL", "difference", "ECE", "agreement %", "KL to teacher"),
-    *("training s", "parameters", "weight KiB"),
+    *("method", "baseline", "n", "pairs", "accuracy %", "std", "difference", "NLL", "difference", "ECE"),
+    *("agreement %", "KL to teacher", "training s", "parameters", "weight KiB"),
 )
 _RUN_COLUMNS = (
     "method",
@@ -94,12 +92,14 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
     against = [result["against_teacher"] for result in results if result.get("against_teacher")]
     return [
         (row.name, row.name),
+        (row.baseline or "none", row.baseline or "none"),
         _number(row.num_seeds, "{:d}"),
+        _number(row.num_pairs, "{:d}"),
         _number(100 * row.mean, "{:.2f}"),
         _number(100 * row.std, "{:.2f}"),
-        _difference(row.difference, row.half_width, row.within_noise, scale=100, digits=2),
+        _difference(row.difference, row.difference_text(scale=100, digits=2)),
         _number(row.nll, "{:.4f}"),
-        _difference(row.nll_difference, row.nll_half_width, row.nll_within_noise, scale=1, digits=4),
+        _difference(row.nll_difference, row.difference_text(scale=1, digits=4, nll=True)),
         _number(row.ece, "{:.4f}"),
         _number(_mean([100 * found["agreement"] for found in against]), "{:.2f}"),
         _number(_mean([found["kl"] for found in against]), "{:.4f}"),
@@ -142,12 +142,9 @@ def _number(value: float | None, form: str) -> Cell:
     return (-1e300, "") if value is None else (value, form.format(value))
 
 
-def _difference(value: float | None, half: float | None, noise: bool, *, scale: float, digits: int) -> Cell:
-    if value is None:
-        return (0, "baseline")
-    spread = "" if half is None else f" ± {scale * half:.{digits}f}"
-    text = f"{scale * value:+.{digits}f}{spread}"
-    return (value, text if noise else f"*{text}")
+def _difference(value: float | None, text: str) -> Cell:
+    shown = text.strip().replace("+-", "±")
+    return (value or 0, f"*{shown.removesuffix('*')}" if shown.endswith("*") else shown)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.run import cache_teacher
@@ -17,7 +19,7 @@ from pipeline.datasets import Split
 from pipeline.encoding import Encoding
 from pipeline.fit import Training
 from pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
-from pipeline.train_student.runs import choose_baseline, load_runs
+from pipeline.train_student.runs import choose_baselines, load_runs
 from pipeline.train_student.spec import RunSpec
 from pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
 from pipeline.views import Views
@@ -43,6 +45,25 @@ def test_a_grid_is_every_combination_that_a_loss_knows(tmp_path: Path) -> None:
         plan(tmp_path, losses=["kd", "rld"], grid={"temperature": ["1", "hot"]})
     with pytest.raises(ValueError, match="--seeds is 0"):
         plan(tmp_path, seeds=0)
+
+
+numbers = st.floats(min_value=1e-6, max_value=1e6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(numbers, min_size=1, max_size=4), st.sampled_from(["{:r}", "{:e}", "{:.3f}", "{:+g}"]))
+def test_runs_share_a_folder_when_and_only_when_they_are_the_same(values: list[float], form: str) -> None:
+    texts = [repr(value) for value in values]
+    texts += [f"{value:{form[2:-1]}}" for value in values if form != "{:r}" and float(f"{value:{form[2:-1]}}") > 0]
+    planned = plan(Path("out"), losses=["kd"], grid={"temperature": texts}, students=["mlp:8", "mlp_8"])
+    folders = {run.folder: (run.spec.student, float(run.spec.settings["temperature"])) for run in planned}
+    assert len(folders) == len(planned)
+    assert sorted(folders.values()) == sorted({(s, float(text)) for s in ("mlp:8", "mlp_8") for text in texts})
+
+
+def test_the_sign_of_an_exponent_is_part_of_a_name(tmp_path: Path) -> None:
+    planned = plan(tmp_path, losses=["kd"], grid={"temperature": ["1e-1", "1e+1", "10", "1e1"]})
+    assert [run.folder.name for run in planned] == ["kd-mlp_8-temperature=0.1-seed0", "kd-mlp_8-temperature=10-seed0"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +97,12 @@ def swept(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "s: 0 runs trained, 4 were there, 2 failed" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in cwd.rglob(RESULT)} == before
     other = cli(*arguments[:-1], "0.2", cwd=cwd)
-    assert "finished run with other settings" in other.stderr
+    assert "finished run with other settings (training.lr 0.1, here 0.2)" in other.stderr
+    elsewhere = [*arguments, "--workers", "2", "--memory-budget", "1", "--data", "digits?split=train"]
+    elsewhere[2] = os.path.relpath(store, cwd)
+    same = cli(*elsewhere, cwd=cwd)  # what does not decide the result does not count
+    assert "s: 0 runs trained, 4 were there, 2 failed" in same.stdout
+    assert {path: path.stat().st_mtime_ns for path in cwd.rglob(RESULT)} == before
     return cwd / "s"
 
 
@@ -88,7 +114,7 @@ def test_a_failed_run_is_recorded_and_does_not_stop_the_rest(swept: Path) -> Non
 def test_compare_prints_plots_and_reports(swept: Path, tmp_path: Path) -> None:
     methods = load_runs(swept)
     assert {name: sorted(runs) for name, runs in methods.items()} == {"ce": [0, 1], "kd": [0, 1]}
-    assert choose_baseline(methods, "") == "ce"
+    assert choose_baselines(methods, "") == {"ce": "ce", "kd": "ce"}
     done = cli("compare", str(swept), "--plot", "p", "--html", "report.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "against 'ce'" in done.stdout

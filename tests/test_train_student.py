@@ -2,15 +2,17 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.teachers import load_teachers
 from pipeline.datasets import Split
@@ -223,9 +225,31 @@ def test_a_run_never_overwrites(stores: dict[str, Store], digits: Split, tmp_pat
     (tmp_path / "empty").mkdir()
     train_student(*arguments, tmp_path / "empty")
     before = {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()}
-    with pytest.raises(ValueError, match="exists already and is a finished run"):
-        train_student(*arguments, tmp_path / "empty")
+    again = train_student(*arguments, tmp_path / "empty")  # already there
+    assert again == json.loads(before[tmp_path / "empty" / RESULT])
+    with pytest.raises(ValueError, match=r"is a finished run with other settings \(training.epochs 1, here 2\)"):
+        train_student(*arguments[:-1], Training(epochs=2), tmp_path / "empty")
     assert {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()} == before
+
+
+def test_a_store_written_anew_under_the_same_path_is_another_store(digits: Split, tmp_path: Path) -> None:
+    path, generator = tmp_path / "s.zarr", np.random.default_rng(0)
+
+    def train() -> dict[str, Any]:
+        store = open_store(path)
+        assert not store.teacher().digest.startswith("none")
+        objective, training = parse_objective("kd", {}), Training(epochs=1)
+        return train_student(store, digits, None, "linear", objective, training, tmp_path / "r")
+
+    for again in (False, True):
+        np.save(tmp_path / "logits.npy", generator.normal(size=(len(digits), 10)).astype(np.float32))
+        shutil.rmtree(path, ignore_errors=True)
+        answers = ArrayAnswers(tmp_path / "logits.npy", digits, Views())
+        cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
+        if not again:
+            assert train()["store"]["digest"] == open_store(path).teacher().digest
+    with pytest.raises(ValueError, match=r"finished run with other settings \(store.digest"):
+        train()
 
 
 class Overflows(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Compares runs: mean and spread over seeds, and paired differences against a baseline.
+"""Compares runs: mean and spread over seeds, and paired differences, each against a baseline of the same student.
 
 Differences are paired by seed: a run and the baseline run of the same seed start from the same student and see the
 examples in the same order, which takes most of the seed's noise out of the difference.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIDENCE = 0.95
+_EQUAL = 1e-12  # differences that differ by less are the same number, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,11 @@ class Comparison:
         nll: Mean test NLL in nats.
         ece: Mean expected calibration error.
         seconds: Mean training time.
+        baseline: The method that it is compared with, perhaps itself; None when there is none.
+        num_pairs: Seeds that it shares with the baseline.
         difference: Mean accuracy difference to the baseline over shared seeds; None for the baseline.
-        half_width: Half the 95 % confidence interval of the difference (paired t).
+        half_width: Half the 95 % confidence interval of the difference (paired t); 0 when all differences are equal,
+            which says nothing of other seeds; None for fewer than two.
         nll_difference, nll_half_width: The same of the NLL.
     """
 
@@ -35,6 +39,8 @@ class Comparison:
     nll: float
     ece: float
     seconds: float
+    baseline: str | None = None
+    num_pairs: int = 0
     difference: float | None = None
     half_width: float | None = None
     nll_difference: float | None = None
@@ -42,35 +48,51 @@ class Comparison:
 
     @property
     def within_noise(self) -> bool:
-        """True when the interval of the difference holds zero (or there is no interval)."""
-        return _holds_zero(self.difference, self.half_width)
+        """True unless there is an interval of the difference, and it leaves out zero."""
+        return not _leaves_out_zero(self.difference, self.half_width)
 
     @property
     def nll_within_noise(self) -> bool:
         """The same of the NLL."""
-        return _holds_zero(self.nll_difference, self.nll_half_width)
+        return not _leaves_out_zero(self.nll_difference, self.nll_half_width)
+
+    def difference_text(self, *, scale: float, digits: int, nll: bool = False) -> str:
+        """The difference with its interval, a star behind one beyond noise; or why there is none."""
+        difference, half = (self.nll_difference, self.nll_half_width) if nll else (self.difference, self.half_width)
+        if difference is None:
+            if self.baseline is None:
+                return "no baseline"
+            return "baseline" if self.baseline == self.name else "no shared seed"
+        text = f"{scale * difference:+.{digits}f}"
+        if half is None:
+            return f"{text} (one pair)"
+        if half == 0:
+            return f"{text} (identical)"
+        return f"{text} +- {scale * half:.{digits}f}{'*' if _leaves_out_zero(difference, half) else ' '}"
 
 
-def _holds_zero(difference: float | None, half: float | None) -> bool:
-    return difference is None or half is None or abs(difference) <= half
+def _leaves_out_zero(difference: float | None, half: float | None) -> bool:
+    return difference is not None and half is not None and 0 < half < abs(difference) < math.inf
 
 
-def compare(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) -> list[Comparison]:
+def compare(
+    runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baselines: str | Mapping[str, str | None]
+) -> list[Comparison]:
     """Summaries in the order given.
 
     Args:
         runs: method -> seed -> result (with accuracy, nll, ece and seconds).
-        baseline: The method that the others are compared with.
+        baselines: The method that each is compared with, or one for all.
     """
-    reference = runs[baseline]
     rows = []
     for name, by_seed in runs.items():
-        accuracies = [float(result["accuracy"]) for result in by_seed.values()]
+        baseline = baselines if isinstance(baselines, str) else baselines[name]
+        reference = {} if baseline in (None, name) else runs[str(baseline)]
         shared = [seed for seed in by_seed if seed in reference]
         differences, nll_differences = (
             [float(by_seed[seed][key]) - float(reference[seed][key]) for seed in shared] for key in ("accuracy", "nll")
         )
-        is_baseline = name == baseline or not differences
+        accuracies = [float(result["accuracy"]) for result in by_seed.values()]
         rows.append(
             Comparison(
                 name=name,
@@ -80,51 +102,59 @@ def compare(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str) 
                 nll=_mean([float(result["nll"]) for result in by_seed.values()]),
                 ece=_mean([float(result["ece"]) for result in by_seed.values()]),
                 seconds=_mean([float(result["seconds"]) for result in by_seed.values()]),
-                difference=None if is_baseline else _mean(differences),
-                half_width=None if is_baseline else half_width(differences),
-                nll_difference=None if is_baseline else _mean(nll_differences),
-                nll_half_width=None if is_baseline else half_width(nll_differences),
+                baseline=baseline,
+                num_pairs=len(shared),
+                difference=_mean(differences) if shared else None,
+                half_width=half_width(differences),
+                nll_difference=_mean(nll_differences) if shared else None,
+                nll_half_width=half_width(nll_differences),
             )
         )
     return rows
 
 
 def half_width(differences: Sequence[float]) -> float | None:
-    """Half the 95 % confidence interval of a mean (Student's t); None for fewer than two values."""
+    """Half the 95 % confidence interval of a mean (Student's t); None for fewer than two values, 0 for equal ones."""
     freedom = len(differences) - 1
     if freedom < 1:
         return None
+    if max(differences) - min(differences) < _EQUAL:
+        return 0.0
     from scipy.stats import t as student_t
 
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, freedom))
     return quantile * _std(differences) / math.sqrt(len(differences))
 
 
-def format_table(rows: Sequence[Comparison], *, baseline: str) -> str:
+def against(rows: Sequence[Comparison]) -> str:
+    """What the differences are against, in words."""
+    found = sorted({row.baseline for row in rows if row.baseline is not None})
+    return repr(found[0]) if len(found) == 1 else "its baseline"
+
+
+def format_table(rows: Sequence[Comparison]) -> str:
     """The comparison as text: one line a method, accuracies in percent, NLL in nats.
 
     Differences are paired by seed and come with their 95 % interval; a star marks those beyond noise.
     """
     width = max(len("method"), *(len(row.name) for row in rows))
-    difference = f"against {baseline!r}"
-    lines = [f"{'method':{width}}   n  accuracy % (std)  {difference:>24}  NLL     {difference:>24}  ECE     seconds"]
+    several = against(rows) == "its baseline"
+    difference = f"against {against(rows)}"
+    wide = max(24, len(difference))
+    lines = [
+        f"{'method':{width}}   n  accuracy % (std)  pairs  {difference:>{wide}}  NLL     {difference:>{wide}}  ECE   "
+        f"  seconds{'  baseline' if several else ''}"
+    ]
     for row in rows:
-        accuracy = _difference(row.difference, row.half_width, scale=100, digits=2)
-        nll = _difference(row.nll_difference, row.nll_half_width, scale=1, digits=4)
+        accuracy = row.difference_text(scale=100, digits=2)
+        nll = row.difference_text(scale=1, digits=4, nll=True)
+        pairs = row.num_pairs if row.baseline not in (None, row.name) else ""
         lines.append(
-            f"{row.name:{width}}  {row.num_seeds:2}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})   {accuracy:>24}"
-            f"  {row.nll:.4f}  {nll:>24}  {row.ece:.4f}  {row.seconds:7.2f}"
+            f"{row.name:{width}}  {row.num_seeds:2}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})    {pairs:>5}"
+            f"  {accuracy:>{wide}}  {row.nll:.4f}  {nll:>{wide}}  {row.ece:.4f}  {row.seconds:7.2f}"
+            + (f"  {row.baseline or 'none'}" if several else "")
         )
     return "\n".join(lines)
-
-
-def _difference(difference: float | None, half: float | None, *, scale: float, digits: int) -> str:
-    if difference is None:
-        return "baseline"
-    if half is None:
-        return f"{scale * difference:+.{digits}f} (one seed)"
-    star = " " if _holds_zero(difference, half) else "*"
-    return f"{scale * difference:+.{digits}f} +- {scale * half:.{digits}f}{star}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,12 +1,12 @@
 """A run's folder: what stands in it while the run is incomplete, and who may write to it.
 
-run.json                 settings; from the start, so that the same command goes on and another is refused
+run.json                 identity: all that decides the result, from the start; the same run goes on, another is refused
 history.csv              one line an epoch, rewritten whole
 search.json              what is measured already of "auto" options
 checkpoint.safetensors   state at the end of the last epoch; removed when the run is complete
 student.safetensors      at the end
 result.json              last: where it is, the run is complete
-spec.json, error.json    of a sweep: what the run was told, and why it failed
+error.json               of a sweep: why the run failed
 """
 
 import csv
@@ -24,31 +24,38 @@ from pipeline.whole_file import whole_file
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
 CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
-SPEC, ERROR = "spec.json", "error.json"
+ERROR = "error.json"
 
 
 class RunFolder:
     """The folder while a run writes to it. A failed run that left nothing to go on from leaves no folder.
 
     Args:
-        path: The folder; new, empty, or of an incomplete run with the same settings.
-        settings: Everything that decides the result, fit for JSON.
+        path: The folder; new, empty, or of the same run.
+        settings: The run's identity: everything that decides the result, fit for JSON.
+
+    Attributes:
+        result: Of a run that is complete already; None while there is something to do.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, json.loads(to_json(settings))
         self.checkpoint = path / CHECKPOINT
+        self.result: dict[str, Any] | None = None
         self._existed = path.exists()
         self._lock: int | None = None
 
     def __enter__(self) -> "RunFolder":
-        refuse_finished(self.path)
+        refuse_file(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _exclusive(self.path)
         try:
+            self.result = finished_result(self.path, self.settings)
+            if self.result is not None:
+                return self
             found = self._read(SETTINGS)
             found_files = {file.name for file in self.path.iterdir() if not file.name.startswith(".")}
-            if found is None and found_files - {SPEC, ERROR}:
+            if found is None and found_files - {ERROR}:
                 raise ValueError(f"{self.path} exists already and is not a run; choose another --out or remove it")
             if found is not None and found != self.settings:
                 raise ValueError(
@@ -64,7 +71,8 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._release()
-        if kind is not None and not self.checkpoint.exists() and not (self.path / SEARCH).exists():
+        begun = self.checkpoint.exists() or (self.path / SEARCH).exists()
+        if kind is not None and self.result is None and not begun:
             for name in (SETTINGS, HISTORY, WEIGHTS):
                 (self.path / name).unlink(missing_ok=True)
             if not self._existed and not any(self.path.iterdir()):
@@ -100,10 +108,26 @@ class RunFolder:
         return read_json(self.path / name) if (self.path / name).exists() else None
 
 
-def refuse_finished(path: Path) -> None:
-    """Raises ValueError when the folder holds a complete run."""
-    if (path / RESULT).exists():
-        raise ValueError(f"{path} exists already and is a finished run; choose another --out or remove it")
+def finished_result(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a complete run with these settings; None when the folder holds no complete run.
+
+    Raises:
+        ValueError: A complete run with other settings.
+    """
+    if not (path / RESULT).exists():
+        return None
+    found = read_json(path / SETTINGS) if (path / SETTINGS).exists() else {}
+    if found != json.loads(to_json(settings)):
+        raise ValueError(
+            f"{path} exists already and is a finished run with other settings ({_difference(found, settings)});"
+            " choose another --out or remove it"
+        )
+    result: dict[str, Any] = read_json(path / RESULT)
+    return result
+
+
+def refuse_file(path: Path) -> None:
+    """Raises ValueError when there is a file where a run's folder should be."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} exists already and is a file; choose another --out")
 
@@ -116,16 +140,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; ValueError names the file."""
+    """The content of a JSON file; ValueError names the file, also where a number in it is not finite."""
+
+    def refuse(number: str) -> None:
+        raise ValueError(f"a number in it is {number}")
+
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text(), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable JSON ({error}); remove it") from error
 
 
 def _difference(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     """The first settings that differ, as ``training.lr 0.1, here 0.05``."""
-    a, b = flat(found), flat(given)
+    a, b = flat(found), flat(json.loads(to_json(given)))
     names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
     shown = [f"{name} {a.get(name)}, here {b.get(name)}" for name in names[:3]]
     return "; ".join(shown) + (f"; {len(names) - 3} more" if len(names) > 3 else "")

@@ -41,7 +41,7 @@ from pipeline.train_student.evaluate import (
     measure_rows,
     rows_digest,
 )
-from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, refuse_finished
+from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, finished_result, refuse_file
 from pipeline.train_student.losses import Objective, Step
 from pipeline.train_student.search import search_options
 from pipeline.train_student.signal import Signal, check_data
@@ -106,6 +106,8 @@ def train_student(
 ) -> dict[str, Any]:
     """Trains one student from a store; a run that was stopped goes on from its last whole epoch.
 
+    A run that is complete is not trained again.
+
     Args:
         store: A finished store; it is checked against ``split`` before the first step.
         split: The data that the store was written for.
@@ -113,7 +115,7 @@ def train_student(
         student: A name of the model table.
         objective: What is minimised.
         training: Epochs, optimiser and seed.
-        out: The run's folder: new, empty, or of the same run when it was stopped.
+        out: The run's folder: new, empty, or of the same run.
         teacher: Which teacher of the store (default: the only one), or several: "a,b" or "a:2,b:1".
         combine: How several teachers become one: mean-prob or mean-logit.
         tail: Tail rule of encodings that do not store every class.
@@ -135,7 +137,7 @@ def train_student(
     Raises:
         ValueError: The store does not belong to the data, or lacks what the loss needs; ``out`` holds another run.
     """
-    refuse_finished(out)
+    refuse_file(out)
     processes = processes or Processes()
     signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget)
     warnings = check_needs(objective, store, signal)
@@ -206,11 +208,15 @@ def train_student(
         return model, history
 
     if not processes.first:
+        if finished_result(out, settings) is not None:
+            return {}
         with closing(signal):
             train(objective, training, Checkpoint(out / CHECKPOINT))
         return {}
 
     with closing(signal), RunFolder(out, settings) as folder:
+        if folder.result is not None:
+            return folder.result
         objective, searched = search_options(
             objective,
             training,
@@ -348,12 +354,13 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
 
 
 def store_identity(store: Store, signal: Signal) -> dict[str, Any]:
-    """Which answers a student heard: enough to find the same store again."""
+    """Which answers a student heard: enough to find the same store again, wherever it lies."""
     parts = teachers_of(signal)
     first = parts[0].teacher
     identity: dict[str, Any] = {
         "dataset_fingerprint": store.dataset["fingerprint"],
         "teacher": first.name,
+        "digest": first.digest,
         "identity": dict(first.identity),
         "encoding": dict(first.encoding),
         "views": {name: store.views[name] for name in ("num_views", "transform", "seed")},
@@ -363,6 +370,7 @@ def store_identity(store: Store, signal: Signal) -> dict[str, Any]:
         identity["teachers"] = {
             part.teacher.name: {
                 "weight": weight,
+                "digest": part.teacher.digest,
                 "identity": dict(part.teacher.identity),
                 "encoding": dict(part.teacher.encoding),
             }

@@ -1,14 +1,17 @@
 """Runs that are there already: read from their folders, and named by what they differ in."""
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.spelling import unknown
 from pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, flat, read_json
 
+_DIGEST = re.compile(r"store\.(teachers\..+\.)?digest")
 _NUMBERS = {"epoch", "loss", "train_accuracy", "lr", "seconds", "val_accuracy", "val_nll"}
 
 
@@ -34,7 +37,7 @@ class FinishedRun:
 
 
 def load_runs(folder: Path) -> dict[str, dict[int, FinishedRun]]:
-    """Finished runs below a folder: method -> seed -> run. Runs that differ in the seed alone are one method.
+    """Finished runs below a folder: method -> seed -> run. Runs of one method differ in nothing but the seed.
 
     Raises:
         ValueError: No finished run, runs on different test data, or the same run twice.
@@ -47,6 +50,7 @@ def load_runs(folder: Path) -> dict[str, dict[int, FinishedRun]]:
             raise ValueError(f"{run.folder} was not evaluated on test data; leave it out of {folder}")
         if run.settings.get("test") != found[0].settings.get("test"):
             raise ValueError(f"{found[0].folder} and {run.folder} were evaluated on different test data")
+    found = _with_stores(found)
     methods: dict[str, dict[int, FinishedRun]] = {}
     for name, run in zip(_names(found), found, strict=True):
         by_seed = methods.setdefault(name, {})
@@ -59,9 +63,23 @@ def load_runs(folder: Path) -> dict[str, dict[int, FinishedRun]]:
 def _load(folder: Path) -> FinishedRun:
     result = read_json(folder / RESULT)
     settings = flat(read_json(folder / SETTINGS)) if (folder / SETTINGS).exists() else {}
-    settings = {name: value for name, value in settings.items() if not name.startswith("validation.")}
-    settings["store"] = Path(result["store"]["path"]).stem
     return FinishedRun(folder=folder, result=result, settings=settings)
+
+
+def _with_stores(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """The runs with a name of the store that they heard: its own, and the answers' digest where stores share a name."""
+    answers = [str([value for name, value in run.settings.items() if _DIGEST.fullmatch(name)]) for run in runs]
+    stems: dict[str, tuple[str, str]] = {}  # the first path and the teacher of the same answers
+    for digest, run in zip(answers, runs, strict=True):
+        stems.setdefault(digest, (Path(run.result["store"]["path"]).stem, str(run.settings.get("store.teacher"))))
+    shared = Counter(stems.values())
+    named = []
+    for digest, run in zip(answers, runs, strict=True):
+        stem = stems[digest][0]
+        short = str(run.settings.get("store.digest"))[:6]
+        store = stem if shared[stems[digest]] == 1 else f"{stem}@{short}"
+        named.append(replace(run, settings={**run.settings, "store": store}))
+    return named
 
 
 def _names(runs: list[FinishedRun]) -> list[str]:
@@ -85,23 +103,47 @@ def _names(runs: list[FinishedRun]) -> list[str]:
 
 
 def _rank(setting: str) -> tuple[int, str]:
-    """Settings of the loss first, then of training, then the store's name, then whatever else differs."""
-    order = ("objective.", "training.", "store")
-    return next((place for place, prefix in enumerate(order) if setting.startswith(prefix)), len(order)), setting
+    """Settings of the loss first, then of training, the share held out, the teacher, the store, the rest."""
+    first = ("objective", "training", "validation.share", "store.teacher", "store")
+    found = (place for place, name in enumerate(first) if setting == name or (place < 2 and setting.startswith(name)))
+    return next(found, len(first)), setting
 
 
 def _short(setting: str) -> str:
-    return setting.rpartition(".")[2]
+    return "val_share" if setting == "validation.share" else setting.rpartition(".")[2]
 
 
-def choose_baseline(methods: Mapping[str, object], name: str) -> str:
-    """The method of that name; without one, hard labels, or else the first.
+def choose_baselines(methods: Mapping[str, Mapping[int, FinishedRun]], name: str) -> dict[str, str | None]:
+    """What each method is compared with: the same loss as that of the method ``name``, with its own student.
+
+    Without a name that loss is hard labels, or else the first method's. Of several such methods it is the one that
+    shares the most settings; None where the student has none. A method that is named is the baseline of all of its
+    own student.
 
     Raises:
         ValueError: No such method.
     """
-    if not name:
-        return next((method for method in methods if method.split(" ")[0] == "ce"), next(iter(methods)))
-    if name not in methods:
+    if name and name not in methods:
         raise ValueError(unknown("method", name, methods))
-    return name
+    settings = {method: next(iter(runs.values())).settings for method, runs in methods.items()}
+    hard = (method for method in methods if method.split(" ")[0] == "ce")
+    chosen = name or next(hard, next(iter(methods)))
+    loss = _of_loss(settings[chosen])
+    candidates = [method for method in methods if _of_loss(settings[method]) == loss]
+    found: dict[str, str | None] = {}
+    for method, own in settings.items():
+        same = [candidate for candidate in candidates if settings[candidate].get("student") == own.get("student")]
+        if name in same:
+            same = [name]
+        found[method] = min(same, key=lambda candidate: _distance(own, settings[candidate]), default=None)
+    return found
+
+
+def _of_loss(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.startswith("objective.")}
+
+
+def _distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
+    """In how many settings two methods differ, but for the loss and the seed."""
+    keys = {key for key in {*a, *b} if not key.startswith("objective.")} - {"training.seed"}
+    return sum(str(a.get(key)) != str(b.get(key)) for key in keys)

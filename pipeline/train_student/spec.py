@@ -1,7 +1,7 @@
-"""One run as text and numbers: what `cli train-student` was told, fit for JSON and for another process."""
+"""One run as text and numbers: what `cli train-student` was told, fit for another process."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,6 @@ class RunSpec:
     memory_budget: int | None = None
     workers: int = 0
     tensorboard: bool = False
-
-    def attributes(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> "RunSpec":
-        scaling = attributes["preprocessing"]
-        return cls(
-            **{
-                **attributes,
-                "training": Training(**attributes["training"]),
-                "preprocessing": None if scaling is None else Preprocessing.from_attributes(scaling),
-            }
-        )
 
     def open(self) -> "Inputs":
         """Reads the data and opens the store; runs the user's transform factory if one is named."""

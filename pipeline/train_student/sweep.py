@@ -1,9 +1,10 @@
 """Many students: which runs a grid asks for, and processes that train them, each in its own folder.
 
-A run that is complete is skipped, one that was stopped goes on, one that fails is recorded and shown and does not
-stop the others.
+A run that is complete is not trained again, one that was stopped goes on, one that fails is recorded and shown and
+does not stop the others.
 """
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -18,12 +19,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.train_student.folder import ERROR, RESULT, SPEC, read_json, write_json
+from pipeline.strict_json import to_json
+from pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.spec import Inputs, RunSpec
 
 SWEEP = "sweep.json"
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.=]+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.=+-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ def plan_runs(
 ) -> list[Planned]:
     """Every loss with every student, every combination of settings that the loss knows, and every seed.
 
+    Runs that are the same, such as temperature=4 and temperature=4.0, are planned once; no two share a folder.
+
     Raises:
         ValueError: A setting that no loss of the sweep knows, or a value that a loss refuses.
     """
@@ -66,25 +70,40 @@ def plan_runs(
     for key, values in grid.items():
         if not any(key in keys for keys in known.values()):
             parse_objective(losses[0], {key: values[0]})  # raises, with the known names
-    planned: dict[str, Planned] = {}
+    named: dict[str, dict[str, RunSpec]] = {}  # the folder's name -> what the run is -> the run
     for loss, student in itertools.product(losses, students):
         keys = known[loss]
         for values in itertools.product(*(grid[key] for key in keys)):
             settings = dict(zip(keys, values, strict=True))
-            parse_objective(loss, settings)  # a wrong value is answered before the first run
+            objective = parse_objective(loss, settings)  # a wrong value is answered before the first run
             for seed in range(seeds):
-                name = run_name(loss, student, settings, seed)
                 spec = replace(
                     base, loss=loss, student=student, settings=settings, training=replace(base.training, seed=seed)
                 )
-                planned.setdefault(name, Planned(folder=out / name, spec=spec))
-    return list(planned.values())
+                same = named.setdefault(run_name(loss, student, settings, seed), {})
+                same.setdefault(to_json([student, objective.settings]), spec)
+    return [
+        Planned(folder=out / (name if len(same) == 1 else f"{name}-{_digest(what)}"), spec=spec)
+        for name, same in named.items()
+        for what, spec in same.items()
+    ]
 
 
 def run_name(loss: str, student: str, settings: Mapping[str, str], seed: int) -> str:
-    """``kd-resnet20-temperature=4-seed0``."""
-    parts = [loss, student, *(f"{key}={value}" for key, value in settings.items()), f"seed{seed}"]
+    """``kd-resnet20-temperature=4-seed0``, where a number has one spelling; other runs may have the same name."""
+    parts = [loss, student, *(f"{key}={_spelled(value)}" for key, value in settings.items()), f"seed{seed}"]
     return "-".join(_UNSAFE.sub("_", part) for part in parts)
+
+
+def _spelled(value: str) -> str:
+    try:
+        return repr(float(value)).removesuffix(".0")
+    except ValueError:
+        return {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(value.lower(), value)
+
+
+def _digest(what: str) -> str:
+    return hashlib.sha256(what.encode()).hexdigest()[:8]
 
 
 def _knows(loss: str, key: str, value: str) -> bool:
@@ -118,27 +137,9 @@ def run_sweep(
         raise ValueError(f"--jobs is {jobs}; expected at least 1")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SWEEP, {"runs": [run.folder.name for run in planned]})
-    waiting: list[Planned] = []
-    for run in planned:
-        event = _finished(run)
-        if event is None:
-            waiting.append(run)
-        else:
-            on_event(event)
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
-    for event in _events(waiting, min(jobs, len(waiting)), threads):
+    for event in _events(planned, min(jobs, len(planned)), threads):
         on_event(event)
-
-
-def _finished(run: Planned) -> Event | None:
-    """The event of a run that needs no training; None for one that does."""
-    spec = run.folder / SPEC
-    if not (run.folder / RESULT).exists():
-        return None
-    if not spec.exists() or read_json(spec) != run.spec.attributes():
-        error = "a finished run with other settings; choose another --out"
-        return Event(kind="failed", run=run.folder.name, error=error)
-    return Event(kind="skipped", run=run.folder.name, accuracy=read_json(run.folder / RESULT).get("accuracy"))
 
 
 @dataclass(kw_only=True)
@@ -148,7 +149,7 @@ class _Worker:
     run: Planned | None = None
 
 
-def _events(waiting: list[Planned], jobs: int, threads: int) -> Iterator[Event]:
+def _events(waiting: Sequence[Planned], jobs: int, threads: int) -> Iterator[Event]:
     """Hands runs to worker processes and passes on what they say; a dead worker is replaced."""
     queue = list(waiting)
     workers = [_start(threads) for _ in range(jobs)]
@@ -172,8 +173,8 @@ def _events(waiting: list[Planned], jobs: int, threads: int) -> Iterator[Event]:
                     worker.run = run
                     workers.append(worker)
                 if event.kind != "epoch":
-                    if event.kind == "failed":
-                        assert worker.run is not None
+                    assert worker.run is not None
+                    if event.kind == "failed" and not (worker.run.folder / RESULT).exists():
                         worker.run.folder.mkdir(parents=True, exist_ok=True)
                         write_json(worker.run.folder / ERROR, {"error": event.error})
                     _give(worker, queue)
@@ -199,7 +200,7 @@ def _start(threads: int) -> _Worker:
 def _give(worker: _Worker, queue: list[Planned]) -> None:
     worker.run = queue.pop(0) if queue else None
     if worker.run is not None:
-        worker.connection.send((str(worker.run.folder), worker.run.spec.attributes()))
+        worker.connection.send(worker.run)
 
 
 def _work(connection: Connection, threads: int) -> None:
@@ -215,22 +216,20 @@ def _work(connection: Connection, threads: int) -> None:
     read: dict[tuple[str, str, str], Inputs] = {}
     while True:
         try:
-            folder, attributes = connection.recv()
+            run: Planned = connection.recv()
         except (EOFError, OSError):
             return
-        out = Path(folder)
+        out, spec = run.folder, run.spec
         try:
-            spec = RunSpec.from_attributes(attributes)
+            there = (out / RESULT).exists()
             inputs = (spec.store, spec.data, spec.eval_data)
             if inputs not in read:
                 read[inputs] = spec.open()
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / SPEC, attributes)
             result = spec.run(
                 out,
                 read[inputs],
-                on_epoch=lambda record, run=out.name: connection.send(  # type: ignore[misc]
-                    {"kind": "epoch", "run": run, "epoch": record.epoch}
+                on_epoch=lambda record, name=out.name: connection.send(  # type: ignore[misc]
+                    {"kind": "epoch", "run": name, "epoch": record.epoch}
                 ),
             )
         except Exception as error:  # whatever it is, the other runs go on
@@ -238,7 +237,8 @@ def _work(connection: Connection, threads: int) -> None:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             connection.send({"kind": "failed", "run": out.name, "error": kind + line})
         else:
-            connection.send({"kind": "done", "run": out.name, "accuracy": result.get("accuracy")})
+            kind = "skipped" if there else "done"
+            connection.send({"kind": kind, "run": out.name, "accuracy": result.get("accuracy")})
 
 
 def _end_with(parent: int) -> None:

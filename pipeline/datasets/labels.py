@@ -65,9 +65,9 @@ def place_labels(
     """
     if any(part.dtype.kind == "U" for part in parts):
         texts = [part.astype(str) for part in parts]
-        found = class_names(texts[0], classes, spec)
+        found = class_names(texts[0].tolist(), classes, spec)
         names = known_classes(found, classes, spec)
-        return find_labels(texts[chosen], names, spec), max(len(names), 2), names if len(names) >= 2 else ()
+        return find_labels(texts[chosen].tolist(), names, spec), max(len(names), 2), names if len(names) >= 2 else ()
     numbers = [part.astype(np.int64) for part in parts]
     used = np.unique(np.concatenate(numbers))
     used = used[used >= 0]
@@ -81,13 +81,13 @@ def place_labels(
     return labels, max(number, 2), names
 
 
-def class_names(texts: npt.NDArray[np.str_], classes: str, spec: str) -> list[str]:
+def class_names(texts: Sequence[str], classes: str, spec: str) -> list[str]:
     """The different labels of the training rows in the order of their ids: numbers by value, then texts.
 
     Raises:
         ValueError: They look like measurements or names of rows, and ``classes`` does not say otherwise.
     """
-    present = [text for text in texts.tolist() if text.lower() not in MISSING]
+    present = [text for text in texts if text.lower() not in MISSING]
     numbers: dict[str, str] = {}  # "1" and "1.0" are one class
     for text in dict.fromkeys(present):
         numbers.setdefault(canonical(text), text)
@@ -104,21 +104,21 @@ def class_names(texts: npt.NDArray[np.str_], classes: str, spec: str) -> list[st
     return found
 
 
-def find_labels(texts: npt.NDArray[np.str_], names: Sequence[str], spec: str) -> Labels:
-    """Class ids int64 [N] of labels that are texts; -1 where there is none.
+def find_labels(texts: Sequence[str], names: Sequence[str], spec: str, *, remedy: str = "mend it") -> Labels:
+    """Class ids int64 [N] of labels that are texts; -1 where there is none. ``remedy`` is for the error.
 
     Raises:
         ValueError: A label that is not among the names.
     """
     place = {canonical(name): id_ for id_, name in enumerate(names)}
     labels = np.full(len(texts), -1, dtype=np.int64)
-    for row, text in enumerate(texts.tolist()):
+    for row, text in enumerate(texts):
         if text.lower() not in MISSING:
             found = place.get(canonical(text))
             if found is None:
                 raise ValueError(
-                    f"{spec}: label {text!r} of row {row} is not among the training labels {shown(names)}; mend it, or"
-                    " name all classes with classes=FILE"
+                    f"{spec}: label {text!r} of row {row} is not among the training labels {shown(names)}; {remedy},"
+                    " or name all classes with classes=FILE"
                 )
             labels[row] = found
     return labels

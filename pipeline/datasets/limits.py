@@ -2,8 +2,8 @@
 
 from stores.blocks import available_memory
 
-_ALWAYS = 2**30
-_MOST_TIMES = 100
+ALWAYS = 2**30
+MOST_TIMES = 100
 
 
 def check_declared(file: object, declared: int, stored: int, remedy: str) -> None:
@@ -18,9 +18,9 @@ def check_declared(file: object, declared: int, stored: int, remedy: str) -> Non
     Raises:
         ValueError: Over 1 GiB and over 100 times what is stored, or more than the memory that can still be had.
     """
-    if declared > _ALWAYS and declared > _MOST_TIMES * stored:
+    if declared > ALWAYS and declared > MOST_TIMES * stored:
         raise ValueError(
-            f"{file}: {stored / 1e6:.1f} MB that say they unpack to {declared / 1e9:.1f} GB, over {_MOST_TIMES} times"
+            f"{file}: {stored / 1e6:.1f} MB that say they unpack to {declared / 1e9:.1f} GB, over {MOST_TIMES} times"
             f" as much; when it is to be trusted, {remedy}"
         )
     check_fits(file, declared)

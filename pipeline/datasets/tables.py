@@ -4,22 +4,28 @@ learnt from the training rows alone.
 Shapes: N rows, D features.
 """
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.datasets.classes import known_classes
+from pipeline.datasets.columns import Column, Columns, fit_feature
+from pipeline.datasets.csv_file import DECIMALS, SEPARATORS, Form, read_csv
+from pipeline.datasets.labels import MISSING, class_names, find_labels
+from pipeline.datasets.limits import check_fits
+from pipeline.datasets.parquet_file import read_parquet
+from pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
 from pipeline.datasets.split import Split, content_keys
 from pipeline.spelling import unknown
 
-Columns = Mapping[str, Sequence[str]]
 Reader = Callable[[str], Columns]
 
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
-MAX_CATEGORIES = 256
+TEST_SHARE = "0.2"
+INDEX_NAMES = ("", "__index_level_0__")  # how pandas writes the index of a frame
+_MAX_SKIP = 10**6
 
 
 def load_csv(
@@ -28,11 +34,17 @@ def load_csv(
     split: str = "train",
     label: str = "",
     test: str = "",
-    test_share: str = "0.2",
+    test_share: str = "",
     drop: str = "",
     group: str = "",
+    classes: str = "",
+    label_strip: str = "",
     header: str = "1",
     skip: str = "0",
+    sep: str = ",",
+    comment: str = "",
+    decimal: str = ".",
+    encoding: str = "utf-8-sig",
 ) -> Split:
     """A .csv file; blanks around fields do not count.
 
@@ -41,22 +53,36 @@ def load_csv(
         split: "train" or "test".
         label: Column of the label (default: the last); an empty label is an unlabelled row.
         test: File of the test rows; without it a fixed random ``test_share`` of the rows is the test split.
-        test_share: Share of the rows, 0 to keep all for training.
+        test_share: Share of the rows (default: 0.2), 0 to keep all for training.
         drop: Columns to leave out, with commas between.
         group: Column whose rows share a fold under ``--fold-strategy group``; it is no feature.
+        classes: Number of classes, or a file of their names; see ``known_classes``.
+        label_strip: Letters to take off the ends of labels, such as the dot of UCI's ``adult.test``.
         header: 1 when the first line names the columns, 0 when they are called 0, 1, 2, ...
         skip: Lines to skip before that.
+        sep: What stands between fields: one of ``SEPARATORS``.
+        comment: What lines that are no data begin with, such as #.
+        decimal: The decimal mark, a dot or a comma.
+        encoding: Of the text, such as latin-1.
 
     Raises:
-        ValueError: Missing file or column, ragged lines, or labels that the training rows do not have.
+        ValueError: Missing file or column, ragged lines, or labels that are no classes of the training rows.
     """
-
-    def read(file: str) -> Columns:
-        return _read_csv(Path(file), header == "1", int(skip) if skip.isdigit() else 0)
-
-    options = _said(label=label, test=test, test_share=test_share, drop=drop, group=group, header=header, skip=skip)
-    spec = f"csv:{path}?split={split}{options}"
-    return _load(spec, path, split, read, label, test, test_share, drop, group)
+    defaults = {"header": "1", "skip": "0", "sep": ",", "decimal": ".", "encoding": "utf-8-sig"}
+    form = {"header": header, "skip": skip, "sep": sep, "comment": comment, "decimal": decimal, "encoding": encoding}
+    options = {"label": label, "test": test, "test_share": test_share, "drop": drop, "group": group}
+    options |= {"classes": classes, "label_strip": label_strip}
+    spec = spell("csv", path, {"split": split, **said({**options, **form}, defaults)})
+    written = Form(
+        header=read_flag(spec, "header", header),
+        skip=read_whole(spec, "skip", skip, 0, _MAX_SKIP, "a number of lines"),
+        separator=SEPARATORS[read_one(spec, "sep", "tab" if sep == "\t" else sep, SEPARATORS)],
+        comment=comment,
+        encoding=encoding,
+    )
+    read_one(spec, "decimal", decimal, DECIMALS)
+    table = TableOptions(spec=spec, path=path, split=split, decimal=decimal, **options)
+    return _load(table, lambda file: read_csv(Path(file), written))
 
 
 def load_parquet(
@@ -65,195 +91,146 @@ def load_parquet(
     split: str = "train",
     label: str = "",
     test: str = "",
-    test_share: str = "0.2",
+    test_share: str = "",
     drop: str = "",
     group: str = "",
+    classes: str = "",
+    label_strip: str = "",
 ) -> Split:
     """A .parquet file, options as for csv; needs ``pip install logitbank[tables]``.
 
     Raises:
         ValueError: As for csv, or pyarrow is not installed.
     """
-    options = _said(label=label, test=test, test_share=test_share, drop=drop, group=group)
-    spec = f"parquet:{path}?split={split}{options}"
-    return _load(spec, path, split, _read_parquet, label, test, test_share, drop, group)
+    options = {"label": label, "test": test, "test_share": test_share, "drop": drop, "group": group}
+    options |= {"classes": classes, "label_strip": label_strip}
+    spec = spell("parquet", path, {"split": split, **said(options, {})})
+    table = TableOptions(spec=spec, path=path, split=split, decimal=".", **options)
+    return _load(table, lambda file: read_parquet(Path(file)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feature:
-    """How one column becomes numbers: scaled, or one 0/1 column for each category."""
+class TableOptions:
+    """What is wanted of a table, whatever its file's format; see ``load_csv``."""
 
-    name: str
-    mean: float = 0.0
-    std: float = 1.0
-    categories: tuple[str, ...] | None = None
+    spec: str
+    path: str
+    split: str
+    decimal: str
+    label: str
+    test: str
+    test_share: str
+    drop: str
+    group: str
+    classes: str
+    label_strip: str
 
-    def encode(self, values: Sequence[str]) -> npt.NDArray[np.float32]:
-        """[N, 1] or [N, categories]; a missing number is the mean, a missing or new category is all zeros."""
-        if self.categories is not None:
-            place = {category: i for i, category in enumerate(self.categories)}
-            out = np.zeros((len(values), len(self.categories)), dtype=np.float32)
-            for row, value in enumerate(values):
-                if value in place:
-                    out[row, place[value]] = 1
-            return out
-        numbers = np.array([_number(value, self.name, row) for row, value in enumerate(values)])
-        scaled = np.where(np.isnan(numbers), 0.0, (numbers - self.mean) / self.std)
-        return scaled[:, None].astype(np.float32)
+    def __post_init__(self) -> None:
+        check_split(self.spec, self.split)
+        if self.test and self.test_share:
+            raise ValueError(f"{self.spec}: test_share says nothing when test names a file; leave one of them out")
 
-
-def fit_feature(name: str, values: Sequence[str]) -> Feature:
-    """A column's encoding, from the training rows."""
-    present = [value for value in values if value.lower() not in MISSING]
-    try:
-        numbers = np.array([float(value) for value in present])
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"column {name!r} holds infinite values; replace them or leave it out with drop={name}")
-    except ValueError as error:
-        if "infinite" in str(error):
-            raise
-        categories = sorted(set(present))
-        if len(categories) > MAX_CATEGORIES:
-            raise ValueError(
-                f"column {name!r} has {len(categories)} different texts, more than {MAX_CATEGORIES}; is it an"
-                f" identifier? Leave it out with drop={name}"
-            ) from None
-        return Feature(name=name, categories=tuple(categories))
-    if not len(numbers):
-        return Feature(name=name)
-    std = float(numbers.std())
-    return Feature(name=name, mean=float(numbers.mean()), std=std if std > 1e-12 else 1.0)
+    @property
+    def dropped(self) -> list[str]:
+        return self.drop.split(",") if self.drop else []
 
 
-def _load(
-    spec: str,
-    path: str,
-    split: str,
-    read: Reader,
-    label: str,
-    test: str,
-    test_share: str,
-    drop: str,
-    group: str,
-) -> Split:
-    if split not in ("train", "test"):
-        raise ValueError(f"{spec}: no split {split!r}; use split=train or split=test")
-    columns = read(path)
+def _load(options: TableOptions, read: Reader) -> Split:
+    spec, columns = options.spec, _without_index(read(options.path), options)
     names = list(columns)
-    label = label or names[-1]
-    for name in [label, *filter(None, [*drop.split(","), group])]:
-        if name not in columns:
-            raise ValueError(f"{spec}: {unknown('column', name, names)}")
-    train, held_out = (columns, read(test)) if test else _divide(columns, test_share, spec)
-    if list(train) != list(held_out):
-        raise ValueError(f"{spec}: {test} has other columns ({', '.join(held_out)}) than {path} ({', '.join(names)})")
-    chosen = train if split == "train" else held_out
-    used = [name for name in names if name not in {label, group, *drop.split(",")}]
+    label = _choose_label(options, names)
+    train, held_out = _divide(columns, options, read)
+    chosen = train if options.split == "train" else held_out
+    used = [name for name in names if name not in {label, options.group, *options.dropped}]
     if not used or not len(train[label]) or not len(chosen[label]):
         raise ValueError(f"{spec}: no columns or no rows are left; expected at least one of each")
-    features = [fit_feature(name, train[name]) for name in used]
-    samples = np.concatenate([feature.encode(chosen[feature.name]) for feature in features], axis=1)
-    classes = sorted({value for value in train[label] if value.lower() not in MISSING}, key=_class_order)
+    samples = _encode(used, train, chosen, options)
+    texts = _labels(train[label], options)
+    found = known_classes(class_names(texts, options.classes, spec), options.classes, spec)
+    wanted = _labels(chosen[label], options)
+    _tell_unlabelled(wanted, options)
     return Split(
-        name=Path(path).stem,
-        split=split,
+        name=Path(options.path).stem,
+        split=options.split,
         spec=spec,
-        samples=np.ascontiguousarray(samples),
-        labels=_labels(chosen[label], classes, spec),
-        num_classes=max(len(classes), 2),
-        class_names=tuple(classes) if len(classes) >= 2 else (),
-        groups=_groups(chosen[group]) if group else None,
+        samples=samples,
+        labels=find_labels(wanted, found, spec, remedy="mend it, take letters off its ends with label_strip="),
+        num_classes=max(len(found), 2),
+        class_names=found if len(found) >= 2 else (),
+        groups=_groups(chosen[options.group]) if options.group else None,
     )
 
 
-def _divide(columns: Columns, test_share: str, spec: str) -> tuple[Columns, Columns]:
+def _without_index(columns: Columns, options: TableOptions) -> Columns:
+    """Leaves the index of a data frame out, and says so."""
+    index = next((name for name in INDEX_NAMES if name in columns), None)
+    if index is None or len(columns) == 1:
+        return columns
+    if options.split == "train":
+        tell(f"{options.spec}: the column {index!r} numbers the rows and is left out")
+    return {name: column for name, column in columns.items() if name != index}
+
+
+def _choose_label(options: TableOptions, names: list[str]) -> str:
+    label = options.label or names[-1]
+    for name in [label, *options.dropped, *filter(None, [options.group])]:
+        if name not in names:
+            raise ValueError(f"{options.spec}: {unknown('column', name, names)}")
+    if label == options.group or {label, options.group} & set(options.dropped):
+        raise ValueError(f"{options.spec}: one column is two of label ({label}), group and drop; give it one part")
+    return label
+
+
+def _divide(columns: Columns, options: TableOptions, read: Reader) -> tuple[Columns, Columns]:
+    """Training rows and test rows."""
+    spec, names = options.spec, list(columns)
+    if options.test:
+        held_out = _without_index(read(options.test), options)
+        if names != list(held_out):
+            raise ValueError(
+                f"{spec}: {options.test} has other columns ({shown(held_out, 20)}) than {options.path}"
+                f" ({shown(names, 20)})"
+            )
+        return columns, held_out
     num_rows = len(next(iter(columns.values())))
+    if not num_rows:
+        raise ValueError(f"{spec}: {options.path} has no rows; expected at least one")
+    share = options.test_share or TEST_SHARE
     try:
-        num_test = round(float(test_share) * num_rows)
-    except ValueError:
+        num_test = round(float(share) * num_rows)
+    except (ValueError, OverflowError):
         num_test = -1
-    if not 0 <= num_test < num_rows:
-        raise ValueError(f"{spec}: test_share is {test_share!r}; expected a number from 0 to below 1")
+    if not 0 <= num_test < num_rows or float(share) < 0:
+        raise ValueError(f"{spec}: test_share is {share!r}; expected a number from 0 to below 1")
     order = np.random.default_rng(0).permutation(num_rows)
     parts = np.sort(order[num_test:]), np.sort(order[:num_test])
-    train, test = ({name: [values[row] for row in rows] for name, values in columns.items()} for rows in parts)
+    train, test = ({name: column.take(rows) for name, column in columns.items()} for rows in parts)
     return train, test
 
 
-def _labels(values: Sequence[str], classes: Sequence[str], spec: str) -> npt.NDArray[np.int64]:
-    place = {name: i for i, name in enumerate(classes)}
-    labels = np.full(len(values), -1, dtype=np.int64)
-    for row, value in enumerate(values):
-        if value.lower() in MISSING:
-            continue
-        if value not in place:
-            shown = ", ".join(map(repr, classes[:8]))
-            raise ValueError(f"{spec}: label {value!r} of row {row} is not among the training labels {shown}")
-        labels[row] = place[value]
-    return labels
+def _encode(used: list[str], train: Columns, chosen: Columns, options: TableOptions) -> npt.NDArray[np.float32]:
+    features = [fit_feature(name, train[name], options.decimal) for name in used]
+    width = sum(feature.width for feature in features)
+    check_fits(options.spec, 4 * width * len(chosen[used[0]]))
+    samples = np.concatenate([feature.encode(chosen[feature.name]) for feature in features], axis=1)
+    return np.ascontiguousarray(samples)
 
 
-def _groups(values: Sequence[str]) -> npt.NDArray[np.uint64]:
-    width = max(len(value.encode()) for value in values) or 1
-    texts = np.array([value.encode() for value in values], dtype=f"S{width}")
-    return content_keys(texts.view(np.uint8).reshape(-1, width))
+def _labels(column: Column, options: TableOptions) -> list[str]:
+    if not options.label_strip:
+        return column.values()
+    return Column([text.strip(options.label_strip) for text in column.texts], column.codes).values()
 
 
-def _class_order(name: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(name), name
-    except ValueError:
-        return 1, 0.0, name
+def _tell_unlabelled(texts: list[str], options: TableOptions) -> None:
+    absent = [text for text in texts if text.lower() in MISSING]
+    if any(absent):
+        tell(f"{options.spec}: {len(absent)} rows are unlabelled, with labels such as {max(absent)!r}")
 
 
-def _number(value: str, name: str, row: int) -> float:
-    if value.lower() in MISSING:
-        return float("nan")
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f"column {name!r} is {value!r} in row {row}; expected a number, as in training") from None
-
-
-def _read_csv(path: Path, has_header: bool, skip: int) -> Columns:
-    if not path.is_file():
-        raise ValueError(f"no such file {path}; expected a .csv file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [
-                (number, [field.strip() for field in line])
-                for number, line in enumerate(csv.reader(file, skipinitialspace=True), start=1)
-                if number > skip and line
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a readable .csv file ({error})") from error
-    if not lines:
-        raise ValueError(f"{path}: no rows; expected at least one")
-    names = lines.pop(0)[1] if has_header else [str(column) for column in range(len(lines[0][1]))]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path}: two columns have one name; rename them, or pass header=0 when line 1 is data")
-    ragged = next((number for number, line in lines if len(line) != len(names)), None)
-    if ragged is not None:
-        raise ValueError(f"{path}: line {ragged} has another number of fields than the {len(names)} columns; mend it")
-    return {name: [line[column] for _, line in lines] for column, name in enumerate(names)}
-
-
-def _read_parquet(file: str) -> Columns:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ValueError("parquet: needs pyarrow; run `pip install logitbank[tables]`, or export to .csv") from error
-    if not Path(file).is_file():
-        raise ValueError(f"no such file {file}; expected a .parquet file")
-    try:
-        table = parquet.read_table(file).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable .parquet file ({error})") from error
-    return {name: ["" if value is None else str(value) for value in values] for name, values in table.items()}
-
-
-def _said(**options: str) -> str:
-    """The options that differ from their defaults, as a query."""
-    defaults = {"test_share": "0.2", "header": "1", "skip": "0"}
-    return "".join(f"&{name}={value}" for name, value in options.items() if value != defaults.get(name, ""))
+def _groups(column: Column) -> npt.NDArray[np.uint64]:
+    used, place = np.unique(column.codes, return_inverse=True)
+    texts = [column.texts[code].encode() for code in used]
+    width = max(map(len, texts)) or 1
+    keys = content_keys(np.array(texts, dtype=f"S{width}").view(np.uint8).reshape(-1, width))
+    return keys[place]

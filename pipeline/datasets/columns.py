@@ -1,0 +1,158 @@
+"""Columns of a table as texts, each different text kept once, and how they become numbers.
+
+Shapes: N rows.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.datasets.labels import MISSING
+from pipeline.datasets.spec import tell
+
+MAX_CATEGORIES = 256
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+_PLAIN = re.compile(r"[+-]?\d+")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of texts: row i holds ``texts[codes[i]]``.
+
+    Attributes:
+        texts: The different texts.
+        codes: int32 [N].
+    """
+
+    texts: list[str]
+    codes: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, values: Iterable[str]) -> "Column":
+        place: dict[str, int] = {}
+        codes = np.array([place.setdefault(value, len(place)) for value in values], dtype=np.int32)
+        return cls(list(place), codes)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> "Column":
+        """Some rows; the texts stay, also those that no row has any more."""
+        return Column(self.texts, self.codes[rows])
+
+    def values(self) -> list[str]:
+        """The texts of all rows."""
+        return [self.texts[code] for code in self.codes.tolist()]
+
+    def present(self) -> list[str]:
+        """The different texts that rows have, without those that stand for a missing value."""
+        used = np.unique(self.codes)
+        return [self.texts[code] for code in used if self.texts[code].lower() not in MISSING]
+
+
+Columns = Mapping[str, Column]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """How one column becomes numbers: scaled, or one 0/1 column for each category."""
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+    categories: tuple[str, ...] | None = None
+    decimal: str = "."
+
+    @property
+    def width(self) -> int:
+        return 1 if self.categories is None else len(self.categories)
+
+    def encode(self, column: Column) -> npt.NDArray[np.float32]:
+        """[N, 1] or [N, categories]; a missing number is the mean, a missing or new category is all zeros."""
+        if self.categories is not None:
+            place = {category: i for i, category in enumerate(self.categories)}
+            chosen = np.array([place.get(text, -1) for text in column.texts] or [-1])[column.codes]
+            out = np.zeros((len(column), len(self.categories)), dtype=np.float32)
+            known = np.flatnonzero(chosen >= 0)
+            out[known, chosen[known]] = 1
+            return out
+        numbers = self._numbers(column)
+        scaled = np.where(np.isnan(numbers), 0.0, (numbers - self.mean) / self.std)
+        return scaled[:, None].astype(np.float32)
+
+    def _numbers(self, column: Column) -> npt.NDArray[np.float64]:
+        used = set(np.unique(column.codes).tolist())
+        of_text = np.full(max(len(column.texts), 1), np.nan)
+        for code in used:
+            text = column.texts[code]
+            if text.lower() in MISSING:
+                continue
+            try:
+                of_text[code] = read_number(text, self.decimal)
+            except ValueError:
+                row = int(np.flatnonzero(column.codes == code)[0])
+                raise ValueError(
+                    f"column {self.name!r} is {text!r} in row {row}; expected a number, as in training"
+                ) from None
+        _check_finite(self.name, of_text)
+        return of_text[column.codes]
+
+
+def read_number(text: str, decimal: str) -> float:
+    """A number; Python's underscores between digits are none.
+
+    Raises:
+        ValueError: The text is no number.
+    """
+    if "_" in text or (decimal != "." and "." in text):
+        raise ValueError(f"{text!r} is no number")
+    return float(text.replace(decimal, ".") if decimal != "." else text)
+
+
+def fit_feature(name: str, column: Column, decimal: str) -> Feature:
+    """A column's encoding, from the training rows.
+
+    Raises:
+        ValueError: Infinite numbers, numbers with a decimal comma, or more than ``MAX_CATEGORIES`` texts.
+    """
+    texts = column.present()
+    numbers = [text for text in texts if _is_number(text, decimal)]
+    if len(numbers) == len(texts):
+        return _fit_numbers(name, column, decimal)
+    if decimal == "." and all(_DECIMAL_COMMA.fullmatch(text) or _PLAIN.fullmatch(text) for text in texts):
+        raise ValueError(f"column {name!r} holds numbers with a decimal comma, such as {texts[0]!r}; pass decimal=,")
+    if len(texts) > MAX_CATEGORIES:
+        odd = f" ({len(numbers)} of them numbers)" if numbers else ""
+        raise ValueError(
+            f"column {name!r} has {len(texts)} different texts{odd}, more than {MAX_CATEGORIES}; is it an"
+            f" identifier? Leave it out with drop={name}"
+        )
+    if numbers:
+        odd = next(text for text in texts if text not in set(numbers))
+        tell(f"column {name!r} holds {len(numbers)} numbers and texts such as {odd!r}: its values are categories")
+    return Feature(name=name, categories=tuple(sorted(texts)))
+
+
+def _fit_numbers(name: str, column: Column, decimal: str) -> Feature:
+    values = Feature(name=name, decimal=decimal)._numbers(column)
+    numbers = values[~np.isnan(values)]
+    if not len(numbers):
+        return Feature(name=name, decimal=decimal)
+    std = float(numbers.std())
+    return Feature(name=name, mean=float(numbers.mean()), std=std if std > 1e-12 else 1.0, decimal=decimal)
+
+
+def _is_number(text: str, decimal: str) -> bool:
+    try:
+        read_number(text, decimal)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_finite(name: str, numbers: npt.NDArray[np.float64]) -> None:
+    if np.isinf(numbers).any():
+        raise ValueError(f"column {name!r} holds infinite values; replace them or leave it out with drop={name}")

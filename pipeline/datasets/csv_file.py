@@ -1,0 +1,98 @@
+"""Reading .csv files line by line: no line is left out without a word."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.datasets.columns import Column, Columns
+from pipeline.datasets.spec import shown, tell
+
+SEPARATORS = {",": ",", ";": ";", "|": "|", ":": ":", "tab": "\t", "space": " "}
+DECIMALS = (".", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a file is written.
+
+    Attributes:
+        header: The first line names the columns.
+        skip: Lines before it.
+        separator: Between fields; runs of blanks and tabs count as one for a blank.
+        comment: What lines that are no data begin with, or nothing.
+        encoding: Of the text.
+    """
+
+    header: bool = True
+    skip: int = 0
+    separator: str = ","
+    comment: str = ""
+    encoding: str = "utf-8-sig"
+
+
+def read_csv(path: Path, form: Form) -> Columns:
+    """Columns by name; blanks around fields and lines without text do not count.
+
+    Raises:
+        ValueError: Missing file, another encoding, quotes that do not close, ragged lines, or two columns of one name.
+    """
+    if not path.is_file():
+        raise ValueError(f"no such file {path}; expected a .csv file")
+    try:
+        with path.open(newline="", encoding=form.encoding) as file:
+            lines = list(_records(file, form))
+    except (UnicodeError, LookupError) as error:
+        raise ValueError(f"{path}: no text in {form.encoding} ({error}); pass encoding=, such as latin-1") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a readable .csv file ({error}); mend it, or pass sep=") from error
+    if not lines:
+        raise ValueError(f"{path}: no rows; expected at least one")
+    first = lines[0][0]
+    names = lines.pop(0)[1] if form.header else [str(column) for column in range(len(lines[0][1]))]
+    _check(path, names, lines, first, form)
+    columns = {name: Column.of(line[column] for _, line in lines) for column, name in enumerate(names)}
+    if "" in columns and (names[0] or len(columns[""].texts) < len(lines)):
+        raise ValueError(f"{path}: column {names.index('')} has no name; name it, or pass header=0 when line 1 is data")
+    return columns
+
+
+def _records(file: TextIO, form: Form) -> Iterator[tuple[int, list[str]]]:
+    """Number of its last line and fields of every record."""
+    skipped = [line for line in (file.readline() for _ in range(form.skip)) if line.strip()]
+    reader = csv.reader(_data(file, form), delimiter=form.separator, skipinitialspace=True, strict=True)
+    for fields in reader:
+        alike = [line for line in skipped if len(fields) > 1 and line.count(form.separator) == len(fields) - 1]
+        if alike and form.separator != " ":
+            tell(f"{file.name}: {len(alike)} of the skipped lines look like rows: {shown(alike, 1).strip()}")
+        skipped = []
+        stripped = [field.strip() for field in fields]
+        if any(stripped) or len(stripped) > 1:
+            yield form.skip + reader.line_num, stripped
+
+
+def _data(file: TextIO, form: Form) -> Iterator[str]:
+    lines: Iterable[str] = file
+    for line in lines:
+        if form.comment and line.startswith(form.comment):
+            yield "\n"  # keeps the numbers of the lines
+        elif form.separator == " ":
+            yield line.replace("\t", " ").strip() + "\n"
+        else:
+            yield line
+
+
+def _check(path: Path, names: list[str], lines: list[tuple[int, list[str]]], first: int, form: Form) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path}: two columns have one name; rename them, or pass header=0 when line 1 is data")
+    ragged = next(((number, len(line)) for number, line in lines if len(line) != len(names)), None)
+    if ragged is not None:
+        number, found = ragged
+        raise ValueError(
+            f"{path}: line {number} has another number of fields ({found}) than the {len(names)} columns of line"
+            f" {first}; mend it, or pass skip= or comment= for lines that are no data"
+        )
+    other = next((name for name, text in SEPARATORS.items() if len(names) == 1 and text in names[0]), None)
+    if other is not None and form.header:
+        raise ValueError(f"{path}: one column {names[0]!r}; when it is several, pass sep={other}")

@@ -63,10 +63,12 @@ def test_what_is_no_row_is_named_with_its_number(pics: Path, caplog: pytest.LogC
     (pics / "train" / "ant" / "notes.txt").write_text("ants")
     (pics / "train" / "labels.csv").write_text("1,2")
     (pics / "masks").mkdir()
+    (pics / "train" / "dog").mkdir()
     picture(0).save(pics / "train" / "cow" / "4.gif", save_all=True, append_images=[picture(90)])
     assert len(load_split(f"imagefolder:{pics}?size=8")) == 13
     said = caplog.text
     assert "2 files are no images by their names: ant/notes.txt, labels.csv" in said
+    assert "1 folders hold no images and are no classes: dog" in said
     assert "1 folders beside train are not read: masks" in said
     assert "1 files hold several frames, the first is read" in said
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache_teacher.answers import NetworkAnswers
+from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.teachers import load_teachers
 from pipeline.datasets import Split, load_split
@@ -190,6 +190,26 @@ def test_damaged_arrays_are_one_line(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", X)
     with pytest.raises(ValueError, match=r"b.npy.*not a readable .npz file"):
         load_split(f"npz:{tmp_path}/b.npy")
+
+
+def test_damaged_logits_are_one_line(tmp_path: Path, digits: Split) -> None:
+    rng = random.Random(0)
+    path = tmp_path / "logits.npy"
+    np.save(path, np.zeros((20, 3), np.float32))
+    whole = path.read_bytes()
+    np.save(path, np.array([None, {}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"logits.npy: not a readable .npy file of logits .*Python objects"):
+        ArrayAnswers(path, digits, Views())
+    np.savez(tmp_path / "logits.npz", x=X)
+    with pytest.raises(ValueError, match=r"logits.npz: not a readable .npy file"):
+        ArrayAnswers(tmp_path / "logits.npz", digits, Views())
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(128)] = rng.randrange(256)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="logits.npy"):
+            ArrayAnswers(path, digits, Views())
 
 
 def test_ones_own_data_heeds_its_options(tmp_path: Path) -> None:

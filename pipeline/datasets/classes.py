@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pipeline.datasets.spec import read_whole, shown
 
 MAX_CLASSES = 1_000_000
+_MAX_BYTES = 2**26
 
 
 def known_classes(found: Sequence[str], classes: str, spec: str) -> tuple[str, ...]:
@@ -85,8 +86,11 @@ def _is_id(name: str, number: int) -> bool:
 
 
 def _read_names(file: str, spec: str) -> tuple[str, ...]:
+    path = Path(file)
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{spec}: classes is {file!r}, no number and no file of names; give one of them")
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{spec}: classes is {file!r}, no number and no readable file of names ({error})") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())

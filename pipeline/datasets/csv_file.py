@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.datasets.columns import Column, Columns
+from pipeline.datasets.limits import check_fits
 from pipeline.datasets.spec import shown, tell
 
 SEPARATORS = {",": ",", ";": ";", "|": "|", ":": ":", "tab": "\t", "space": " "}
 DECIMALS = (".", ",")
+_TIMES = 4  # as texts in memory, at the least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ def read_csv(path: Path, form: Form) -> Columns:
     """
     if not path.is_file():
         raise ValueError(f"no such file {path}; expected a .csv file")
+    check_fits(path, _TIMES * path.stat().st_size)
     try:
         with path.open(newline="", encoding=form.encoding) as file:
             lines = list(_records(file, form))

@@ -77,6 +77,8 @@ def _read(path: str, split: str, classes: str, spec: str) -> tuple[Tree, tuple[s
     if tree.others:
         files = [file.relative_to(folder) for file in tree.others]
         tell(f"{spec}: {len(files)} files are no images by their names: {shown(files)}")
+    if tree.empty:
+        tell(f"{spec}: {len(tree.empty)} folders hold no images and are no classes: {shown(tree.empty)}")
     left = beside(folder, Path(path))
     if left:
         tell(f"{spec}: {len(left)} folders beside {folder.name} are not read: {shown(left)}")

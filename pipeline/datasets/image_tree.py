@@ -25,11 +25,13 @@ class Tree:
         folder: The folder.
         images: Images in the folders of classes, sorted by path.
         others: Files that are no images by their names.
+        empty: Names of folders that hold no images and so are no classes.
     """
 
     folder: Path
     images: list[Path]
     others: list[Path]
+    empty: list[str]
 
     def class_of(self, image: Path) -> str:
         return image.relative_to(self.folder).parts[0]
@@ -68,8 +70,7 @@ def beside(folder: Path, root: Path) -> list[str]:
     """Folders beside that of a split that are no split themselves, and so are not read."""
     if folder == root:
         return []
-    children = (child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return sorted(child.name for child in children if child.name not in (*TRAIN_NAMES, *TEST_NAMES))
+    return [name for name in _folders(root) if name not in (*TRAIN_NAMES, *TEST_NAMES)]
 
 
 def read_tree(folder: Path, spec: str) -> Tree:
@@ -86,7 +87,14 @@ def read_tree(folder: Path, spec: str) -> Tree:
             f"{spec}: {len(loose)} images lie in {folder} outside the folders of classes: {shown(loose)}; move them"
             f" into a folder {UNLABELLED} when their classes are not known"
         )
-    return Tree(folder, images, [file for file in files if file.suffix.lower() not in SUFFIXES])
+    others = [file for file in files if file.suffix.lower() not in SUFFIXES]
+    held = {image.relative_to(folder).parts[0] for image in images}
+    return Tree(folder, images, others, [name for name in _folders(folder) if name not in held])
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder that are not hidden."""
+    return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...], spec: str) -> Iterator[Path]:

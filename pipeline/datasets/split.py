@@ -107,6 +107,8 @@ class Split:
                 f"{self.spec}: samples are {self.samples.dtype} {list(self.samples.shape)}; expected images as uint8"
                 " [N, H, W, channels] or a table as float32 [N, D]"
             )
+        if ndim == 2 and not np.isfinite(self.samples).all():
+            raise ValueError(f"{self.spec}: samples hold NaN or infinite values; fill or drop them first")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"{self.spec}: {len(self.class_names)} class names for {self.num_classes} classes; give each its name"

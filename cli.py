@@ -541,7 +541,7 @@ def verify(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Check every byte of a store; with --data that rows belong to their examples, with --recompute to the teacher."""
+    """Check every byte and row of a store; with --data that they are the examples', with --recompute to the teacher."""
     from pipeline.describe import describe_teachers
     from stores import open_store, verify_store
 

@@ -51,8 +51,8 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
     by_class = by_fold = None
     if answered_N.any():
         by_class = _mean_by(labels_N[answered_N], right_N[answered_N], store.num_classes)[0]
-        if teacher.folds is not None and store.folds is not None:
-            folds = np.asarray(store.folds)[answered_N].astype(np.int64)
+        if teacher.row_folds is not None:
+            folds = np.asarray(teacher.row_folds)[answered_N].astype(np.int64)
             by_fold = _mean_by(folds, right_N[answered_N], int(folds.max()) + 1)
     said = {float(key): value for key, value in teacher.fidelity.items() if _is_number(key, value)}
     outside = {
@@ -95,7 +95,7 @@ def _sampled(
         here = start + np.flatnonzero(wanted_N[teacher.rows(block)])
         here = here[:: max(1, -(-len(here) * len(blocks) // _MAX_ROWS))]
         names = [name for name in teacher.arrays if name != "mask"]
-        arrays = {n: torch.from_numpy(a[here - start]) for n, a in teacher.block(0, block, names).items()}
+        arrays = {n: torch.from_numpy(a[here - start]) for n, a in teacher.answers(0, block, names).items()}
         # the best class and its probability do not depend on how the tail is shaped
         decoded = decode(arrays, torch.from_numpy(labels_N[here]), encoding, tail="uniform")
         best = decoded.log_softmax(1).max(1)

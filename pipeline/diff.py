@@ -32,9 +32,12 @@ class Answers:
     def __init__(self, store: Store, teacher: Teacher, view: int = 0) -> None:
         self._encoding = Encoding.from_attributes(teacher.encoding)
         self._predictor = TailPredictor.from_constants(teacher.constants())
-        self._slab = {name: torch.from_numpy(array) for name, array in teacher.slab(view).items()}
+        slab = teacher.slab(view)
+        teacher.check_rows(view, 0, slab)
+        self._slab = {name: torch.from_numpy(array) for name, array in slab.items()}
         self._labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
-        self._folds = None if store.folds is None else torch.from_numpy(np.asarray(store.folds, dtype=np.int64))
+        folds = teacher.row_folds
+        self._folds = None if folds is None else torch.from_numpy(np.asarray(folds, dtype=np.int64))
         mask = self._slab.pop("mask", None)
         self.served: npt.NDArray[np.bool_] = (
             np.ones(store.num_examples, np.bool_) if mask is None else mask.numpy().astype(np.bool_)

@@ -65,16 +65,20 @@ def encode(
     label_logit_B = logits_BC.gather(1, labels_B.clamp(min=0)[:, None]).squeeze(1)
     if encoding.kind == "dense":
         rank_B = torch.where(labelled_B, (logits_BC >= label_logit_B[:, None]).sum(1), 0)
-        logsumexp_B = _check_finite(torch.logsumexp(logits_BC, 1))
+        best_B = logits_BC.amax(1)
+        log_sum_B = (logits_BC - best_B[:, None]).logsumexp(1)
+        logsumexp_B = _check_finite(best_B + log_sum_B)
         arrays = _encode_dense(logits_BC, label_logit_B.where(labelled_B, -math.inf), logsumexp_B, encoding)
     else:
         best_BK, index_BK = torch.topk(logits_BC, encoding.top_k, dim=1)
         log_tail_B, log_head_B = _log_sums(logits_BC, best_BK, index_BK)
-        logsumexp_B = _check_finite(torch.logaddexp(log_head_B, log_tail_B))
+        log_sum_B = torch.logaddexp(log_head_B, log_tail_B)
+        logsumexp_B = _check_finite(best_BK[:, 0] + log_sum_B)
         rank_B = torch.where(labelled_B, _rank(logits_BC, label_logit_B, best_BK), 0)
-        arrays = {"index": index_BK, "log_tail_mass": log_tail_B - logsumexp_B}
+        arrays = {"index": index_BK, "log_tail_mass": log_tail_B - log_sum_B}
         arrays |= _encode_head(best_BK, logsumexp_B, rank_B, encoding)
-    label_log_prob_B = torch.where(labelled_B, label_logit_B - logsumexp_B, math.nan)
+    # less the best first: beside a large logsumexp float32 has no room for what is left
+    label_log_prob_B = torch.where(labelled_B, label_logit_B - logits_BC.amax(1) - log_sum_B, math.nan)
     if encoding.kind != "dense":  # a label in the head is there already: here it takes only 6 bits of precision
         in_head_B = (arrays["index"] == labels_B[:, None]).any(1)
         label_log_prob_B = torch.where(in_head_B, round_mantissa(label_log_prob_B, 5), label_log_prob_B)
@@ -137,14 +141,15 @@ def _encode_head(best_BK: Tensor, logsumexp_B: Tensor, rank_B: Tensor, encoding:
 
 
 def _log_sums(logits_BC: Tensor, best_BK: Tensor, index_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp outside and inside the head, each summed by itself so that nothing cancels."""
+    """logsumexp outside and inside the head, less the best logit; each summed by itself so that nothing cancels."""
     best_B1 = best_BK[:, :1]
     tail_B = (logits_BC - best_B1).exp_().scatter_(1, index_BK, 0.0).sum(1)
-    log_tail_B = tail_B.log() + best_B1.squeeze(1)
+    log_tail_B = tail_B.log()
     small_B = tail_B < 1e-30
     if small_B.any():
-        log_tail_B[small_B] = logits_BC[small_B].scatter(1, index_BK[small_B], -math.inf).logsumexp(1)
-    return log_tail_B, best_BK.logsumexp(1)
+        small_BC = logits_BC[small_B] - best_B1[small_B]
+        log_tail_B[small_B] = small_BC.scatter(1, index_BK[small_B], -math.inf).logsumexp(1)
+    return log_tail_B, (best_BK - best_B1).logsumexp(1)
 
 
 def _encode_tail(

@@ -20,10 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-GAP_SCALE = 0.2
-GAP_RATE = 0.07
-GAP_NEVER = 255
-_GAP_GRID = 1024.0
+from stores.schema import GAP_GRID, GAP_NEVER, GAP_RATE, GAP_SCALE
+
 FLOAT16_LOWEST = -65504.0
 
 
@@ -39,7 +37,7 @@ def smallest_uint(largest: int) -> str:
 def gap_levels(device: torch.device) -> Tensor:
     """Gap in nats of each code, float32 [256]; the last is +inf."""
     code = torch.arange(256, dtype=torch.float64)
-    levels = torch.round(GAP_SCALE * torch.expm1(GAP_RATE * code) * _GAP_GRID) / _GAP_GRID
+    levels = torch.round(GAP_SCALE * torch.expm1(GAP_RATE * code) * GAP_GRID) / GAP_GRID
     levels[GAP_NEVER] = math.inf
     return levels.to(torch.float32).to(device)
 
@@ -166,7 +164,10 @@ def affine_encode(logits_BC: Tensor, logsumexp_B: Tensor, label_logit_B: Tensor)
     finite_BC = torch.isfinite(log_prob_BC)
     lowest_B = round_mantissa(torch.where(finite_BC, log_prob_BC, math.inf).amin(1), 12)
     scale_B = (log_prob_BC.amax(1) - lowest_B) / 254
-    scale_B = round_mantissa(torch.maximum(scale_B, least_step(logsumexp_B)), 12)
+    step_B = least_step(logsumexp_B)
+    even_B = scale_B < step_B  # code 255 is the best class all the same
+    scale_B = round_mantissa(torch.maximum(scale_B, step_B), 12)
+    lowest_B = torch.where(even_B, round_mantissa(log_prob_BC.amax(1) - 254 * scale_B, 12), lowest_B)
     code_BC = ((log_prob_BC - lowest_B[:, None]) / scale_B[:, None]).round().clamp(0, 254).nan_to_num(0) + 1
     code_BC = torch.where(logits_BC < logits_BC.amax(1, keepdim=True), code_BC.clamp(max=254), 255.0)
     below_BC = logits_BC < label_logit_B[:, None]

@@ -101,7 +101,13 @@ class Store:
         """Values of one array outside the teachers."""
         group, _, name = folder.partition("/")
         spec = PROBE if group == "probes" else EXAMPLE_ARRAYS[name]
-        return read_static(self._root, folder, self._documents[folder], spec)
+        values = read_static(self._root, folder, self._documents[folder], spec)
+        if folder == "examples/label" and not -1 <= int(values.min()) <= int(values.max()) < self.num_classes:
+            raise StoreError(
+                f"{self.path}: labels must be -1 to {self.num_classes - 1}, found {values.min()} to {values.max()}; do "
+                "not use this store"
+            )
+        return values
 
     @cached_property
     def teachers(self) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ class Store:
         return teacher_names(self._root)
 
     def _load_teacher(self, name: str) -> Teacher:
-        return Teacher(self._root, name, self.attributes, self.examples_sha256, allow_incomplete=self._allow_incomplete)
+        return Teacher(self._root, name, self.attributes, self, allow_incomplete=self._allow_incomplete)
 
 
 def load_root(path: Path) -> dict[str, Document]:

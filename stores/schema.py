@@ -20,6 +20,13 @@ MAX_CLASSES = 2**31
 MAX_BLOCK_BYTES = 2**30  # of one array, decoded
 MAX_BLOCK_ROWS = 131_072
 
+# A head of 8 bits: code c is a step of GAP_SCALE (exp(GAP_RATE c) - 1) nats in multiples of 1 / GAP_GRID; GAP_NEVER is
+# down to -inf.
+GAP_SCALE = 0.2
+GAP_RATE = 0.07
+GAP_GRID = 1024.0
+GAP_NEVER = 255
+
 FLOATS = ("float16", "float32")
 IDS = ("uint8", "uint16", "uint32")
 STATIC_DTYPES = (
@@ -67,7 +74,7 @@ class ArraySpec:
 
     `row_dims` are the dimensions after (view, example). "answer" is "kept" in a store with `index` and
     "class" in a dense one. `shuffle` and `level` are what compressed real answers best at a good speed; a
-    reader takes any.
+    reader takes any. `finite`: neither NaN nor infinite.
     """
 
     row_dims: tuple[str, ...]
@@ -76,6 +83,7 @@ class ArraySpec:
     doc: str
     shuffle: str = "shuffle"
     level: int = 1
+    finite: bool = False
 
 
 ROW_ARRAYS: dict[str, ArraySpec] = {
@@ -96,10 +104,10 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
         doc="log-probability: with log_prob_floor, floor + code * log_prob_scale; else gaps of a sorted head",
     ),
     "log_prob_scale": ArraySpec(
-        row_dims=(), dtypes=FLOATS, unit="nat", shuffle="bitshuffle", doc="step of log_prob_code"
+        row_dims=(), dtypes=FLOATS, unit="nat", shuffle="bitshuffle", doc="step of log_prob_code", finite=True
     ),
     "log_prob_floor": ArraySpec(
-        row_dims=(), dtypes=FLOATS, unit="nat", shuffle="bitshuffle", doc="value of log_prob_code 0"
+        row_dims=(), dtypes=FLOATS, unit="nat", shuffle="bitshuffle", doc="value of log_prob_code 0", finite=True
     ),
     "logit": ArraySpec(row_dims=("class",), dtypes=FLOATS, unit="raw logit", doc="the teacher's raw logits"),
     "logsumexp": ArraySpec(
@@ -108,6 +116,7 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
         unit="raw logit",
         shuffle="bitshuffle",
         doc="logsumexp of the raw logits of all classes; log-probability + logsumexp = raw logit",
+        finite=True,
     ),
     "log_tail_mass": ArraySpec(
         row_dims=(),
@@ -133,7 +142,7 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
     ),
     "mask": ArraySpec(row_dims=(), dtypes=("bool",), unit="bool", doc="true where the teacher serves the row"),
     "embedding": ArraySpec(
-        row_dims=("feature",), dtypes=FLOATS, unit="feature", doc="the teacher's penultimate features"
+        row_dims=("feature",), dtypes=FLOATS, unit="feature", doc="the teacher's penultimate features", finite=True
     ),
 }
 

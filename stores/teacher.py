@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from stores.cells import Fault, array_plan, checksum_value, declared_arrays, loa
 from stores.documents import check_array, codec_layout
 from stores.layout import Layout, file_name
 from stores.records import fill_records, record_dtype
+from stores.rows import broken_rows
 from stores.schema import (
     CELL_ARRAYS,
     RowArray,
@@ -22,6 +23,22 @@ from stores.schema import (
 )
 
 
+class Examples(Protocol):
+    """What a teacher's answers are about: a store."""
+
+    @property
+    def examples_sha256(self) -> str:
+        """What its documents are tied to."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N], -1 = unlabelled."""
+
+    @property
+    def folds(self) -> np.ndarray | None:
+        """uint16 [N], or None."""
+
+
 class Teacher:
     """Answers of one teacher. Made by `Store.teacher`.
 
@@ -29,19 +46,27 @@ class Teacher:
         root: Resolved folder of the store.
         name: Name of the teacher, checked.
         attributes: The store's attributes.
-        examples: The store's `examples_sha256`.
+        examples: What the answers are about.
         allow_incomplete: Also read a teacher that is not finished.
     """
 
     def __init__(
-        self, root: Path, name: str, attributes: Mapping[str, Any], examples: str, *, allow_incomplete: bool = False
+        self,
+        root: Path,
+        name: str,
+        attributes: Mapping[str, Any],
+        examples: Examples,
+        *,
+        allow_incomplete: bool = False,
     ) -> None:
         self.name = name
+        self._examples = examples
         self._root = root
         self._where = root / "teachers" / name
         self.num_examples: int = attributes["dataset"]["num_examples"]
+        self.num_classes: int = attributes["dataset"]["num_classes"]
         self.num_views: int = attributes["views"]["num_views"]
-        self._documents = load_teacher(root, name, examples)
+        self._documents = load_teacher(root, name, examples.examples_sha256)
         own = self._documents[""]["attributes"]
         self.digest: str = own["digest"]
         self.identity: dict[str, Any] = own["identity"]
@@ -131,6 +156,46 @@ class Teacher:
         values = {name: self._empty(name, rows.stop - rows.start) for name in names}
         self._fill(view, [block], values)
         return values
+
+    @cached_property
+    def row_folds(self) -> np.ndarray | None:
+        """Fold of every example, uint16 [N], when this teacher is cross-fitted; others of the store may be."""
+        if self.folds is None:
+            return None
+        folds, num_folds = self._examples.folds, self.folds.get("num_folds")
+        if folds is None or type(num_folds) is not int or int(folds.max()) >= num_folds:
+            raise StoreError(f"{self._where}: its folds are not those of the examples; do not use this store")
+        return folds
+
+    def answers(self, view: int, block: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """`block`, for those who use what rows mean: refused when a row cannot be an answer to its example."""
+        values = self.block(view, block, names)
+        self.check_rows(view, self.rows(block).start, values)
+        return values
+
+    def check_rows(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise StoreError when a row contradicts itself or its example (`stores.rows`).
+
+        Args:
+            view: Whose rows.
+            start: Number of the first.
+            arrays: Arrays [R, *row_shape] of rows in order, by name.
+        """
+        num_rows = len(next(iter(arrays.values())))
+        labels_R = self._examples.labels[start : start + num_rows]
+        first = next(broken_rows(self._with_mask(view, start, arrays), labels_R, self.num_classes), None)
+        if first is not None:
+            words, rows = first
+            raise StoreError(f"{self._where}: view {view} row {start + int(rows[0])} {words}; do not use this store")
+
+    def _with_mask(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The arrays with the rows' `mask`, where there is one."""
+        if "mask" in arrays or "mask" not in self.row_arrays:
+            return arrays
+        stop = start + len(next(iter(arrays.values())))
+        blocks = range(start // self.block_rows, -(-stop // self.block_rows))
+        mask = np.concatenate([self.block(view, block, ["mask"])["mask"] for block in blocks])
+        return {**arrays, "mask": mask[start - blocks.start * self.block_rows :][: stop - start]}
 
     def shuffled_blocks(
         self, view: int, seed: int, memory_budget: int, names: Sequence[str] | None = None

@@ -192,9 +192,7 @@ class TeacherWriter:
 
     def _load(self) -> Teacher:
         """The teacher as it lies there now."""
-        return Teacher(
-            self._root, self.name, self._store.attributes, self._store.examples_sha256, allow_incomplete=True
-        )
+        return Teacher(self._root, self.name, self._store.attributes, self._store, allow_incomplete=True)
 
     def _create_or_check(
         self, attributes: dict[str, Any], constants: Mapping[str, np.ndarray], block_rows: int | None

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from stores import TeacherWriter, create_store
-from tests.golden.make import C, N, V, answers, arrays_of
+from pipeline.encoding import Encoding, encode
+from stores import TeacherWriter, create_store, open_store
+from tests.golden.make import KINDS, C, N, V, arrays_of
 
 CONSTANTS = {"tail_matrix": np.arange(C * 2, dtype=np.float16).reshape(1, C, 2)}
 
@@ -60,10 +62,17 @@ def add_teacher(path: Path, name: str, kind: str = "topk", *, finish: bool = Tru
         block_rows=256,
     )
     for cell in writer.pending():
-        values = answers(kind, cell.view + ord(name[0]))
+        values = answers(kind, cell.view + ord(name[0]), open_store(path, allow_incomplete=True).labels)
         writer.write(cell, {array: rows[writer.rows(cell.block)] for array, rows in values.items()})
     if finish:
         writer.finish(fidelity={"1": 0.01}, summary={"kind": "in-sample", "accuracy": 0.5})
+
+
+def answers(kind: str, seed: int, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows as a teacher of the examples of `make_store` would answer them."""
+    logits = np.random.default_rng(seed).normal(0, 3, (N, C)).astype(np.float32)
+    encoding = Encoding.from_attributes({"num_classes": C, **KINDS[kind][0]})
+    return encode(torch.from_numpy(logits), torch.from_numpy(labels), encoding)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

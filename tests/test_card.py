@@ -92,7 +92,7 @@ def test_pictures_of_little(tmp_path: Path) -> None:
     for fidelity in ({}, {1.0: 0.0}):
         odd = replace(figures, fidelity=fidelity, correct_R=None, class_accuracy_C=None, fold_accuracy=[])
         plot_answers(odd, tmp_path / "odd.png")
-    opened.labels[:] = -1
+    opened = open_store(make_store(tmp_path / "unlabelled.zarr", ("a",), labels=np.full(300, -1)))
     unlabelled = answer_figures(opened, opened.teacher())
     assert unlabelled.correct_R is None
     assert unlabelled.class_accuracy_C is None

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoding import Encoding
+from pipeline.encoding import Encoding, encode
 from pipeline.export import export_store, open_export, parquet, tar, values
 from pipeline.export.tar import write_shards
 from pipeline.export.values import Values
@@ -164,8 +164,8 @@ def test_memory_is_that_of_a_block(tmp_path: Path, ending: str, monkeypatch: pyt
     )
     for cell in writer.pending():
         rows = writer.rows(cell.block)
-        shapes = {name: (rows.stop - rows.start, *row.row_shape) for name, row in encoding.row_arrays().items()}
-        writer.write(cell, {name: np.ones(shape, encoding.row_arrays()[name].dtype) for name, shape in shapes.items()})
+        labels = torch.zeros(rows.stop - rows.start, dtype=torch.long)
+        writer.write(cell, encode(torch.zeros(len(labels), num_classes), labels, encoding))
     writer.finish(fidelity={}, summary={})
     monkeypatch.setattr(values, "CHUNK_BYTES", 2**19)
     monkeypatch.setattr(values, "HELD_BYTES", 2**20)
@@ -301,11 +301,7 @@ def test_a_teacher_without_folds_in_a_store_with_folds_has_none(tmp_path: Path) 
             arrays=encoding.row_arrays(),
             folds=folds,
         )
-        arrays = {name: torch.zeros(4, *row.row_shape).numpy() for name, row in encoding.row_arrays().items()}
-        writer.write(
-            writer.pending()[0],
-            {name: array.astype(encoding.row_arrays()[name].dtype) for name, array in arrays.items()},
-        )
+        writer.write(writer.pending()[0], encode(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), encoding))
         writer.finish(fidelity={}, summary={})
         export_store(tmp_path / "s.zarr", tmp_path / f"{name}.npz", teacher=name)
         assert ("fold" in read_plain(tmp_path / f"{name}.npz")) == (name == "folded")

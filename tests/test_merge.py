@@ -63,7 +63,7 @@ def make(
 
 def answers(ids: np.ndarray, view: int, offset: int = 0) -> dict[str, np.ndarray]:
     logits = (ids[:, None] * 10 + np.arange(C) + view * 1000 + offset).astype(np.float32)
-    return {"logit": logits, "label_rank": (ids % C).astype(np.uint8)}
+    return {"logit": logits, "label_rank": (C - ids % C).astype(np.uint8)}
 
 
 def merge(out: Path, *paths: Path, names: tuple[str, ...] = ()) -> Any:

@@ -57,8 +57,8 @@ def rows(teacher: TeacherWriter, cell: Cell, seed: int = 0) -> dict[str, np.ndar
     where = teacher.rows(cell.block)
     num = where.stop - where.start
     return {
-        "index": rng.integers(0, C, (num, K), dtype=np.uint8),
-        "log_prob": -rng.exponential(size=(num, K)).astype(np.float16),
+        "index": rng.permuted(np.tile(np.arange(C, dtype=np.uint8), (num, 1)), axis=1)[:, :K],
+        "log_prob": -np.sort(rng.exponential(size=(num, K)) + 2, axis=1).astype(np.float16),
         "logsumexp": rng.normal(size=num).astype(np.float32),
     }
 
@@ -243,7 +243,7 @@ def test_any_bits_survive(
         slab = read.slab(cell.view)
         for name, values in arrays_made.items():
             assert slab[name][read.rows(cell.block)].tobytes() == values.tobytes()
-    assert verify_store(path) == []
+    assert verify_store(path, rows=False) == []
 
 
 def test_a_store_travels_between_processes(tmp_path: Path) -> None:

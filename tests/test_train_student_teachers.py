@@ -52,6 +52,7 @@ def store(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Store:
             identity={"architecture": name, "weights_sha256": [name * 64]},
             encoding=ENCODING.attributes(),
             arrays={**ENCODING.row_arrays(), "mask": RowArray(dtype="bool")},
+            folds={"num_folds": 2},
         )
         mask = np.arange(ROWS) >= 40 if name == "a" else np.arange(ROWS) < 80
         for cell in writer.pending():
@@ -107,6 +108,43 @@ def test_every_loss_takes_unlabelled_and_unserved_rows(store: Store, split: Spli
     unlabelled = torch.from_numpy(split.labels)[rows] < 0
     if objective.needs >= {"labels"} and len(objective.terms) == 1:
         assert (student.grad[unlabelled] == 0).all()
+
+
+def test_out_of_fold_is_asked_of_the_teacher_that_is_heard(split: Split, tmp_path: Path) -> None:
+    """A store may hold a cross-fitted teacher and a plain one, which has seen every row."""
+    create_store(
+        tmp_path / "s.zarr",
+        dataset=split.describe(),
+        views={**Views().attributes(), "versions": {}},
+        keys=split.keys,
+        labels=split.labels,
+        folds=(np.arange(ROWS) % 2).astype(np.uint16),
+        probes=probe(split, Views()),
+    )
+    for name, folds in (("folded", {"num_folds": 2}), ("plain", None)):
+        writer = TeacherWriter(
+            tmp_path / "s.zarr",
+            name,
+            identity={"architecture": name, "weights_sha256": [name]},
+            encoding=ENCODING.attributes(),
+            arrays=ENCODING.row_arrays(),
+            folds=folds,
+        )
+        writer.write(writer.pending()[0], encode(LOGITS["a"], torch.from_numpy(split.labels), ENCODING))
+        writer.finish(fidelity={})
+    store = open_store(tmp_path / "s.zarr")
+    assert store.teacher("plain").row_folds is None
+    needs = parse_objective("kd", {"row_weight": "label_noise"})
+    prefers = parse_objective("sel_corrected", {})
+    assert check_needs(needs, store, open_signal(store, teacher="folded")) == []
+    assert check_needs(prefers, store, open_signal(store, teacher="folded")) == []
+    for teacher in ("plain", "folded,plain"):
+        with pytest.raises(ValueError, match="not those of teacher .*plain.*: it is not cross-fitted"):
+            check_needs(needs, store, open_signal(store, teacher=teacher))
+        assert "plain" in check_needs(prefers, store, open_signal(store, teacher=teacher))[0]
+    with pytest.raises(ValueError, match="needs out-of-fold"):
+        train_student(store, split, None, "mlp:4", needs, Training(epochs=1), tmp_path / "run", teacher="plain")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_teachers_train_one_student(store: Store, split: Split, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ takes: only names of the model table are taken from it, everything else has to b
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.cache_teacher.answers import NetworkAnswers
@@ -59,7 +58,8 @@ def answer_again(
             f"{store.path} was made with transform none, which has one view; other views need a new pass of cli"
             " cache-teacher with --transform"
         )
-    num_teachers, folds = _folds(store, teacher)
+    folds = teacher.row_folds
+    num_teachers = 1 if teacher.folds is None else int(teacher.folds["num_folds"])
     if not weights:
         raise ValueError(
             f"--weights is missing; give those of teacher {teacher.name!r}: a file, a folder that train-teacher wrote,"
@@ -110,18 +110,6 @@ def _architecture(named: str, teacher: Teacher) -> str:
             " compare them with cli diff)"
         )
     return named or recorded
-
-
-def _folds(store: Store, teacher: Teacher) -> tuple[int, Folds | None]:
-    """How many networks answered, and the one that answered each row, uint16 [N]; None for one network."""
-    if teacher.folds is None:
-        return 1, None
-    num_folds = teacher.folds.get("num_folds")
-    if type(num_folds) is not int or store.folds is None or not int(store.folds.max()) < num_folds:
-        raise ValueError(
-            f"{store.path}: its rows are in other folds than those of teacher {teacher.name!r}; do not use it"
-        )
-    return num_folds, np.asarray(store.folds)
 
 
 def _seen(split: Split, folds: Folds | None, said: tuple[Claims, ...]) -> Seen:

@@ -135,9 +135,9 @@ def _compared(
     names = [name for name in teacher.fidelity if _TEMPERATURE.fullmatch(name) and float(name) > 0][:_MOST_TEMPERATURES]
     names = names or ["1", "2", "4"]
     labels_N = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
-    folds_N = None if store.folds is None else torch.from_numpy(np.asarray(store.folds, dtype=np.int64))
+    folds_N = None if teacher.row_folds is None else torch.from_numpy(np.asarray(teacher.row_folds, dtype=np.int64))
     for view, block, rows in _by_block(teacher, pairs):
-        stored = teacher.block(view, block, [name for name in teacher.arrays if name != "mask"])
+        stored = teacher.answers(view, block, [name for name in teacher.arrays if name != "mask"])
         own_B = rows - teacher.rows(block).start
         labels_B, folds_B = labels_N[rows], None if folds_N is None else folds_N[rows]
 

@@ -35,7 +35,7 @@ def summarise(store: Store, name: str, seen: Seen) -> dict[str, Any]:
         "held out" (on none of them), "partly seen" or "training rows unknown"; ``seen`` has the counts.
     """
     answered = _Answered(store, name, seen)
-    folds = store.folds if store.teacher(name).folds is not None else None
+    folds = store.teacher(name).row_folds
     measured = answered.labelled if answered.labelled.any() else answered.served
     kind = "out-of-fold" if folds is not None else _kind(seen[measured])
     summary: dict[str, Any] = {"kind": kind, "seen": _counts(seen[measured]), **answered.measures(slice(None))}
@@ -152,7 +152,7 @@ class _Answered:
             for block in range(teacher.num_blocks):
                 start = block * teacher.block_rows
                 rows = slice(start, min(start + teacher.block_rows, store.num_examples))
-                arrays = {key: torch.from_numpy(value) for key, value in teacher.block(view, block).items()}
+                arrays = {key: torch.from_numpy(value) for key, value in teacher.answers(view, block).items()}
                 labels = torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
                 mask = arrays.pop("mask", None)
                 if mask is not None:

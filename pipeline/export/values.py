@@ -57,7 +57,7 @@ class Values:
         self._on_rows = on_rows
         self._held: dict[tuple[int, int], Arrays] = {}
         self.arrays = self._natural_arrays()
-        self.folds = store.folds if self.teacher.folds is not None else None
+        self.folds = self.teacher.row_folds
 
     @property
     def row_bytes(self) -> int:
@@ -69,7 +69,7 @@ class Values:
         step = max(1, CHUNK_BYTES // self.row_bytes)
         for block in range(self.teacher.num_blocks):
             rows = self.teacher.rows(block)
-            stored = self.teacher.block(view, block, self._stored)
+            stored = self.teacher.answers(view, block, self._stored)
             for start in range(rows.start, rows.stop, step):
                 here = slice(start, min(start + step, rows.stop))
                 yield here, self._natural(stored, here, rows.start)
@@ -98,7 +98,7 @@ class Values:
     def _block(self, view: int, block: int) -> Arrays:
         if (view, block) in self._held:
             return self._held[view, block]
-        stored: Arrays = dict(self.teacher.block(view, block, self._stored))
+        stored: Arrays = dict(self.teacher.answers(view, block, self._stored))
         if self.num_views * sum(array.nbytes for array in stored.values()) <= HELD_BYTES:
             self._held[view, block] = stored
         return stored

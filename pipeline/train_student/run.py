@@ -249,7 +249,7 @@ def train_student(
                 split,
                 signal,
                 validation,
-                folds=store.folds,
+                folds=store.folds if _cross_fitted(signal) else None,
                 views=views,
                 preprocessing=scaling,
                 device=device,
@@ -334,10 +334,12 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
                 f" {part.encoding.top_k} of {part.encoding.num_classes}; cache with --encoding dense or topk+tail, or"
                 " choose another loss"
             )
-    if "out_of_fold" in objective.needs and store.folds is None:
+    cross_fitted = _cross_fitted(signal)
+    names = ", ".join(part.teacher.name for part in teachers_of(signal))
+    if "out_of_fold" in objective.needs and not cross_fitted:
         raise ValueError(
-            f"loss {objective.name!r} needs out-of-fold answers, but {store.path} was written without folds;"
-            " train fold teachers (train-teacher --folds 5) and cache them"
+            f"loss {objective.name!r} needs out-of-fold answers, but not those of teacher {names} of {store.path}: it"
+            " is not cross-fitted; train fold teachers (train-teacher --folds 5) and cache them"
         )
     if "labels" in objective.needs and (store.labels < 0).all():
         raise ValueError(f"loss {objective.name!r} needs labels, but {store.path} has none; choose a loss without")
@@ -348,9 +350,17 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
             " take the teacher's answers alone, such as --loss kd --set ce_weight=0"
         )
     warnings = []
-    if "out_of_fold" in objective.prefers and store.folds is None:
-        warnings.append(f"loss {objective.name!r} was made for out-of-fold answers; {store.path} has no folds")
+    if "out_of_fold" in objective.prefers and not cross_fitted:
+        warnings.append(
+            f"loss {objective.name!r} was made for out-of-fold answers; teacher {names} of {store.path} is not"
+            " cross-fitted"
+        )
     return warnings + (signal.warnings(objective.temperature) if objective.uses_teacher else [])
+
+
+def _cross_fitted(signal: Signal) -> bool:
+    """Whether every teacher has left out the rows that it answers: a store may hold others beside it."""
+    return all(part.teacher.row_folds is not None for part in teachers_of(signal))
 
 
 def store_identity(store: Store, signal: Signal) -> dict[str, Any]:

@@ -125,7 +125,8 @@ class TeacherSignal:
         if tail not in TAIL_RULES:
             raise ValueError(unknown("tail rule", tail, TAIL_RULES))
         self.labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
-        self.folds = None if store.folds is None else torch.from_numpy(np.asarray(store.folds, dtype=np.int64))
+        folds = self.teacher.row_folds
+        self.folds = None if folds is None else torch.from_numpy(np.asarray(folds, dtype=np.int64))
         predictor = TailPredictor.from_constants(self.teacher.constants())
         self._predictor_here = None if predictor is None else predictor.to(self.device)
         self._prepared = PreparedTeacher(
@@ -385,6 +386,11 @@ def check_data(store: Store, split: Split) -> None:
         raise ValueError(
             f"store was written for {said['num_classes']} classes, {split.spec} has {split.num_classes}; add"
             f" classes={said['num_classes']} to the data"
+        )
+    if not (np.array_equal(store.keys, split.keys) and np.array_equal(store.labels, split.labels)):
+        raise ValueError(
+            f"{store.path}: its keys and labels are not those that its fingerprint {split.fingerprint[:8]} is made of;"
+            " do not use this store"
         )
     check_probes(split, views, store.probes, num_views=views.num_views)
 

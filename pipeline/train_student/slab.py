@@ -93,7 +93,7 @@ class PreparedTeacher:
     def block(self, view: int, block: int) -> Records:
         """The records [R] of one block of one view, checked against its checksums."""
         rows = self.teacher.rows(block)
-        prepared = self._prepare(self.teacher.block(view, block, self._names), rows)
+        prepared = self._prepare(self.teacher.answers(view, block, self._names), rows)
         records = np.zeros(rows.stop - rows.start, self.dtype)
         fill_records(records, prepared)
         return records

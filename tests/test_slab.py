@@ -24,7 +24,8 @@ from pipeline.models.weights import load_state, weights_digest
 from pipeline.tail_predictor import TailPredictor
 from pipeline.train_student.folder import WEIGHTS
 from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
+from pipeline.train_student.order import order_warnings
+from pipeline.train_student.run import DistillationLoss, train_student
 from pipeline.train_student.signal import TeacherSignal
 from pipeline.train_student.slab import BlockedSlabs, Grouping
 from pipeline.train_student.slab_file import map_slab, remove_unused
@@ -176,15 +177,17 @@ def test_a_student_within_a_budget_learns_resumes_and_is_told(
     result = train("whole")
     warnings = result["warnings"]
     assert isinstance(warnings, list)
-    assert re.search(r"does not fit the memory budget: rows .* in groups of 400 \(2 blocks\)", warnings[0])
+    assert re.search(r"rows are .* shuffled in groups of 400 \(2 blocks\), since .* not fit the memory", warnings[0])
     with pytest.raises(KeyboardInterrupt):
         train("stopped", stop=1)
-    with pytest.raises(ValueError, match=r"other settings \(grouping"):
-        train("stopped", memory_budget=None)
-    train("stopped")
-    whole, stopped = (weights_digest(load_state(tmp_path / name / WEIGHTS)) for name in ("whole", "stopped"))
-    assert whole == stopped
-    assert "memory budget" not in str(train("free", memory_budget=None)["warnings"])
+    assert "shuffled in groups of 400" in str(train("stopped", memory_budget=None)["warnings"])
+    free = train("free", memory_budget=None)
+    assert "memory budget" not in str(free["warnings"])
+    with pytest.raises(KeyboardInterrupt):
+        train("short", stop=2, memory_budget=None)
+    assert "blocks are read again and again; raise --memory-budget" in str(train("short")["warnings"])
+    digests = [weights_digest(load_state(tmp_path / name / WEIGHTS)) for name in ("whole", "stopped", "free", "short")]
+    assert digests[0] == digests[1] != digests[2] == digests[3]
 
 
 def test_a_budget_too_small_for_two_blocks_says_how_much_it_takes(stores: dict[str, Store]) -> None:
@@ -192,11 +195,21 @@ def test_a_budget_too_small_for_two_blocks_says_how_much_it_takes(stores: dict[s
         TeacherSignal(stores["dense8"], memory_budget=1_000)
 
 
-def test_data_sorted_by_label_is_told(digits: Split, tmp_path: Path, stores: dict[str, Store]) -> None:
+def test_data_sorted_by_label_is_told(stores: dict[str, Store]) -> None:
     signal = TeacherSignal(stores["dense8"], memory_budget=budget(stores["dense8"], 1))
-    assert len(signal.warnings(1.0)) == 1
+    assert len(order_warnings(signal.grouping, signal)) == 1
     signal.labels = signal.labels.sort().values
-    assert "shuffle=0" in signal.warnings(1.0)[1]
+    assert "shuffle=0" in order_warnings(signal.grouping, signal)[1]
+
+
+def test_a_student_of_labels_sees_the_rows_in_the_order_of_the_others(stores: dict[str, Store], digits: Split) -> None:
+    signal = TeacherSignal(stores["topk"], memory_budget=budget(stores["topk"], 2))
+    orders = []
+    for loss in ("ce", "kd"):
+        batch = DistillationLoss(parse_objective(loss), signal, digits, epochs=2, grouping=signal.grouping)
+        rows, generator = torch.arange(len(digits)), torch.Generator().manual_seed(3)
+        orders.append(batch.order(rows, generator, view=0, next_view=1))
+    assert torch.equal(*orders)
 
 
 def pieces(*values: int) -> list[np.ndarray]:

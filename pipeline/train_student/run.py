@@ -43,8 +43,10 @@ from pipeline.train_student.evaluate import (
 )
 from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, finished_result, refuse_file
 from pipeline.train_student.losses import Objective, Step
+from pipeline.train_student.order import decide_grouping, order_warnings
 from pipeline.train_student.search import search_options
 from pipeline.train_student.signal import Signal, check_data
+from pipeline.train_student.slab import Grouping
 from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
@@ -56,14 +58,15 @@ __all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]
 class DistillationLoss(BatchLoss):
     """An objective over what a signal answers to the rows of a batch in the view of their epoch."""
 
-    def __init__(self, objective: Objective, signal: Signal, split: Split, *, epochs: int) -> None:
-        self.objective, self.signal, self.epochs = objective, signal, epochs
+    def __init__(
+        self, objective: Objective, signal: Signal, split: Split, *, epochs: int, grouping: Grouping | None = None
+    ) -> None:
+        self.objective, self.signal, self.epochs, self.grouping = objective, signal, epochs, grouping
         self.labels = torch.from_numpy(split.labels)
 
     def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
         """The same for every objective, so that students of one seed see the same rows, whatever they listen to."""
-        grouping = self.signal.grouping
-        groups = [] if grouping is None else grouping.groups(rows, generator)
+        groups = [] if self.grouping is None else self.grouping.groups(rows, generator)
         if self.objective.uses_teacher:
             self.signal.expect(view, groups)
             for soon in (view,) if next_view is None else (view, next_view):
@@ -140,7 +143,8 @@ def train_student(
     refuse_file(out)
     processes = processes or Processes()
     signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget)
-    warnings = check_needs(objective, store, signal)
+    grouping = decide_grouping(out, signal, processes, device or torch.device("cpu"))
+    warnings = [*order_warnings(grouping, signal), *check_needs(objective, store, signal)]
     check_data(store, split)
     if test is not None:
         check_same_classes(split, test)
@@ -175,7 +179,7 @@ def train_student(
         "preprocessing": scaling.attributes(),
         "store": store_identity(store, signal),
         "test": None if test is None else test.fingerprint,
-        "grouping": None if signal.grouping is None else asdict(signal.grouping),
+        "grouping": None if grouping is None else asdict(grouping),
         "processes": processes.count,
     }
 
@@ -193,7 +197,7 @@ def train_student(
         history = fit(
             model,
             split,
-            DistillationLoss(objective, signal, split, epochs=training.epochs),
+            DistillationLoss(objective, signal, split, epochs=training.epochs, grouping=grouping),
             training,
             views=views,
             preprocessing=scaling,
@@ -262,6 +266,7 @@ def train_student(
             "device": str(device or "cpu"),
             "num_threads": torch.get_num_threads(),
             "processes": processes.count,
+            "grouping": settings["grouping"],
             "versions": library_versions(),
         }
         if test is not None:

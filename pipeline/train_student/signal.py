@@ -53,7 +53,7 @@ class Signal(Protocol):
 
     tail: str
     grouping: Grouping | None
-    """How rows must be shuffled to be read block by block; None when whole slabs fit into memory."""
+    """The order of rows in which the memory budget serves them fast; None when whole slabs fit: any."""
 
     @property
     def num_views(self) -> int:
@@ -182,7 +182,12 @@ class TeacherSignal:
             remove_unused(self._shared)
 
     def warnings(self, temperature: float) -> list[str]:
-        return [*self._of_reading(), *self._of_tail(temperature)]
+        return self._of_tail(temperature)
+
+    @property
+    def view_bytes(self) -> int:
+        """Memory that a view takes."""
+        return self._prepared.num_bytes
 
     def records(self, rows_B: Tensor, view_B: Tensor) -> Records:
         """The stored records [B] of rows and views on the CPU, in their order."""
@@ -246,23 +251,6 @@ class TeacherSignal:
             else:
                 self._slabs = BlockedSlabs(self._prepared.block, self._prepared.dtype, self.grouping)
         return self._slabs
-
-    def _of_reading(self) -> list[str]:
-        """What reading block by block means for the order of rows."""
-        if self.grouping is None:
-            return []
-        mixed = self.grouping.block_rows * self.grouping.num_blocks
-        lines = [
-            f"a view of teacher {self.teacher.name!r} takes {self._prepared.num_bytes / 1e9:.3g} GB and does not fit"
-            f" the memory budget: rows are read and shuffled in groups of {mixed} ({self.grouping.num_blocks} blocks)"
-        ]
-        first_N = self.labels[: self.grouping.block_rows]
-        if len(torch.unique(first_N)) < len(torch.unique(self.labels)) / 2:
-            lines.append(
-                "the first block holds fewer than half of the classes, so a group does too: cache a shuffled order,"
-                " --data '...?shuffle=0', or raise --memory-budget"
-            )
-        return lines
 
     def _of_tail(self, temperature: float) -> list[str]:
         """A line when, at this temperature, most of some rows' mass lies in classes that the store only predicts."""

@@ -1,0 +1,74 @@
+"""The order in which a student sees rows: decided once for a run, the same whatever its loss listens to.
+
+Shapes: N examples.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pipeline.fit import Processes
+from pipeline.train_student.ensemble import teachers_of
+from pipeline.train_student.folder import SETTINGS, read_json
+from pipeline.train_student.signal import Signal
+from pipeline.train_student.slab import Grouping
+
+
+def decide_grouping(out: Path, signal: Signal, processes: Processes, device: torch.device) -> Grouping | None:
+    """How a run shuffles: as it began, else as the memory budget allows; process 0 decides for all.
+
+    Free memory differs from hour to hour and from machine to machine, and must not change a run that goes on.
+
+    Raises:
+        ValueError: What the run's folder says of it cannot be read.
+    """
+    found = signal.grouping
+    if processes.first and (out / SETTINGS).exists():
+        found = _recorded(out / SETTINGS)
+    agreed = processes.from_first({} if found is None else asdict(found), ("block_rows", "num_blocks"), device)
+    if not agreed.get("block_rows"):
+        return None
+    return Grouping(block_rows=int(agreed["block_rows"]), num_blocks=int(agreed["num_blocks"]))
+
+
+def _recorded(path: Path) -> Grouping | None:
+    settings = read_json(path)
+    found = settings.get("grouping") if isinstance(settings, dict) else "nothing"
+    if found is None:
+        return None
+    names = ("block_rows", "num_blocks")
+    if not isinstance(found, dict) or any(type(found.get(name)) is not int or found[name] < 1 for name in names):
+        raise ValueError(f"{path}: grouping is {found}; expected null, or block_rows and num_blocks; remove the run")
+    return Grouping(block_rows=found["block_rows"], num_blocks=found["num_blocks"])
+
+
+def order_warnings(grouping: Grouping | None, signal: Signal) -> list[str]:
+    """What reading block by block means for the order of rows, or for the time that it takes."""
+    lines = []
+    if grouping is not None:
+        lines.append(
+            f"rows are read and shuffled in groups of {grouping.block_rows * grouping.num_blocks}"
+            f" ({grouping.num_blocks} blocks), since a view of {_sizes(signal)} does not fit the memory budget"
+        )
+        labels_N = teachers_of(signal)[0].labels
+        if len(torch.unique(labels_N[: grouping.block_rows])) < len(torch.unique(labels_N)) / 2:
+            lines.append(
+                "the first block holds fewer than half of the classes, so a group does too: cache a shuffled order,"
+                " --data '...?shuffle=0', or raise --memory-budget"
+            )
+    held = signal.grouping
+    if held is not None and (grouping is None or _rows(grouping) > _rows(held)):
+        lines.append(
+            f"the run goes on in the order that it began with, and the memory budget holds {_rows(held)} rows of it:"
+            " blocks are read again and again; raise --memory-budget"
+        )
+    return lines
+
+
+def _rows(grouping: Grouping) -> int:
+    return grouping.block_rows * grouping.num_blocks
+
+
+def _sizes(signal: Signal) -> str:
+    return ", ".join(f"teacher {part.teacher.name!r} ({part.view_bytes / 1e9:.3g} GB)" for part in teachers_of(signal))

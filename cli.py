@@ -328,8 +328,8 @@ def assign_folds(
     plan = fold_plan(folds, fold_strategy, fold_seed)
     if plan is None:
         raise ValueError("--folds is 0; expected at least 2")
-    assigned = write_assignment(load_split(data), plan, out)
-    typer.echo(f"wrote {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
+    assigned, written = write_assignment(load_split(data), plan, out)
+    typer.echo(f"{_wrote(written)} {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
 
 
 @app.command()
@@ -628,7 +628,7 @@ def copy(
     for name in copied.unfinished:
         typer.echo(f"warning: teacher {name!r} is unfinished and stayed behind", err=True)
     teachers = ", ".join(copied.teachers)
-    typer.echo(f"{_wrote(copied.already_there)} {target}: {copied.num_views} views, teachers: {teachers or 'none'}")
+    typer.echo(f"{_wrote(not copied.already_there)} {target}: {copied.num_views} views, teachers: {teachers or 'none'}")
 
 
 @app.command()
@@ -644,7 +644,7 @@ def merge(
     paths = [here(store) for store in stores]
     merged = merge_stores(paths, out, describe=describe_examples, names=read_names("--names", names) if names else ())
     served = ", ".join(f"{name} ({rows} rows)" for name, rows in merged.served.items())
-    typer.echo(f"{_wrote(merged.already_there)} {out}: {merged.num_examples} examples, teachers: {served}")
+    typer.echo(f"{_wrote(not merged.already_there)} {out}: {merged.num_examples} examples, teachers: {served}")
 
 
 @app.command()
@@ -674,7 +674,7 @@ def subset(
         chosen = np.arange(open_store(path).num_examples)[read_rows(rows)]
     names = read_names("--teacher", teacher) if teacher else None
     made = subset_store(path, out, chosen, describe=describe_examples, teachers=names)
-    typer.echo(f"{_wrote(made.already_there)} {out}: {len(chosen)} rows")
+    typer.echo(f"{_wrote(not made.already_there)} {out}: {len(chosen)} rows")
 
 
 @app.command()
@@ -711,8 +711,9 @@ def card(
     if not out:
         typer.echo(store_card(here(store)))
         return
-    for path in write_card(here(store), Path(out)):
-        typer.echo(f"wrote {path}")
+    paths, written = write_card(here(store), Path(out))
+    for path in paths:
+        typer.echo(f"{_wrote(written)} {path}")
 
 
 @app.command()
@@ -732,11 +733,11 @@ def export(
     choose_format(out, to)
     num_views = read_views(views)
     with tqdm(unit="row", unit_scale=True, disable=None) as bar:
-        values = export_store(
+        values, written = export_store(
             here(store), out, to=to, teacher=teacher or None, num_views=num_views, dense=dense, on_rows=bar.update
         )
     answers = "all classes" if values.dense else f"top {values.encoding.top_k} of {values.encoding.num_classes} classes"
-    typer.echo(f"wrote {out}: {values.store.num_examples} rows x {values.num_views} views, {answers}")
+    typer.echo(f"{_wrote(written)} {out}: {values.store.num_examples} rows x {values.num_views} views, {answers}")
 
 
 @app.command()
@@ -753,10 +754,10 @@ def decode(
     from pipeline.train_student.signal import decode_to_file
     from stores import open_store
 
-    shape = decode_to_file(
+    shape, written = decode_to_file(
         open_store(here(store)), out, teacher=teacher or None, view=view, temperature=temperature, tail=tail, rows=rows
     )
-    typer.echo(f"wrote {out}: float32 {list(shape)}")
+    typer.echo(f"{_wrote(written)} {out}: float32 {list(shape)}")
 
 
 @app.command()
@@ -804,9 +805,9 @@ def demo(
     run_demo(out, seeds=seeds, say=typer.echo)
 
 
-def _wrote(already_there: bool) -> str:
+def _wrote(written: bool) -> str:
     """How every command that writes begins its last line."""
-    return "already there:" if already_there else "wrote"
+    return "wrote" if written else "already there:"
 
 
 def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str:

@@ -13,22 +13,24 @@ from urllib.parse import quote
 from pipeline.describe import describe_encoding, describe_kind, describe_store
 from pipeline.encoding import Encoding
 from pipeline.strict_json import to_json
-from pipeline.whole_file import whole_file
 from stores import StoreError, open_store
+from stores.building import build_files
 
 
-def write_card(path: Path, out: Path) -> list[Path]:
+def write_card(path: Path, out: Path) -> tuple[list[Path], bool]:
     """Writes a store's card, and beside it a picture of each teacher's answers that the card shows.
+
+    Nothing is written over: this very card may be there already, another one must be removed first.
 
     Args:
         path: A finished store.
         out: The Markdown file; the pictures are ``STEM-TEACHER.png`` in its folder.
 
     Returns:
-        The files written, the card last.
+        The files, the card last, and whether they were written: False when all were there already.
 
     Raises:
-        ValueError: No finished teacher, or no place for the file.
+        ValueError: No finished teacher, no place for the file, or something else is there.
     """
     from pipeline.answer_figures import answer_figures
     from pipeline.plots import plot_answers
@@ -38,14 +40,15 @@ def write_card(path: Path, out: Path) -> list[Path]:
     store = open_store(path)
     pictures = {name: f"{out.stem}-{name}.png" for name in store.teachers}
     text = store_card(path, pictures)
-    written = []
-    for name, picture in pictures.items():
-        with whole_file(out.with_name(picture)) as beside:
-            plot_answers(answer_figures(store, store.teacher(name)), beside)
-        written.append(out.with_name(picture))
-    with whole_file(out) as beside:
-        beside.write_text(text)
-    return [*written, out]
+
+    def make(folder: Path) -> None:
+        for name, picture in pictures.items():
+            plot_answers(answer_figures(store, store.teacher(name)), folder / picture)
+        (folder / out.name).write_text(text, encoding="utf-8")
+
+    names = [*pictures.values(), out.name]
+    written = build_files(out.parent, names, make)
+    return [out.with_name(name) for name in names], written
 
 
 def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:

@@ -13,8 +13,6 @@ References:
 import csv
 import hashlib
 import heapq
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy.typing as npt
 from pipeline.datasets import Split
 from pipeline.spelling import unknown
 from pipeline.views import draw, view_seeds
+from stores.building import build
 
 Folds = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]
@@ -203,7 +202,7 @@ def fold_digest(keys: npt.NDArray[np.uint64], folds: Folds) -> str:
     return digest.hexdigest()
 
 
-def write_assignment(split: Split, plan: FoldPlan, out: Path) -> Folds:
+def write_assignment(split: Split, plan: FoldPlan, out: Path) -> tuple[Folds, bool]:
     """Writes who may answer which row, for code elsewhere that trains the fold teachers.
 
     Train teacher b on the rows whose fold is not b, save it as ``fold{b}.pt`` or ``.safetensors``, and pass the same
@@ -212,30 +211,28 @@ def write_assignment(split: Split, plan: FoldPlan, out: Path) -> Folds:
     Args:
         split: The examples.
         plan: How they are assigned.
-        out: A new folder for ``folds.npz`` (arrays key, label, fold, and group when there are groups) and ``folds.csv``
+        out: A folder for ``folds.npz`` (arrays key, label, fold, and group when there are groups) and ``folds.csv``
             (columns row, key, label, fold); it appears whole or not at all.
 
     Returns:
-        The fold of every row.
+        The fold of every row, and whether the folder was written: False when it was there already.
+
+    Raises:
+        ValueError: Something else is there.
     """
     folds = plan.assign(split)
-    if out.exists():
-        raise ValueError(f"{out} exists already; choose another --out or remove it")
     arrays: dict[str, Any] = {"key": split.keys, "label": split.labels, "fold": folds}
     groups = plan.groups(split)
     if groups is not None:
         arrays["group"] = groups
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        np.savez(partial / "folds.npz", **arrays)
-        with (partial / "folds.csv").open("w", newline="") as file:
+
+    def make(built: Path) -> None:
+        built.mkdir()
+        np.savez(built / "folds.npz", **arrays)
+        with (built / "folds.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["row", "key", "label", "fold"])
             for row, (key, label, fold) in enumerate(zip(split.keys, split.labels, folds, strict=True)):
                 writer.writerow([row, f"{int(key):016x}", int(label), int(fold)])
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return folds
+
+    return folds, build(out, make)

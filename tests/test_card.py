@@ -54,14 +54,30 @@ def test_a_card_says_what_the_store_says(store: Path) -> None:
 
 def test_the_pictures_lie_beside_the_card(store: Path, plain: Path, tmp_path: Path) -> None:
     for path, name in ((store, "dense"), (plain, "topk")):
-        written = write_card(path, tmp_path / "README.md")
-        assert [file.name for file in written] == [f"README-{name}.png", "README.md"]
-        card = written[1].read_text()
+        out = tmp_path / name / "README.md"
+        out.parent.mkdir()
+        paths, written = write_card(path, out)
+        assert written
+        assert [file.name for file in paths] == [f"README-{name}.png", "README.md"]
+        card = out.read_text()
         (picture,) = re.findall(r"!\[Teacher [^]]*\]\(([^)]*)\)", card)
-        with Image.open(tmp_path / picture) as image:
+        with Image.open(out.parent / picture) as image:
             assert image.size == (1210, 858)
-    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".partial")]
+        assert sorted(out.parent.iterdir()) == sorted(paths)
     assert "![" not in store_card(store)  # without a file there is nothing to show
+
+
+def test_a_card_is_there_already_or_is_another(store: Path, plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "README.md"
+    assert write_card(store, out)[1]
+    assert not write_card(store, out)[1]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(StoreError, match=r"README.md is there and is something else"):
+        write_card(plain, out)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    out.unlink()  # a killed run left only the picture
+    assert write_card(store, out)[1]
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_what_the_pictures_show(store: Path, plain: Path) -> None:

@@ -256,7 +256,8 @@ export_store(Path({str(store)!r}), Path({str(tmp_path / name)!r}), to={to!r}, on
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path.name.startswith(f".{name}.") for path in tmp_path.iterdir()] == [True]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert [path.startswith(f".{name}.") for path in left] == [True, True]
     export_store(store, tmp_path / name, to=to)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert len(read_plain(tmp_path / name)["key"]) == N
@@ -271,7 +272,7 @@ export_store(Path({str(store)!r}), Path({str(tmp_path / name)!r}), to={to!r}, on
         ("x.npz", {"to": "npy"}, "did you mean 'npz'"),
         ("x.npz", {"num_views": 3}, "asks for 3"),
         ("x.npz", {"teacher": "nobody"}, "no teacher 'nobody'"),
-        ("there.npz", {}, "exists already"),
+        ("there.npz", {}, "is there and is something else"),
     ],
 )
 def test_mistakes(store: Path, tmp_path: Path, out: str, options: dict[str, Any], message: str) -> None:
@@ -279,6 +280,19 @@ def test_mistakes(store: Path, tmp_path: Path, out: str, options: dict[str, Any]
     with pytest.raises(ValueError, match=message):
         export_store(store, tmp_path / out, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.parquet", "x.tar", "shards"])
+def test_an_export_is_there_already_or_is_another(store: Path, tmp_path: Path, name: str) -> None:
+    to = "" if "." in name else "webdataset"
+    assert export_store(store, tmp_path / name, to=to)[1]
+    rows: list[int] = []
+    assert not export_store(store, tmp_path / name, to=to, on_rows=rows.append)[1]
+    assert rows == []  # nothing is decoded to find that out
+    for options in ({"num_views": 1}, {"dense": True}):
+        with pytest.raises(StoreError, match="is there and is something else"):
+            export_store(store, tmp_path / name, to=to, **options)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_teacher_without_folds_in_a_store_with_folds_has_none(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def describe(store: Store, teacher: Teacher, arrays: Mapping[str, RowArray], *, 
     step = {
         "step": "export",
         "digest": str(store.attributes["digest"]),
+        "teachers": {teacher.name: teacher.digest},
         "num_views": [store.num_views, num_views],
         "dense": "index" not in arrays,
     }

@@ -1,17 +1,18 @@
 """Writes a store's answers for people without Zarr."""
 
-import shutil
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.export.document import describe
 from pipeline.export.npz import write_npz
 from pipeline.export.parquet import import_pyarrow, write_parquet
+from pipeline.export.read import open_export
 from pipeline.export.tar import write_shards, write_tar
 from pipeline.export.values import Values
 from pipeline.spelling import unknown
 from stores import open_store
-from stores.files import partial_path, remove_abandoned, writing
+from stores.building import build
 
 FORMATS = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset"}
 
@@ -45,14 +46,14 @@ def export_store(
     num_views: int | None = None,
     dense: bool = False,
     on_rows: Callable[[int], None] | None = None,
-) -> Values:
+) -> tuple[Values, bool]:
     """Writes one teacher of a store as .npz, .parquet, .tar or a folder of .tar shards, block by block.
 
-    The export is built beside ``out`` and appears there when it is whole.
+    The export appears when it is whole.
 
     Args:
         path: A finished store on this machine.
-        out: A file or folder that is not there yet.
+        out: The file or folder; this very export may be there already.
         to: ``npz``, ``parquet`` or ``webdataset``; "" looks at the ending. A webdataset without the ending .tar is a
             folder of shards.
         teacher: Which teacher (default: the only one).
@@ -61,14 +62,12 @@ def export_store(
         on_rows: Called with the number of rows of each chunk that was decoded.
 
     Returns:
-        What was written.
+        What was written, and whether it was: False when it was there already.
 
     Raises:
-        ValueError: ``out`` is there, or something asked for is not in the store.
+        ValueError: ``out`` is something else, or something asked for is not in the store.
     """
     to = choose_format(out, to)
-    if out.exists():
-        raise ValueError(f"{out} exists already; choose another name or remove it")
     if to == "parquet":
         import_pyarrow()
     store = open_store(path)
@@ -82,17 +81,15 @@ def export_store(
     )
     folder = to == "webdataset" and out.suffix != ".tar"
     write = {"npz": write_npz, "parquet": write_parquet, "webdataset": write_shards if folder else write_tar}[to]
-    partial = partial_path(out)
-    try:
-        with writing(str(out)):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(out.parent, f".{out.name}.")
-            if folder:
-                partial.mkdir()
-            write(values, document, partial)
-            partial.rename(out)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True)
-    return values
+
+    def make(built: Path) -> None:
+        if folder:
+            built.mkdir()
+        write(values, document, built)
+
+    def same(there: Path) -> bool:
+        with contextlib.suppress(ValueError, OSError):
+            return open_export(there).description.text == document
+        return False
+
+    return values, build(out, make, same=same)

@@ -33,8 +33,8 @@ from pipeline.train_student.slab import (
 )
 from pipeline.train_student.slab_file import remove_unused
 from pipeline.views import Views, check_probes
-from pipeline.whole_file import whole_file
 from stores import Store, open_store
+from stores.building import build
 from stores.share import default_cache
 
 View = int | Tensor
@@ -407,14 +407,14 @@ def decode_to_file(
     temperature: float = 1.0,
     tail: str = "predicted",
     rows: str = "",
-) -> tuple[int, int]:
+) -> tuple[tuple[int, int], bool]:
     """Writes dense log-probabilities at a temperature, float32 [n, C], to a .npy file, block by block.
 
     Rows that the teacher does not serve are NaN.
 
     Args:
         store: A finished store.
-        out: The file; it appears when it is whole.
+        out: The file; it appears when it is whole, or this very file is there already.
         teacher: Which teacher (default: the only one).
         view: Which view.
         temperature: T > 0.
@@ -422,7 +422,7 @@ def decode_to_file(
         rows: ``a:b`` as in a slice, empty for all.
 
     Returns:
-        The shape written.
+        The shape, and whether the file was written: False when it was there already.
     """
     if tail == "bucket":
         raise ValueError("tail rule 'bucket' takes the student's shape and there is no student here; choose another")
@@ -434,14 +434,17 @@ def decode_to_file(
     with closing(TeacherSignal(store, name=teacher, tail=tail)) as signal:
         served_N = torch.from_numpy(signal.served(view))
         shape = (len(chosen), signal.encoding.num_classes)
-        with whole_file(out) as beside, beside.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for rows_B in torch.split(chosen, _DECODE_ROWS):
-                logits_BC = signal.answer(rows_B, view).decoded(None, temperature)
-                logits_BC[~served_N[rows_B]] = math.nan
-                file.write(decode_log_prob(logits_BC, temperature).numpy().data)
-    return shape
+
+        def make(built: Path) -> None:
+            with built.open("xb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for rows_B in torch.split(chosen, _DECODE_ROWS):
+                    logits_BC = signal.answer(rows_B, view).decoded(None, temperature)
+                    logits_BC[~served_N[rows_B]] = math.nan
+                    file.write(decode_log_prob(logits_BC, temperature).numpy().data)
+
+        return shape, build(out, make)
 
 
 def _slice(text: str) -> slice:

@@ -7,6 +7,7 @@ under the folder's lock, so that of students who start together one decodes and 
 
 import mmap
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,10 +97,10 @@ def _mapped(path: Path, num_bytes: int) -> Bytes | None:
 
 
 def _write(path: Path, pieces: Iterable[Bytes]) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{uuid.uuid4().hex}.partial")
     crc = 0
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             for piece in pieces:
                 file.write(piece.data)
                 crc = google_crc32c.extend(crc, piece)

@@ -9,12 +9,26 @@ import numpy as np
 
 from stores.reader import Store
 from stores.schema import StoreError
+from stores.share import last_step
 
 
-def match_rows(keys: np.ndarray, labels: np.ndarray, folds: np.ndarray | None, store: Store) -> np.ndarray:
+def match_rows(
+    keys: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray | None,
+    store: Store,
+    ranks: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
     """The store's row of each example, int64 [N], -1 where it has none.
 
-    Examples that are equal to the last bit are told apart by their folds, then by their order.
+    Args:
+        keys: [N].
+        labels: [N].
+        folds: [N].
+        store: Where they are looked for.
+        ranks: Of the examples [N] and of the store's rows [M], where they are parts of one whole: which of the equal
+            examples of the whole each is. Without them, examples that are equal to the last bit are told apart by
+            their folds, then by their order.
 
     Raises:
         StoreError: an example has other labels in the store.
@@ -22,11 +36,13 @@ def match_rows(keys: np.ndarray, labels: np.ndarray, folds: np.ndarray | None, s
     ids = _pair_ids(np.concatenate([keys, store.keys]), np.concatenate([labels, store.labels]))
     own, other = ids[: len(keys)], ids[len(keys) :]
     strange = np.isin(keys, store.keys) & ~np.isin(own, other)
-    if strange.any():
+    if strange.any() and ranks is None:  # one whole may hold an example twice, with two labels
         raise StoreError(
             f"{store.path} has other labels on {int(strange.sum())} examples; stores must agree on the labels"
         )
-    own_rank, other_rank = _occurrence(own, folds), _occurrence(other, store.folds if folds is not None else None)
+    if ranks is None:
+        ranks = _occurrence(own, folds), _occurrence(other, store.folds if folds is not None else None)
+    own_rank, other_rank = ranks
     stride = max(int(own_rank.max(initial=0)), int(other_rank.max(initial=0))) + 1
     wanted, found = own * stride + own_rank, other * stride + other_rank
     order = np.argsort(found)
@@ -55,17 +71,57 @@ def _occurrence(ids: np.ndarray, folds: np.ndarray | None) -> np.ndarray:
     return out
 
 
+def twins(store: Store, rows: np.ndarray) -> list[list[int]]:
+    """Those of some rows [N] whose examples the store holds more than once: place in N, and which of them it is.
+
+    A part of a store says so in its lineage, so that parts become the whole again.
+    """
+    ids = _pair_ids(store.keys, store.labels)
+    several = np.flatnonzero(np.bincount(ids)[ids[rows]] > 1)
+    ranks = _occurrence(ids, store.folds)[rows[several]]
+    return [[int(place), int(rank)] for place, rank in zip(several, ranks, strict=True)]
+
+
+def _ranks_in_one_whole(stores: Sequence[Store]) -> list[np.ndarray] | None:
+    """Which of the equal examples of one whole each row is, int64 [M] a store; None when they have no such whole."""
+    steps = [last_step(store.attributes) for store in stores]
+    if len({str(step.get("digest")) for step in steps}) > 1:
+        return None
+    ranks = []
+    for store, step in zip(stores, steps, strict=True):
+        rank = np.zeros(store.num_examples, dtype=np.int64)
+        try:
+            for place, which in step["twins"]:
+                rank[place] = which
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            return None
+        ids = _pair_ids(store.keys, store.labels)
+        if rank.min() < 0 or len(np.unique(np.stack([ids, rank]), axis=1).T) < len(ids):
+            return None
+        ranks.append(rank)
+    return ranks
+
+
 def merged_examples(stores: Sequence[Store]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Keys and labels of the examples of all stores, first come first, and each store's row of each of them."""
     keys, labels, folds = stores[0].keys, stores[0].labels, stores[0].folds
-    for store in stores[1:]:
-        known = match_rows(keys, labels, folds, store)
+    ranks = _ranks_in_one_whole(stores)
+    rank = None if ranks is None else ranks[0]
+
+    def match(number: int) -> np.ndarray:
+        both = None if ranks is None or rank is None else (rank, ranks[number])
+        return match_rows(keys, labels, folds, stores[number], both)
+
+    for number, store in enumerate(stores[1:], 1):
+        known = match(number)
         new = np.setdiff1d(np.arange(store.num_examples), known[known >= 0])
         keys, labels = np.concatenate([keys, store.keys[new]]), np.concatenate([labels, store.labels[new]])
+        if ranks is not None and rank is not None:
+            rank = np.concatenate([rank, ranks[number][new]])
         if len(new):
             more = store.folds
             folds = None if folds is None or more is None else np.concatenate([folds, more[new]])
-    return keys, labels, [match_rows(keys, labels, folds, store) for store in stores]
+    return keys, labels, [match(number) for number in range(len(stores))]
 
 
 def pick(stores: Sequence[Store], rows: Sequence[np.ndarray], name: str) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import numpy as np
 from stores.building import build
 from stores.create import create_store, first_difference
 from stores.documents import raw_sha256
-from stores.match import match_rows, merged_examples, merged_probes, pick
+from stores.match import match_rows, merged_examples, merged_probes, pick, twins
 from stores.reader import Store, open_store
 from stores.schema import RowArray, StoreError, check_name
 from stores.share import last_step, own_attributes, with_lineage
@@ -107,6 +107,7 @@ def subset_store(
     names = store.teachers if teachers is None else tuple(teachers)
     chosen = {name: [Part(teacher=store.teacher(name), rows=rows, digest=_digest(store))] for name in names}
     step = {"operation": "subset", **_origin(store, names), "rows_sha256": raw_sha256(rows.astype("<i8"))}
+    step["twins"] = twins(store, rows)
     arrays = {name: pick([store], [rows], name) for name in ("folds", "groups")}
     dataset = describe(store.dataset, store.views, keys, labels)
     examples = {"dataset": dataset, "views": store.views, "keys": keys, "labels": labels, **arrays}

@@ -131,6 +131,24 @@ def test_equal_examples_are_told_apart_by_their_folds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_store(tmp_path / "c").folds, folds)
 
 
+def test_parts_of_a_store_with_equal_examples_become_that_store_again(tmp_path: Path) -> None:
+    """Also when their labels differ, and when a part holds only the second of two; parts may overlap."""
+    ids = np.concatenate([ALL, ALL[:10]])
+    labels = ids % C
+    labels[45:] = (labels[45:] + 1) % C
+    whole = make(tmp_path / "whole", ids, labels=labels, folds=ids % 3)
+    for name, rows in (("x", np.arange(25)), ("y", np.r_[0, 20:42]), ("z", np.arange(50)[::-1][:8])):
+        subset_store(whole, tmp_path / name, rows, describe=describe_examples)
+    merged = merge(tmp_path / "m", tmp_path / "x", tmp_path / "y", tmp_path / "z")
+    store, order = open_store(tmp_path / "m"), np.r_[0:42, np.arange(42, 50)[::-1]]
+    assert merged.served == {"t": 50}
+    for name in ("keys", "labels", "folds"):
+        np.testing.assert_array_equal(getattr(store, name), getattr(open_store(whole), name)[order])
+    np.testing.assert_array_equal(store.teacher().slab(1)["logit"], answers(ids[order], 1)["logit"])
+    merge(tmp_path / "n", tmp_path / "x", make(tmp_path / "other", ALL, "u", folds=ALL % 3))  # no parts of one store
+    assert open_store(tmp_path / "n").num_examples == 40
+
+
 def test_a_masked_teacher_stays_masked(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", ALL[:25], "x"), make(tmp_path / "b", ALL[20:], "y")
     merge(tmp_path / "c", a, b)

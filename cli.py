@@ -188,7 +188,7 @@ def cache_teacher(
     from pipeline.cache_teacher.compute import Compute
     from pipeline.cache_teacher.parts import find_part
     from pipeline.cache_teacher.report import Report
-    from pipeline.cache_teacher.run import Budget
+    from pipeline.cache_teacher.run import Budget, is_finished
     from pipeline.cache_teacher.run import cache_teacher as run
     from pipeline.cache_teacher.summary import leak_warning
     from pipeline.cache_teacher.trial import try_out
@@ -222,6 +222,7 @@ def cache_teacher(
         trial = try_out(answers, chosen, predictor_rows=predictor_rows, temperatures=measured_at)
         typer.echo(to_json({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
         return
+    there = is_finished(out, name)
     total = len(answers.split) * views
     with Report(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
         summary = run(
@@ -237,14 +238,14 @@ def cache_teacher(
     warning = leak_warning(summary)
     if warning:
         typer.echo(f"warning: {warning}", err=True)
-    report.event("finished" if summary else "part-finished", out=str(out), summary=summary)
+    report.event("finished" if summary else "part-finished", out=str(out), summary=summary, already_there=there)
     if log_json:
         return
     if not summary:
         typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
         return
     accuracy = f", accuracy {summary['accuracy']:.4f} ({describe_kind(summary)})" if "accuracy" in summary else ""
-    typer.echo(f"wrote {out}: {len(answers.split)} rows x {views} views{accuracy}")
+    typer.echo(f"{_wrote(not there)} {out}: {len(answers.split)} rows x {views} views{accuracy}")
 
 
 @app.command()
@@ -274,6 +275,7 @@ def extend(
     from pipeline.cache_teacher.extend import extend_views
     from pipeline.cache_teacher.parts import find_part
     from pipeline.cache_teacher.report import Report
+    from pipeline.cache_teacher.run import is_finished
     from pipeline.datasets import load_split
     from pipeline.train_student.signal import check_data
     from pipeline.views import allow_transform
@@ -304,13 +306,14 @@ def extend(
         device=find_device(device, threads, local=share.local),
         workers=workers,
     )
+    there = is_finished(out, chosen.name)
     quiet = share.together and share.number > 0
     with Report(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
         summary = extend_views(opened, answers, out, part=share, on_progress=report)
     if not summary:
         typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
         return
-    typer.echo(f"wrote {out}: {len(split)} rows x {views} views, {opened.num_views} of them taken over")
+    typer.echo(f"{_wrote(not there)} {out}: {len(split)} rows x {views} views, {opened.num_views} of them taken over")
 
 
 @app.command()

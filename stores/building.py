@@ -44,11 +44,11 @@ def locked(target: Path, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         StoreError: The folder cannot be written to.
     """
-    target = _place(target)
-    path = target.with_name(f".{short_name(target.name)}{_LOCK}")
+    place = _place(target)
+    path = place.with_name(f".{short_name(place.name)}{_LOCK}")
     lock = FileLock(path, mode=0o666)  # empty: whoever may write to the folder may wait here
     with writing(str(target)):
-        make_folders(target.parent)
+        make_folders(place.parent)
         held = _acquire(lock, target, wait)
     try:
         yield held
@@ -95,17 +95,17 @@ def build(
     Raises:
         StoreError: Something else is there, or the place cannot be written to.
     """
-    target = _place(target)
-    if same is not None and os.path.lexists(target) and not _beside(target):
+    place = _place(target)
+    if same is not None and os.path.lexists(place) and not _beside(place):
         _accept(target, same(target))
         return False
-    with locked(target), _workplace(target, request) as built:
-        if same is not None and os.path.lexists(target):
+    with locked(target), _workplace(place, request) as built:
+        if same is not None and os.path.lexists(place):
             _accept(target, same(target))
             return False
         make(built)
-        if os.path.lexists(target):
-            _accept(target, _same_bytes(built, target))
+        if os.path.lexists(place):
+            _accept(target, _same_bytes(built, place))
             return False
         _publish(built, target)
         return True
@@ -125,16 +125,16 @@ def build_files(folder: Path, names: Sequence[str], make: Callable[[Path], objec
     Raises:
         StoreError: Another file of one of the names is there, or the place cannot be written to.
     """
-    target = _place(folder / names[-1])
-    with locked(target), _workplace(target, None) as built:
+    target = folder / names[-1]
+    with locked(target), _workplace(_place(target), None) as built:
         built.mkdir()
         make(built)
-        there = [name for name in names if os.path.lexists(target.with_name(name))]
+        there = [name for name in names if os.path.lexists(folder / name)]
         for name in there:
-            _accept(target.with_name(name), _same_bytes(built / name, target.with_name(name)))
+            _accept(folder / name, _same_bytes(built / name, folder / name))
         for name in names:
             if name not in there:
-                _publish(built / name, target.with_name(name))
+                _publish(built / name, folder / name)
     return len(there) < len(names)
 
 

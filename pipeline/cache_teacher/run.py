@@ -105,11 +105,26 @@ def cache_teacher(
         return {}
     written = open_store(out, allow_incomplete=True)
     teacher = written.teacher(name)
-    if teacher.complete and all(f"{temperature:g}" in teacher.fidelity for temperature in temperatures):
+    if teacher.complete:
+        _check_measured(out, teacher, temperatures)
         return dict(teacher.summary)
     summary = summarise(written, name, answers.seen)
     writer.finish(fidelity=sample.measure(encoding, predictor, temperatures), summary=summary)
     return summary
+
+
+def is_finished(out: Path, name: str) -> bool:
+    """Whether a store holds a teacher whole, so that writing it again only finds that it is the same."""
+    teacher = _find_teacher(out, name)
+    return teacher is not None and teacher.complete
+
+
+def _check_measured(out: Path, teacher: Teacher, temperatures: Sequence[float]) -> None:
+    if not {f"{temperature:g}" for temperature in temperatures} <= set(teacher.fidelity):
+        raise StoreError(
+            f"{out}: teacher {teacher.name!r} is finished, and was measured at T = {', '.join(teacher.fidelity)}; use"
+            " another --name or the same --temperatures"
+        )
 
 
 def _open(

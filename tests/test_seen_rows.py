@@ -164,7 +164,7 @@ def test_groups_that_hold_equal_rows_are_one(digits: Split) -> None:
 
 def test_assigned_folds_keep_equal_rows_together(digits: Split, tmp_path: Path) -> None:
     split = twins(digits, 50)
-    folds = write_assignment(split, FoldPlan(num_folds=5), tmp_path / "folds")
+    folds, _ = write_assignment(split, FoldPlan(num_folds=5), tmp_path / "folds")
     assert (folds[:50] == folds[-50:]).all()
 
 

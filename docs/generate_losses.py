@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.train_student.losses import LOSSES
-from pipeline.train_student.losses.describe import needs, number, pairs, recipe, sections
+from pipeline.train_student.losses.describe import (
+    arguments,
+    needs,
+    number,
+    pairs,
+    ranges,
+    recipe,
+    restriction,
+    sections,
+)
 from pipeline.train_student.losses.kinds import Loss
-from pipeline.train_student.row_weights import ROW_WEIGHTS, SHARED_OPTIONS, TEMPERATURE_RULES
+from pipeline.train_student.row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
@@ -34,7 +43,8 @@ Every loss is a function `loss(student_BC, teacher_BC, labels_B, *, ...) -> [B]`
 `--loss` is the recipe of its paper, `ce_weight CE + warm-up(epoch) weight loss`; a sum such as `kd:0.9 + ce:0.1` is
 just that sum. `--set NAME=VALUE` changes any default, `--set preset=imagenet` takes the paper's ImageNet setting
 where there is one, `--set standardise=1` standardises the logits of both sides first (logit standardisation, Sun et
-al., CVPR 2024). Without a preset the defaults are those for CIFAR-100.
+al., CVPR 2024). Each entry says for which data its defaults are. A value outside an option's domain is refused, and so
+is an option that would do nothing.
 
 Formulas and defaults were taken from papers, their official code, or notes on them; what could not be verified is
 said at each loss. The section numbers in the references were not checked again.
@@ -69,7 +79,10 @@ def entry(name: str, loss: Loss) -> Iterator[str]:
     yield f"- When: {loss.use}."
     waived = "".join(f" ({need} not with `{key}={number(value)}`)" for need, (key, value) in loss.waives.items())
     yield f"- Needs: {needs(loss)}{waived}"
-    yield f"- Defaults: `{recipe(loss)}`"
+    yield f"- Defaults ({loss.setting}): `{recipe(loss)}`"
+    explained = arguments(doc.get("Args", ""))
+    for key, option in loss.takes.items():
+        yield f"- `{key}` in {option.domain}: {explained[key]}{restriction(option)}"
     for preset, values in loss.presets.items():
         yield f"- `preset={preset}`: `{pairs(values)}`"
     if loss.unsure:
@@ -89,17 +102,17 @@ def overview() -> Iterator[str]:
 def rules() -> Iterator[str]:
     """Row weights and temperature rules."""
     yield "## Row weights and temperature rules\n"
-    yield f"`--set row_weight=NAME`, for every term it is about or as `TERM.row_weight`; `{pairs(SHARED_OPTIONS)}`.\n"
+    yield f"`--set row_weight=NAME`, for every term it is about or as `TERM.row_weight`: {ranges(SHARED)}.\n"
     for name, weight in ROW_WEIGHTS.items():
         doc = sections(weight.fn.__doc__ or "")
         yield f"### `row_weight={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"
         yield f"- When: {weight.use}.\n- Needs: {', '.join(sorted(weight.needs)) or '-'}"
-        yield f"- Defaults: `{pairs(weight.options)}`\n- Source: {' '.join(doc['References'].split())}\n"
+        yield f"- Options: {ranges(weight.takes)}\n- Source: {' '.join(doc['References'].split())}\n"
     yield "`--set temperature_rule=NAME`, for every loss that fits a teacher at a temperature.\n"
     for name, rule in TEMPERATURE_RULES.items():
         doc = sections(rule.fn.__doc__ or "")
         yield f"### `temperature_rule={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"
-        yield f"- When: {rule.use}.\n- Defaults: `{pairs(rule.options)}`"
+        yield f"- When: {rule.use}.\n- Options: {ranges(rule.takes)}"
         yield f"- Source: {' '.join(doc['References'].split())}\n"
 
 

@@ -101,6 +101,8 @@ def run_spec(options: Mapping[str, Any], local: int = 0) -> "RunSpec":
 
     settings = read_settings(options["settings"] or [])
     if options["label_smoothing"]:
+        if "ce.smoothing" in settings:
+            raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
         settings["ce.smoothing"] = str(options["label_smoothing"])
     parse_objective(options["loss"], settings)
     for option in ("memory_budget", "workers"):
@@ -150,11 +152,13 @@ def read_rows(text: str) -> slice:
 
 
 def read_settings(pairs: list[str]) -> dict[str, str]:
-    settings = {}
+    settings: dict[str, str] = {}
     for pair in pairs:
         option, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
+        if option.strip() in settings:
+            raise ValueError(f"--set {option.strip()} is given twice; give it once")
         settings[option.strip()] = value.strip()
     return settings
 

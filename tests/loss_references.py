@@ -88,14 +88,10 @@ def alpha(
     def divergence(a: float) -> float:
         if a == 1:
             return kl(p, q)
-        # Term by term, with the weight (p/q)^(a-1) held at clip^|a-1| and the value continued along its tangent.
-        total = 0.0
-        for p_c, q_c in zip(p, q, strict=True):
-            growth = (a - 1) * np.log(p_c / q_c)
-            bound = abs(a - 1) * np.log(ratio_clip) if ratio_clip else np.inf
-            weight = np.exp(growth) if growth <= bound else np.exp(bound) * (1 + growth - bound)
-            total += p_c * weight
-        return float((total - 1) / (a * (a - 1)))
+        weights = (p / q) ** a
+        if ratio_clip:
+            weights = np.minimum(weights, ratio_clip)
+        return float((q * weights).sum() - 1) / (a * (a - 1))
 
     return temperature**2 * max(divergence(alpha_min), divergence(alpha_max))
 
@@ -103,6 +99,8 @@ def alpha(
 def abkd(s: Row, z: Row, y: int, temperature: float = 1.0, alpha: float = 0.8, beta: float = 0.3) -> float:
     p, q = softmax(z / temperature), softmax(s / temperature)
     total = alpha + beta
+    if alpha == beta == 0:
+        return 0.5 * float((np.log(p / q) ** 2).sum())
     terms = p**alpha * q**beta - alpha / total * p**total - beta / total * q**total
     return -float(terms.sum()) / (alpha * beta)
 
@@ -224,13 +222,19 @@ def rc(s: Row, z: Row, y: int, temperature: float = 1.0, rc_weight: float = 0.1)
     return kd(s, z, y, temperature) + rc_weight * kd(s, revised, y, temperature)
 
 
-def lr(s: Row, z: Row, y: int, eta: float = 0.8, logit_weight: float = 4.0) -> float:
-    p, q = softmax(z), softmax(s)
-    if z.argmax() == y:
-        return -float(np.log(q[y])) + logit_weight * float(((s - z) ** 2).mean())
-    keep = eta / (p.max() - p[y] + 1)
-    target = keep * p + (1 - keep) * one_hot(y, len(s))
-    return float(((q - target) ** 2).mean())
+def lr(student: Row, teacher: Row, labels: NDArray[np.int64], eta: float = 0.8, logit_weight: float = 4.0) -> Row:
+    right = teacher.argmax(axis=1) == labels
+    rows = []
+    for s, z, y, is_right in zip(student, teacher, labels, right, strict=True):
+        p, q = softmax(z), softmax(s)
+        if is_right:
+            row = -float(np.log(q[y])) + logit_weight * float(((s - z) ** 2).mean())
+        else:
+            keep = eta / (p.max() - p[y] + 1)
+            target = keep * p + (1 - keep) * one_hot(int(y), len(s))
+            row = float(((q - target) ** 2).mean())
+        rows.append(row * len(labels) / (right == is_right).sum())
+    return np.array(rows)
 
 
 def gce(
@@ -240,9 +244,12 @@ def gce(
     temperature: float = 1.0,
     q: float = 0.7,
     truncate: float = 0.0,
+    truncate_start: float = 1 / 3,
     target: str = "label",
+    progress: float = 1.0,
 ) -> float:
     student = softmax(s / temperature)
+    truncate = truncate if progress >= truncate_start else 0.0
     if target == "teacher":
         return float(softmax(z / temperature) @ (1 - student**q)) / q
     return float(1 - max(student[y], truncate) ** q) / q
@@ -330,7 +337,6 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "taid": taid,
     "swap": swap,
     "rc": rc,
-    "lr": lr,
     "gce": gce,
     "sce": sce,
     "soft_ce": soft_ce,
@@ -340,4 +346,4 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "sel_ortho": sel_ortho,
     "ce_ortho": ce_ortho,
 }
-BATCH_REFERENCES: dict[str, Callable[..., Row]] = {"dist": dist}
+BATCH_REFERENCES: dict[str, Callable[..., Row]] = {"dist": dist, "lr": lr}

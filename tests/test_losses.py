@@ -35,12 +35,17 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("abkd", {"alpha": 0.3, "beta": 0.7}),
     ("abkd", {"alpha": 1.2, "beta": -0.4}),
     ("abkd", {"alpha": -0.5, "beta": 1.1}),
+    ("abkd", {"alpha": 0.0, "beta": 0.0}),
+    ("abkd", {"alpha": 0.02, "beta": 0.9}),
+    ("abkd", {"alpha": 0.9, "beta": -0.95}),
+    ("redistill", {"lambda_": 0.04}),
     ("rld", {"same_t": False, "alpha_temperature": 1.5}),
     ("gjs", {"beta": 0.1}),
     ("taid", {"progress": 0.3}),
     ("ce", {"smoothing": 0.1}),
     ("gce", {"target": "teacher"}),
     ("gce", {"truncate": 0.2}),
+    ("gce", {"truncate": 0.2, "progress": 0.2}),
     ("sce", {"target": "teacher"}),
     ("sel_corrected", {"scale": "probability", "smoothing": 0.1}),
     ("sel_corrected", {"c": 10.0}),
@@ -50,6 +55,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 FOLLOWS_STUDENT = frozenset({"taid", "rc", "wsld"})
 """Part of the target or weight is the student's own, without gradient: test_detached_targets."""
+
+CLIPPED = {("alpha", clip) for clip in (5.0, 1.2)}
+"""Where the clip holds, the authors' gradient is not the derivative of the value: test_losses_special."""
 
 
 def rows(
@@ -116,7 +124,15 @@ def test_dist_at_many_classes() -> None:
     assert gradient("dist", student_BC.float(), teacher_BC.float(), labels_B).isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "options"), [case for case in VARIANTS if case[0] not in FOLLOWS_STUDENT])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (name, options)
+        for name, options in VARIANTS
+        if name not in FOLLOWS_STUDENT
+        and (name, options.get("ratio_clip", LOSSES[name].options.get("ratio_clip"))) not in CLIPPED
+    ],
+)
 def test_gradients_are_those_of_finite_differences(name: str, options: dict[str, Any]) -> None:
     student_BC, teacher_BC, labels_B = rows(4, 5, dtype=torch.float64, seed=3)
     student_BC.requires_grad_()
@@ -146,7 +162,7 @@ def test_one_number_per_row_and_the_rows_are_independent(name: str) -> None:
     rows_B = call(name, *batch)
     assert rows_B.shape == (6,)
     assert rows_B.dtype == torch.float32
-    if name != "dist":
+    if not LOSSES[name].couples_rows:
         torch.testing.assert_close(call(name, *(tensor[2:4] for tensor in batch)), rows_B[2:4])
 
 

@@ -38,7 +38,7 @@ def divergence(tensors: tuple[Tensor, Tensor, Tensor], alpha: float, beta: float
         ("hellinger", {}, 0.5, 0.5, 0.25),
         ("redistill", {}, 5 / 3, -2 / 3, 1.0),
         ("redistill", {"orientation": "student_first"}, -2 / 3, 5 / 3, 1.0),
-        ("alpha", {"alpha_min": 0.3, "alpha_max": 0.3}, 0.3, 0.7, 1.0),
+        ("alpha", {"alpha_min": 0.3, "alpha_max": 0.3, "ratio_clip": 0.0}, 0.3, 0.7, 1.0),
     ],
 )
 def test_the_family_is_one_kernel(

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .domains import Option, Value, defaults, number, switch, words
+
 TINY = 1e-12
 
 
@@ -32,7 +34,7 @@ def teacher_confidence(
         student_BC: Unused.
         teacher_BC: Teacher logits, dense and finite.
         labels_B: Unused.
-        confidence_power: Exponent; 0 gives weight 1 everywhere, negative values prefer unsure rows.
+        confidence_power: Exponent; negative values prefer unsure rows.
 
     Returns:
         Weight of each row, shape [B].
@@ -60,7 +62,7 @@ def entropy_gate(
         student_BC: Unused.
         teacher_BC: Teacher logits, dense and finite.
         labels_B: Unused.
-        entropy_threshold: 0 for the soft gate, else in (0, 1].
+        entropy_threshold: 0 for the soft gate, else in (0, 1).
         entropy_keep: "certain" or "uncertain".
 
     Returns:
@@ -158,18 +160,24 @@ def difficulty_temperature(
     return temperature * (-difficulty_c * torch.tanh(log_d_B - log_d_B.median())).exp()
 
 
-Value = float | bool | str
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowWeight:
-    """One row weight: its function, what it needs, and which terms of an objective it touches."""
+    """One row weight: its function, what it needs, and which terms of an objective it is about.
+
+    touches: "teacher", terms that follow the teacher; "labels", terms of which a wrong label spoils the target.
+    """
 
     fn: Callable[..., Tensor]
     use: str
-    options: Mapping[str, Value] = field(default_factory=dict)
+    takes: Mapping[str, Option] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
     touches: frozenset[str] = frozenset({"teacher", "labels"})
+
+    @property
+    def options(self) -> dict[str, Value]:
+        """The options' defaults."""
+        return defaults(self.takes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,32 +186,42 @@ class TemperatureRule:
 
     fn: Callable[..., Tensor]
     use: str
-    options: Mapping[str, Value] = field(default_factory=dict)
+    takes: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Value]:
+        """The options' defaults."""
+        return defaults(self.takes)
 
 
 ROW_WEIGHTS: dict[str, RowWeight] = {
     "confidence": RowWeight(
         fn=teacher_confidence,
         use="teachers whose unsure answers are noise; weighs the teacher's terms only",
-        options={"confidence_power": 1.0},
+        takes={"confidence_power": number(1.0, "[-10, 10]", without=0.0)},
         touches=frozenset({"teacher"}),
     ),
     "entropy": RowWeight(
         fn=entropy_gate,
         use="keep, or leave out, rows on which the teacher hesitates; weighs the teacher's terms only",
-        options={"entropy_threshold": 0.0, "entropy_keep": "certain"},
+        takes={"entropy_threshold": number(0.0, "[0, 1)"), "entropy_keep": words("certain", "uncertain")},
         touches=frozenset({"teacher"}),
     ),
     "paced": RowWeight(
         fn=paced,
         use="spend the steps on rows that are neither hopeless nor mastered; weighs every term",
-        options={"paced_a": 1.0, "paced_b": 1.0, "paced_by": "student"},
+        takes={
+            "paced_a": number(1.0, "[0, 10]"),
+            "paced_b": number(1.0, "[0, 10]"),
+            "paced_by": words("student", "teacher"),
+        },
+        parts=("paced_a", "paced_b"),
         needs=frozenset({"labels"}),
     ),
     "label_noise": RowWeight(
         fn=label_noise,
-        use="mislabelled data with a cross-fitted teacher; weighs the label's terms only",
-        options={"noise_power": 1.0},
+        use="mislabelled data with a cross-fitted teacher; weighs the terms that a wrong label misleads",
+        takes={"noise_power": number(1.0, "(0, 10]")},
         needs=frozenset({"labels", "out_of_fold"}),
         touches=frozenset({"labels"}),
     ),
@@ -213,18 +231,20 @@ TEMPERATURE_RULES: dict[str, TemperatureRule] = {
     "difficulty": TemperatureRule(
         fn=difficulty_temperature,
         use="rows differ much in difficulty (AdaKD); divergences at T",
-        options={"difficulty_c": 0.5},
+        takes={"difficulty_c": number(0.5, "(0, 3]")},
     ),
 }
 
-SHARED_OPTIONS: dict[str, Value] = {"row_weight_floor": 0.01, "row_weight_mean_one": True}
+SHARED: Mapping[str, Option] = {"row_weight_floor": number(0.01, "[0, 1)"), "row_weight_mean_one": switch(True)}
 """Options of every row weight: a floor, so that no row is lost for good, and mean 1 within the batch."""
+
+SHARED_OPTIONS: Mapping[str, Value] = defaults(SHARED)
 
 
 def row_weights(
     name: str, student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, options: Mapping[str, Value]
 ) -> Tensor:
-    """Weight of each row by a rule of the table, with floor and mean 1; 1 on rows it cannot judge.
+    """Weight of each row by a rule of the table, with floor and mean 1; the mean on rows it cannot judge.
 
     Args:
         name: Key of ROW_WEIGHTS.
@@ -241,11 +261,11 @@ def row_weights(
     shared = {key: options.get(key, default) for key, default in SHARED_OPTIONS.items()}
     with torch.no_grad():
         weight_B = rule.fn(student_BC, teacher_BC, labels_B, **own).clamp(min=float(shared["row_weight_floor"]))
-        judged_B = (labels_B >= 0).to(weight_B.dtype) if "labels" in rule.needs else torch.ones_like(weight_B)
-        if shared["row_weight_mean_one"]:
-            mean = (weight_B * judged_B).sum() / judged_B.sum().clamp(min=1.0)
-            weight_B = weight_B / mean.clamp(min=TINY)
-        return torch.where(judged_B > 0, weight_B, torch.ones_like(weight_B))
+        judged_B = labels_B >= 0 if "labels" in rule.needs else torch.ones_like(labels_B, dtype=torch.bool)
+        mean = torch.where(judged_B, weight_B, 0.0).sum() / judged_B.sum()
+        mean = torch.where(judged_B.any(), mean, 1.0)
+        weight_B = torch.where(judged_B, weight_B, mean)
+        return weight_B / mean.clamp(min=TINY) if shared["row_weight_mean_one"] else weight_B
 
 
 def row_temperatures(

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.strict_json import to_json
 from pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
-from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.losses import parse_objective, takes_setting
 from pipeline.train_student.spec import Inputs, RunSpec
 
 SWEEP = "sweep.json"
@@ -66,7 +66,7 @@ def plan_runs(
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}; expected at least 1")
     grid = {**{key: [value] for key, value in base.settings.items()}, **grid}
-    known = {loss: [key for key in grid if _knows(loss, key, grid[key][0])] for loss in losses}
+    known = {loss: [key for key in grid if takes_setting(loss, key, grid[key][0])] for loss in losses}
     for key, values in grid.items():
         if not any(key in keys for keys in known.values()):
             parse_objective(losses[0], {key: values[0]})  # raises, with the known names
@@ -104,16 +104,6 @@ def _spelled(value: str) -> str:
 
 def _digest(what: str) -> str:
     return hashlib.sha256(what.encode()).hexdigest()[:8]
-
-
-def _knows(loss: str, key: str, value: str) -> bool:
-    try:
-        parse_objective(loss, {key: value})
-    except ValueError as error:
-        if str(error).startswith(("unknown setting", "unknown term", "ce_weight belongs")):
-            return False
-        raise
-    return True
 
 
 def run_sweep(

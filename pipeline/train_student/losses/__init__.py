@@ -1,12 +1,14 @@
 """The loss library: pure functions of dense logits, `loss(student_BC, teacher_BC, labels_B, *, ...) -> [B]`.
 
 kernel.py          alpha-beta divergence    divergences.py  KL, reverse KL, power divergence (REDistill), chi^2, ...
+adaptive.py        AlphaNet's divergence
 mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAID
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, soft CE
 semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them
 
-table.py           LOSSES: name -> function, paper, needs, recipe
+table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
+plan.py            a term while its settings are read
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
 context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
 describe.py        the same table as text
@@ -18,7 +20,7 @@ from .context import Answer, ExactAnswer, Step
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss
 from .objective import Objective, Term
-from .parse import parse_objective
+from .parse import parse_objective, takes_setting
 from .table import LOSSES
 
 __all__ = [
@@ -33,4 +35,5 @@ __all__ = [
     "describe_loss",
     "describe_losses",
     "parse_objective",
+    "takes_setting",
 ]

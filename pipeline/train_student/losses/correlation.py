@@ -62,7 +62,7 @@ def correlation_distance(
 
     T^2 [beta (1 - rho(p_b, q_b)) + gamma (1 - mean_c rho(p_.c, q_.c))], with p, q = softmax(logits / T) and rho
     Pearson's correlation. The second term is one number of the whole batch, added to every row; at batch size 1
-    it is the constant gamma.
+    it is the constant gamma T^2.
 
     Args:
         student_BC: Student logits.

@@ -176,7 +176,7 @@ def normalized_kd(
         gamma: Weight of the second term.
 
     Returns:
-        Loss of each example in nats, shape [B]; its minimum is the teacher's entropy, not 0.
+        Loss of each example in nats, shape [B]; it cannot fall below gamma T^2 times the entropy of p^.
 
     References:
         Yang et al. From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with

@@ -9,8 +9,9 @@ import difflib
 import inspect
 from collections.abc import Mapping
 
-from ..row_weights import ROW_WEIGHTS, SHARED_OPTIONS, TEMPERATURE_RULES
-from .kinds import CHOICES, SEARCH, Loss, Value
+from ..domains import Option, Value
+from ..row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .kinds import Loss
 from .table import LOSSES
 
 SECTIONS = ("Args", "Returns", "Raises", "References")
@@ -42,6 +43,17 @@ def pairs(values: Mapping[str, Value]) -> str:
     return " ".join(f"{key}={number(value)}" for key, value in values.items())
 
 
+def ranges(options: Mapping[str, Option]) -> str:
+    """name=default in its domain, separated by semicolons."""
+    return "; ".join(f"{key}={number(option.default)} in {option.domain}" for key, option in options.items())
+
+
+def restriction(option: Option) -> str:
+    """With what an option may not be set, and what "auto" tries."""
+    text = f" Not with {option.unless[0]}={number(option.unless[1])}." if option.unless else ""
+    return text + (f" Or auto, which tries {', '.join(map(number, option.search))}." if option.search else "")
+
+
 def recipe(loss: Loss) -> str:
     """A loss's defaults: weights, warm-up and options."""
     values: dict[str, Value] = {"weight": loss.weight}
@@ -67,10 +79,10 @@ def describe_losses() -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
     ]
     lines += ["", "needs: dense = every class stored; label_in_head = other rows abstain; (in brackets) = better with"]
-    lines += [f"--set row_weight=NAME ({pairs(SHARED_OPTIONS)})"]
-    lines += [f"  {name:<12} {rule.use} ({pairs(rule.options)})" for name, rule in ROW_WEIGHTS.items()]
+    lines += [f"--set row_weight=NAME ({ranges(SHARED)})"]
+    lines += [f"  {name:<12} {rule.use} ({ranges(rule.takes)})" for name, rule in ROW_WEIGHTS.items()]
     lines += ["--set temperature_rule=NAME"]
-    lines += [f"  {name:<12} {rule.use} ({pairs(rule.options)})" for name, rule in TEMPERATURE_RULES.items()]
+    lines += [f"  {name:<12} {rule.use} ({ranges(rule.takes)})" for name, rule in TEMPERATURE_RULES.items()]
     lines += ["--set standardise=1 goes with every loss that fits a teacher; preset=NAME takes a paper's setting."]
     return "\n".join(lines)
 
@@ -90,15 +102,14 @@ def describe_loss(name: str) -> str:
     text = [f"{name}: {doc['Summary']}", "", doc["Body"], "", f"Use: {loss.use}.", f"Needs: {needs(loss)}"]
     for need, (key, value) in loss.waives.items():
         text.append(f"  ({need} is not needed with {key}={number(value)})")
-    text.append(f"Defaults: {recipe(loss)}")
+    text.append(f"Defaults ({loss.setting}): {recipe(loss)}")
     text += [f"  preset={preset}: {pairs(values)}" for preset, values in loss.presets.items()]
-    if loss.options:
+    if loss.takes:
         explained = arguments(doc.get("Args", ""))
         text += ["", "Options:"]
-        for key, default in loss.options.items():
-            allowed = f" Words: {', '.join(CHOICES[key])}." if key in CHOICES else ""
-            allowed += f" Or auto, which tries {', '.join(map(number, SEARCH[key]))}." if key in SEARCH else ""
-            text.append(f"  {key}={number(default)}  {explained.get(key, '')}{allowed}")
+        for key, option in loss.takes.items():
+            what = f"{explained.get(key, '')} In {option.domain}.{restriction(option)}"
+            text.append(f"  {key}={number(option.default)}  {what}")
     if loss.unsure:
         text += ["", f"Not verified: {loss.unsure}."]
     return "\n".join([*text, "", f"References: {doc['References']}"])

@@ -1,13 +1,12 @@
 """The family of one kernel, the alpha-beta divergence of kernel.py.
 
-KL, reverse KL, the power divergence (Cressie-Read) with its members Pearson, Neyman and Hellinger, the
-alpha-divergence and ABKD are all `alpha_beta_rows` at fixed (alpha, beta); on alpha + beta = 1 it is the power
-divergence with lambda = alpha - 1. Shapes: B batch, C classes.
+KL, reverse KL, the power divergence (Cressie-Read) with its members Pearson, Neyman and Hellinger, and ABKD are
+all `alpha_beta_rows` at fixed (alpha, beta); on alpha + beta = 1 it is the power divergence with
+lambda = alpha - 1. Shapes: B batch, C classes.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .kernel import alpha_beta_rows
@@ -40,7 +39,7 @@ def power_divergence(
         temperature: T > 0, one number or one per row; the factor T^2 keeps the gradient's size.
         lambda_: Order of the divergence.
         orientation: "teacher_first" or "student_first".
-        ratio_clip: 0 for none; else the class weight (p/q)^lambda is held at clip^|lambda|.
+        ratio_clip: 0 for none; else the class weight (p/q)^lambda is held at clip^|lambda| (KL has none).
 
     Returns:
         Loss of each example, shape [B].
@@ -194,43 +193,6 @@ def squared_hellinger(
     return 0.25 * power_divergence(student_BC, teacher_BC, labels_B, temperature=temperature, lambda_=-0.5)
 
 
-def alpha_divergence(
-    student_BC: Tensor,
-    teacher_BC: Tensor,
-    labels_B: Tensor,
-    *,
-    temperature: Temperature = 1.0,
-    alpha_min: float = -1.0,
-    alpha_max: float = 1.0,
-    ratio_clip: float = 5.0,
-) -> Tensor:
-    """Adaptive alpha-divergence: the larger of two orders, row by row.
-
-    T^2 max over a in {alpha_min, alpha_max} of (sum_c p_c^a q_c^(1-a) - 1) / (a (a - 1)): the power divergence
-    at lambda = a - 1. Equal orders give the plain alpha-divergence.
-
-    Args:
-        student_BC: Student logits.
-        teacher_BC: Teacher logits, dense and finite.
-        labels_B: Unused.
-        temperature: T > 0, one number or one per row.
-        alpha_min: First order; negative orders punish where the student believes and the teacher does not.
-        alpha_max: Second order; 1 is KL.
-        ratio_clip: 0 for none; else where the class weights stop growing.
-
-    Returns:
-        Loss of each example, shape [B].
-
-    References:
-        Wang et al. AlphaNet: Improved Training of Supernets with Alpha-Divergence. ICML 2021, section 4.
-    """
-    log_p_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
-    rows_B = alpha_beta_rows(log_p_BC, log_q_BC, alpha_max, 1.0 - alpha_max, ratio_clip)
-    if alpha_min != alpha_max:
-        rows_B = torch.maximum(rows_B, alpha_beta_rows(log_p_BC, log_q_BC, alpha_min, 1.0 - alpha_min, ratio_clip))
-    return rows_B * temperature**2
-
-
 def alpha_beta_divergence(
     student_BC: Tensor,
     teacher_BC: Tensor,
@@ -242,8 +204,9 @@ def alpha_beta_divergence(
 ) -> Tensor:
     """Alpha-beta divergence, ABKD; the published loss has no factor T^2.
 
-    -1/(ab) sum_c [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], with p, q = softmax(logits / T);
-    (1, 0) is KL, (0, 1) reverse KL, (.5, .5) four times the squared Hellinger distance.
+    -1/(ab) sum_c [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], with p, q = softmax(logits / T), and its limits;
+    (1, 0) is KL, (0, 1) reverse KL, (.5, .5) four times the squared Hellinger distance, (0, 0) half the sum of
+    the squared log-ratios.
 
     Args:
         student_BC: Student logits.

@@ -9,15 +9,24 @@ from torch import Tensor
 
 from .numerics import MAX_EXPONENT, bounded_exp, kl
 
-NEAR_LIMIT = 1e-4
-"""An exponent this close to zero takes the limit's own formula, where the general one would cancel."""
+NEAR_LIMIT = 0.1
+"""An exponent this close to zero takes the form that has no denominators, where the plain one would cancel."""
+
+NO_CLIP = 1e-3
+"""An exponent this close to zero leaves a clip of the ratio nothing to do."""
+
+FARTHEST = 1e10
+"""Log-ratios beyond it are held: their square would leave float32."""
+
+SERIES = 16
+"""Terms of the series: enough for float64 where the three points lie within 1."""
 
 
 def alpha_beta_rows(log_p_BC: Tensor, log_q_BC: Tensor, alpha: float, beta: float, ratio_clip: float = 0.0) -> Tensor:
     """Alpha-beta divergence of each row, from log-probabilities.
 
     -1 / (alpha beta) sum_c [p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) - beta/(alpha+beta) q^(alpha+beta)],
-    with its continuous limits where alpha, beta or alpha + beta is 0.
+    with its continuous limits where alpha, beta, alpha + beta, or all of them are 0.
 
     Args:
         log_p_BC: Log-probabilities of the first distribution.
@@ -32,19 +41,16 @@ def alpha_beta_rows(log_p_BC: Tensor, log_q_BC: Tensor, alpha: float, beta: floa
     References:
         Cichocki, Cruces, Amari. Generalized Alpha-Beta Divergences. Entropy 13, 2011, equation 20.
     """
+    if (alpha, beta) == (1.0, 0.0):
+        return kl(log_p_BC, log_q_BC)
+    if (alpha, beta) == (0.0, 1.0):
+        return kl(log_q_BC, log_p_BC)
     total = alpha + beta
-    if abs(beta) < NEAR_LIMIT:
-        if alpha == 1.0:
-            return kl(log_p_BC, log_q_BC)
-        return _log_ratio_limit(alpha * log_p_BC, alpha * log_q_BC) / alpha**2
-    if abs(alpha) < NEAR_LIMIT:
-        if beta == 1.0:
-            return kl(log_q_BC, log_p_BC)
-        return _log_ratio_limit(beta * log_q_BC, beta * log_p_BC) / beta**2
-    if abs(total) < NEAR_LIMIT:
-        rise_BC = alpha * (log_q_BC - log_p_BC)
-        return (rise_BC + bounded_exp(-rise_BC) - 1.0).sum(1) / alpha**2
-    if abs(total - 1.0) < 1e-9:
+    nearest = min(abs(alpha), abs(beta), abs(total))
+    power = abs(total - 1.0) < 1e-9
+    if nearest < (NO_CLIP if power and ratio_clip > 0.0 else NEAR_LIMIT):
+        return _near_limits(log_p_BC, log_q_BC, alpha, beta).sum(1)
+    if power:
         mixed_BC = torch.lerp(log_q_BC, log_p_BC, alpha)
         powers_BC = _exp(mixed_BC, alpha, beta, _clip_limit(log_p_BC, beta, ratio_clip))
         # sum p = sum q = 1: subtracting p from each term keeps the sum exact near p = q.
@@ -59,10 +65,48 @@ def _exp(log_BC: Tensor, alpha: float, beta: float, limit: float | Tensor = MAX_
     return log_BC.exp() if min(alpha, beta) >= 0.0 else bounded_exp(log_BC, limit)
 
 
-def _log_ratio_limit(log_u_BC: Tensor, log_v_BC: Tensor) -> Tensor:
-    """sum_c u log(u/v) - u + v: the limit where one exponent is 0; u and v need not sum to 1."""
-    u_BC = bounded_exp(log_u_BC)
-    return (u_BC * (log_u_BC - log_v_BC) - u_BC + bounded_exp(log_v_BC)).sum(1)
+def _near_limits(log_p_BC: Tensor, log_q_BC: Tensor, alpha: float, beta: float) -> Tensor:
+    """The divergence's terms [B, C], exact on and near the lines where an exponent vanishes.
+
+    With d = log p - log q a term is d^2 times the second divided difference of exp at (alpha + beta) log p,
+    alpha log p + beta log q and (alpha + beta) log q. A divided difference has a series where its points are close,
+    and is a difference of two means of exp where they are not; neither divides by an exponent.
+    """
+    mixed_BC = alpha * log_p_BC + beta * log_q_BC
+    points = ((beta, (alpha + beta) * log_p_BC), (0.0, mixed_BC), (-alpha, (alpha + beta) * log_q_BC))
+    (high, high_BC), (middle, middle_BC), (low, low_BC) = sorted(points, key=lambda point: -point[0])
+    d_BC = (log_p_BC - log_q_BC).clamp(-FARTHEST, FARTHEST)
+    spread = high - low
+    near = min(1.0 / spread, FARTHEST) if spread > 0.0 else FARTHEST
+
+    close_BC = d_BC.clamp(-near, near)
+    scale = max(spread, 1.0 / FARTHEST)
+    series_BC = _series(scale * close_BC, (high - middle) / scale, (low - middle) / scale)
+    close_BC = close_BC.square() * bounded_exp(middle_BC) * series_BC
+    if near >= FARTHEST:
+        return close_BC
+    far_BC = d_BC.abs().clamp(min=near)
+    upper_BC = _mean_exp(high_BC, middle_BC, (high - middle) * far_BC)
+    lower_BC = _mean_exp(middle_BC, low_BC, (middle - low) * far_BC)
+    return torch.where(d_BC.abs() < near, close_BC, d_BC.sign() * far_BC * (upper_BC - lower_BC) / spread)
+
+
+def _series(d_BC: Tensor, a: float, b: float) -> Tensor:
+    """exp[a d, 0, b d] = sum_n h_n(a, b) d^n / (n + 2)!, h_n the complete homogeneous polynomial; |d| <= 1."""
+    terms = [
+        math.fsum(a**i * b ** (n - i) for i in range(n + 1)) / math.factorial(n + 2) for n in reversed(range(SERIES))
+    ]
+    sum_BC = torch.full_like(d_BC, terms[0])
+    for term in terms[1:]:
+        sum_BC = sum_BC * d_BC + term
+    return sum_BC
+
+
+def _mean_exp(a_BC: Tensor, b_BC: Tensor, gap_BC: Tensor) -> Tensor:
+    """Mean of exp between a and b, |a - b| = gap."""
+    tiny = torch.finfo(gap_BC.dtype).tiny
+    share_BC = torch.where(gap_BC > tiny, -torch.expm1(-gap_BC) / gap_BC.clamp(min=tiny), 1.0)
+    return bounded_exp(torch.maximum(a_BC, b_BC)) * share_BC
 
 
 def _clip_limit(log_p_BC: Tensor, beta: float, ratio_clip: float) -> float | Tensor:

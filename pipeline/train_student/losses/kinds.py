@@ -1,4 +1,4 @@
-"""What the table of losses holds: one loss with its needs and recipe, and the words its options accept."""
+"""What the table of losses holds: one loss with its needs, its recipe and its options."""
 
 from __future__ import annotations
 
@@ -7,35 +7,44 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-Value = float | bool | str
+from ..domains import Interval, Option, Value, defaults, number
 
-SEARCH: dict[str, tuple[float, ...]] = {"c": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
-"""Candidates of an option that may be "auto": the trainer tries them on a validation split and binds the best."""
+SEARCH: dict[str, tuple[float, ...]] = {"c": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)}
+"""Candidates of an option that may be "auto": the trainer tries them and binds the best. Those of Dao et al."""
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "orientation": ("teacher_first", "student_first"),
-    "scale": ("logit", "probability"),
-    "target": ("label", "teacher"),
-    "entropy_keep": ("certain", "uncertain"),
-    "paced_by": ("student", "teacher"),
-}
-"""Words that an option accepts."""
+WEIGHT = Interval("(0, 1e6]")
+CE_WEIGHT = Interval("[0, 1e6]")
+WARMUP = Interval("[0, 1e6]")
+
+
+def temperature(default: float) -> Option:
+    """T of a loss; beyond these ends float32 keeps nothing of the teacher's order, or of its differences."""
+    return number(default, "[0.01, 1000]")
+
+
+def part(default: float) -> Option:
+    """Weight of one part of a loss; 0 leaves the part out."""
+    return number(default, "[0, 1e6]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     """One loss: its function, where it comes from, what it needs, and its official recipe.
 
-    weight, ce_weight and warmup make the recipe ce_weight CE + min(epoch / warmup, 1) weight loss. presets replace
-    any of these, or options, for another setting. needs: what a store must offer; waives: a need that an option's
+    weight, ce_weight and warmup make the recipe ce_weight CE + min(epoch / warmup, 1) weight loss. setting: what the
+    recipe was made for. presets replace any of these, or options, for another setting. takes: the options. parts:
+    options that weigh the loss's parts, not all 0. needs: what a store must offer; waives: a need that an option's
     value removes; prefers: what it was made for and can do without. extras: tensors or numbers beyond the three,
-    filled from the step's context. fits: "teacher" or "labels".
+    filled from the step. fits: "teacher" or "labels". trusts_labels: a wrong label makes a wrong target.
+    couples_rows: a row's loss depends on the other rows of its batch.
     """
 
     fn: Callable[..., Tensor]
     paper: str
     use: str
-    options: Mapping[str, Value] = field(default_factory=dict)
+    setting: str
+    takes: Mapping[str, Option] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     weight: float = 1.0
     ce_weight: float = 0.0
     warmup: float = 0.0
@@ -45,5 +54,12 @@ class Loss:
     presets: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     extras: frozenset[str] = frozenset()
     fits: str = "teacher"
+    trusts_labels: bool = False
+    couples_rows: bool = False
     zero_at_teacher: bool = True
     unsure: str = ""
+
+    @property
+    def options(self) -> dict[str, Value]:
+        """The options' defaults."""
+        return defaults(self.takes)

@@ -21,7 +21,7 @@ def generalized_jensen_shannon(
     temperature: Temperature = 1.0,
     beta: float = 0.5,
 ) -> Tensor:
-    """Generalised Jensen-Shannon divergence between teacher and student; bounded.
+    """Generalised Jensen-Shannon divergence between teacher and student; bounded for beta between 0 and 1.
 
     T^2 [beta KL(p || m) + (1 - beta) KL(q || m)] with m = beta p + (1 - beta) q and p, q = softmax(logits / T);
     by convention beta = 0 is KL(p || q) and beta = 1 is KL(q || p).
@@ -182,8 +182,8 @@ def interpolated_kl_divergence(
         teacher_BC: Teacher logits z, dense and finite.
         labels_B: Unused.
         temperature: T > 0, one number or one per row.
-        start: t in the first epoch.
-        end: t in the last epoch.
+        start: t at the first step.
+        end: t at the last step.
         progress: Share of the training that is done, in [0, 1].
 
     Returns:

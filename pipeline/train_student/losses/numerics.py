@@ -14,11 +14,17 @@ from torch import Tensor
 Temperature: TypeAlias = float | Tensor
 """T > 0: one number for the batch, or one per row, shape [B]."""
 
-EXCLUDED = -1e30
-"""Logit of a class that a softmax leaves out: probability exactly 0, and no infinity to multiply it with."""
+EXCLUDED = -1e38
+"""Logit of a class that a softmax leaves out: probability exactly 0, below any other logit, and no infinity."""
+
+LARGEST_SQUARED = 1e15
+"""Numbers beyond it are held where they are squared."""
 
 MAX_EXPONENT = 40.0
 """Above it `bounded_exp` goes on as a straight line, so that exp never overflows float32."""
+
+FARTHEST_LINE = 1e6
+"""How far the straight line goes before its value is held."""
 
 
 def raised(logits_BC: Tensor) -> Tensor:
@@ -70,6 +76,11 @@ def cross_entropy(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     return -dot(p_BC, log_q_BC)
 
 
+def mean_square(x_BC: Tensor) -> Tensor:
+    """1/C sum_c x_c^2 of each row; entries beyond 1e15 are held, so that a square stays within float32."""
+    return x_BC.clamp(-LARGEST_SQUARED, LARGEST_SQUARED).square().mean(1)
+
+
 def binary_kl(log_odds_p_B: Tensor, log_odds_q_B: Tensor) -> Tensor:
     """KL between two coins given by their log-odds; exact where a probability is within 1e-30 of 0 or 1."""
     yes_B, no_B = F.logsigmoid(log_odds_p_B), F.logsigmoid(-log_odds_p_B)
@@ -81,8 +92,8 @@ class _BoundedExp(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, limit: Tensor | float) -> tuple[Tensor, Tensor]:
-        beyond = (x - limit).relu_()
-        slope = (x - beyond).exp_()
+        beyond = (x - limit).clamp_(0.0, FARTHEST_LINE)
+        slope = x.clamp(max=limit).exp_()
         return beyond.mul_(slope).add_(slope), slope
 
     @staticmethod

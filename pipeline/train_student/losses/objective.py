@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..domains import Value
 from ..row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from .context import Answer, Step
-from .kinds import SEARCH, Loss, Value
+from .kinds import SEARCH, Loss
 from .numerics import Temperature, raised
 from .standardise import standardised
 from .table import LOSSES
@@ -39,11 +40,15 @@ class Term:
         return LOSSES[self.name]
 
     @property
+    def loss_needs(self) -> frozenset[str]:
+        """What the loss itself asks of each row, its row weight aside."""
+        waived = {need for need, (key, value) in self.loss.waives.items() if self.options.get(key) == value}
+        return (self.loss.needs - waived) | (frozenset({"logits"}) if self.standardise else frozenset())
+
+    @property
     def needs(self) -> frozenset[str]:
         """What the store must offer for this term at these options."""
-        waived = {need for need, (key, value) in self.loss.waives.items() if self.options.get(key) == value}
-        of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset[str]()
-        return (self.loss.needs - waived) | of_rows
+        return self.loss_needs | (ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset())
 
     @property
     def fits_teacher(self) -> bool:
@@ -187,6 +192,8 @@ class Objective:
     def _term(self, term: Term, every: _Rows, served: _Rows, step: Step) -> Tensor:
         """One term's loss of every row: weights and the teacher's part of the rows that are served."""
         own = served if term.fits_teacher else every
+        if "labels" in term.loss_needs:
+            own = own.only(every.labels_B >= 0)
         if not len(own.labels_B):
             return 0.0 * every.student_BC.sum(1)
         loss_B = own.spread(self._loss(term, own, step), 0.0)
@@ -195,8 +202,6 @@ class Objective:
                 term.row_weight, served.student_BC, served.teacher(term.temperature), served.labels_B, term.row_options
             )
             loss_B = loss_B * served.spread(weight_B, 1.0)
-        if "labels" in term.needs:
-            loss_B = torch.where(every.labels_B >= 0, loss_B, torch.zeros_like(loss_B))
         return loss_B
 
     def _loss(self, term: Term, rows: _Rows, step: Step) -> Tensor:
@@ -220,9 +225,9 @@ class Objective:
         if "label_in_head_B" in term.loss.extras:
             known_B = rows.order_known(term.temperature)
             extras["label_in_head_B"] = known_B
-            labelled_B = rows.labels_B >= 0
-            abstained_B = torch.zeros_like(labelled_B) if known_B is None else labelled_B & ~known_B
-            for key, counted_B in zip(term.counted, (labelled_B, abstained_B), strict=True):
+            heard_B = torch.ones_like(rows.labels_B, dtype=torch.bool)
+            abstained_B = torch.zeros_like(heard_B) if known_B is None else ~known_B
+            for key, counted_B in zip(term.counted, (heard_B, abstained_B), strict=True):
                 self._count(key, counted_B)
         return extras
 
@@ -234,23 +239,28 @@ class Objective:
 class _Rows:
     """Some rows of a batch with their teacher, which is asked once for each temperature."""
 
-    def __init__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, own_B: Tensor | None = None) -> None:
-        self._all_BC, self._answer, self._own_B = student_BC, answer, own_B
-        self._asked: dict[float, Tensor] = {}
-        self.student_BC = student_BC if own_B is None else student_BC[own_B]
-        self.labels_B = labels_B if own_B is None else labels_B[own_B]
+    def __init__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor) -> None:
+        self.student_BC, self.labels_B = student_BC, labels_B
+        self._all_BC, self._all_labels_B, self._answer = student_BC, labels_B, answer
+        self._own_B: Tensor | None = None  # all
+        self._asked: dict[float, Tensor] = {}  # answers for the whole batch
 
     def only(self, own_B: Tensor) -> _Rows:
-        """The rows that are True."""
-        own_B = own_B.to(self.labels_B.device)
-        return self if bool(own_B.all()) else _Rows(self._all_BC, self._answer, self.labels_B, own_B)
+        """Those of the rows that are True in a mask of the whole batch."""
+        own_B = own_B.to(self._all_BC.device)
+        own_B = own_B if self._own_B is None else own_B & self._own_B
+        if int(own_B.sum()) == len(self.labels_B):
+            return self
+        part = _Rows(self._all_BC, self._answer, self._all_labels_B)
+        part.student_BC, part.labels_B = self._all_BC[own_B], self._all_labels_B[own_B]
+        part._own_B, part._asked = own_B, self._asked
+        return part
 
     def teacher(self, temperature: float) -> Tensor:
         """Teacher logits of the rows, float, without gradient."""
         if temperature not in self._asked:
-            logits_BC = self._own(self._answer.logits(self._all_BC.detach(), temperature))
-            self._asked[temperature] = raised(logits_BC.detach())
-        return self._asked[temperature]
+            self._asked[temperature] = raised(self._answer.logits(self._all_BC.detach(), temperature).detach())
+        return self._own(self._asked[temperature])
 
     def order_known(self, temperature: float) -> Tensor | None:
         known_B = self._answer.order_known(self._all_BC.detach(), temperature)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from ..row_weights import ROW_WEIGHTS, SHARED_OPTIONS, TEMPERATURE_RULES
-from .kinds import CHOICES, SEARCH, Loss, Value
-from .objective import Objective, Term
+from ..row_weights import ROW_WEIGHTS
+from .kinds import CE_WEIGHT, WEIGHT
+from .objective import Objective
+from .plan import RULE_OPTIONS, RULES, Plan, plan_term, presets_of, unknown
 from .table import LOSSES
-
-POSITIVE = frozenset({"temperature", "alpha_temperature", "c", "q", "floor", "eta", "row_weight_floor", "skew"})
-"""Options that must be above 0 (skew and row_weight_floor may be 0)."""
-MAY_BE_ZERO = frozenset({"skew", "row_weight_floor"})
-AT_MOST_ONE = frozenset({"smoothing", "truncate", "q", "skew", "row_weight_floor"})
 
 
 def parse_objective(text: str, settings: Mapping[str, str | float] | None = None) -> Objective:
@@ -24,7 +18,7 @@ def parse_objective(text: str, settings: Mapping[str, str | float] | None = None
     A single name is its paper's recipe: ce_weight CE + warm-up(epoch) weight loss. A sum with weights, as
     "kd:0.9 + ce:0.1", is just that sum, with no CE added and no warm-up unless set. Settings: weight, ce_weight
     (recipes only), warmup, preset, standardise, row_weight, temperature_rule, and every option of the losses
-    and rules. "rld.beta" reaches one term of a sum, "beta" every term that has it.
+    and rules. "rld.beta" reaches one term of a sum, "beta" every other term that has it.
 
     Args:
         text: Names of the table joined by "+", each with ":weight" or, if alone, without.
@@ -34,22 +28,67 @@ def parse_objective(text: str, settings: Mapping[str, str | float] | None = None
         The objective, with every option resolved.
 
     Raises:
-        ValueError: On an unknown name, option or value; the message lists the known ones and the nearest.
+        ValueError: On an unknown name or option, a value outside its domain, or an option that would do nothing;
+            the message lists the known names and the nearest.
     """
-    given = {key.strip(): value for key, value in (settings or {}).items()}
+    given: dict[str, str | float] = {}
+    for key, value in (settings or {}).items():
+        if key.strip() in given:
+            raise ValueError(f"{key.strip()} is set twice")
+        given[key.strip()] = value
+    plans = _plans(text, given)
+    for key in sorted(given, key=_turn):
+        _apply(key, given[key], plans, text.strip())
+    for plan in plans:
+        plan.check()
+    return Objective(text.strip(), tuple(plan.term() for plan in plans))
+
+
+def takes_setting(text: str, key: str, value: str) -> bool:
+    """Whether a setting would reach any term of an objective, what else must be set with it aside.
+
+    Raises:
+        ValueError: It reaches one, which refuses the value.
+    """
+    key = key.strip()
+    bare = key.rpartition(".")[2]
+    companion: dict[str, str | float] = {}
+    if bare in RULE_OPTIONS:
+        kind, rule, _ = RULE_OPTIONS[bare]
+        companion = {key[: -len(bare)] + kind: rule or "paced"}
+    try:
+        given = {**companion, key: value}
+        plans = _plans(text, given)
+        for name in sorted(given, key=_turn):
+            _apply(name, given[name], plans, text)
+    except UnknownSettingError:
+        return False
+    return True
+
+
+class UnknownSettingError(ValueError):
+    """A setting that no term of the objective has."""
+
+
+def _turn(key: str) -> tuple[bool, bool, bool]:
+    """Options before rules, as these ask what a term fits; rules before their options; one term before all."""
+    prefix, _, bare = key.rpartition(".")
+    return bare in RULE_OPTIONS, bare in RULES, prefix == ""
+
+
+def _plans(text: str, given: dict[str, str | float]) -> list[Plan]:
+    """The terms at their recipes; takes preset and a recipe's ce_weight out of what is given."""
     parts = _parts(text)
     preset = str(given.pop("preset", ""))
-    plans = [_plan(name, weight, preset) for name, weight in parts]
-    known_presets = {"cifar"}.union(*(LOSSES[name].presets for name, _ in parts))
-    if preset and preset not in known_presets:
-        raise ValueError(_unknown("preset", preset, known_presets))
+    known = {name: presets_of(LOSSES[name]) for name, _ in parts}
+    if preset and not any(preset in presets for presets in known.values()):
+        raise UnknownSettingError(unknown("preset", preset, set[str]().union(*known.values())))
+    plans = [plan_term(name, weight, preset) for name, weight in parts]
     if parts[0][1] is None and plans[0].name != "ce":
-        ce_weight = float(_value("ce_weight", given.pop("ce_weight", plans[0].ce_weight), 0.0))
+        ce_weight = CE_WEIGHT.read("ce_weight", given.pop("ce_weight", plans[0].ce_weight))
         if ce_weight != 0.0:
-            plans.append(replace(_plan("ce", ce_weight, ""), implied=True))
-    for key in sorted(given, key=lambda key: key.rpartition(".")[0] != ""):  # the general before the particular
-        _apply(key, given[key], plans)
-    return Objective(text.strip(), tuple(plan.term() for plan in plans))
+            plans.append(replace(plan_term("ce", ce_weight, ""), implied=True))
+    return plans
 
 
 def _parts(text: str) -> list[tuple[str, float | None]]:
@@ -57,163 +96,50 @@ def _parts(text: str) -> list[tuple[str, float | None]]:
     for part in text.split("+"):
         name, colon, weight = (piece.strip() for piece in part.partition(":"))
         if name not in LOSSES:
-            raise ValueError(_unknown("loss", name, LOSSES))
+            raise ValueError(unknown("loss", name, LOSSES))
         if name in [seen for seen, _ in parts]:
             raise ValueError(f"loss {name!r} stands twice in {text.strip()!r}: add its weights")
-        parts.append((name, float(_value(f"weight of {name}", weight, 1.0)) if colon else None))
+        parts.append((name, WEIGHT.read(f"weight of {name}", weight) if colon else None))
     if len(parts) > 1 and any(weight is None for _, weight in parts):
         bare = next(name for name, weight in parts if weight is None)
         raise ValueError(f"{bare!r} has no weight in a sum: write {bare}:1.0")
     return parts
 
 
-@dataclass(kw_only=True)
-class _Plan:
-    """A term while its settings are read."""
-
-    name: str
-    weight: float
-    ce_weight: float = 0.0
-    warmup: float = 0.0
-    standardise: bool = False
-    row_weight: str = ""
-    temperature_rule: str = ""
-    options: dict[str, Value] = field(default_factory=dict)
-    row_options: dict[str, Value] = field(default_factory=dict)
-    implied: bool = False
-
-    @property
-    def loss(self) -> Loss:
-        return LOSSES[self.name]
-
-    def term(self) -> Term:
-        """The finished term, holding only the options of the rules that it uses."""
-        used: dict[str, Value] = {}
-        if self.row_weight:
-            used |= SHARED_OPTIONS | dict(ROW_WEIGHTS[self.row_weight].options)
-        if self.temperature_rule:
-            used |= dict(TEMPERATURE_RULES[self.temperature_rule].options)
-        return Term(
-            name=self.name,
-            weight=self.weight,
-            warmup=self.warmup,
-            standardise=self.standardise,
-            row_weight=self.row_weight,
-            temperature_rule=self.temperature_rule,
-            options=self.options,
-            row_options={key: self.row_options.get(key, default) for key, default in used.items()},
-        )
-
-
-def _plan(name: str, weight: float | None, preset: str) -> _Plan:
-    """A recipe (no weight given), or one term of a sum, whose preset changes options alone."""
-    loss = LOSSES[name]
-    preset_values = loss.presets.get(preset, {})
-    options = dict(loss.options) | {k: v for k, v in preset_values.items() if k in loss.options}
-    plan = _Plan(name=name, weight=1.0, options=options, standardise=bool(preset_values.get("standardise")))
-    if weight is not None:
-        return replace(plan, weight=weight)
-    return replace(
-        plan,
-        weight=float(preset_values.get("weight", loss.weight)),
-        ce_weight=float(preset_values.get("ce_weight", loss.ce_weight)),
-        warmup=float(preset_values.get("warmup", loss.warmup)),
-    )
-
-
-def _apply(key: str, value: str | float, plans: list[_Plan]) -> None:
+def _apply(key: str, value: str | float, plans: list[Plan], text: str) -> None:
     """Set one setting on every term that it reaches."""
     prefix, dot, bare = key.rpartition(".")
     if dot and prefix not in {plan.name for plan in plans}:
-        raise ValueError(_unknown("term", prefix, [plan.name for plan in plans]))
-    reached = [plan for plan in plans if (plan.name == prefix if dot else _open_to(plan, bare))]
+        raise UnknownSettingError(unknown("term", prefix, [plan.name for plan in plans]))
     if bare == "ce_weight":
-        raise ValueError("ce_weight belongs to a recipe, a loss named alone; in a sum write + ce:WEIGHT")
+        raise UnknownSettingError("ce_weight belongs to a recipe, a loss named alone; in a sum write + ce:WEIGHT")
+    named = [plan for plan in plans if plan.name == prefix] if dot else plans
+    if not dot and bare not in RULES and bare not in RULE_OPTIONS:
+        named = [plan for plan in plans if not plan.implied]  # a recipe's CE takes what concerns the rows, or its name
+    reached = [plan for plan in named if plan.takes(bare)]
+    if bare == "row_weight" and not dot and value in ROW_WEIGHTS:
+        touches = ROW_WEIGHTS[str(value)].touches
+        reached = [plan for plan in plans if plan.follows & touches]
+        if not reached:
+            what = " or ".join(
+                sorted({"teacher": "follow the teacher", "labels": "trust the labels"}[t] for t in touches)
+            )
+            raise UnknownSettingError(f"row_weight={value} weighs terms that {what}; {text!r} has none")
+    if not reached and bare in RULE_OPTIONS:
+        kind, rule, _ = RULE_OPTIONS[bare]
+        raise ValueError(f"{key} belongs to {kind}={rule or 'NAME'}; set that too, or leave it out")
+    if not reached:
+        raise UnknownSettingError(unknown("setting", key, _known(plans)))
     if bare == "weight" and not dot and len(reached) > 1:
         raise ValueError(f"weight of which term? write {plans[0].name}.weight")
-    applied = [_apply_one(plan, bare, value, named=bool(dot)) for plan in reached]
-    if not any(applied):
-        raise ValueError(_unknown("setting", key, _known(plans)))
+    left = [plan for plan in reached if bare not in plan.chosen]
+    if not left:
+        raise ValueError(f"{bare} is set for every term by name already; leave out the general one")
+    for plan in left:
+        plan.set(bare, value)
 
 
-def _open_to(plan: _Plan, key: str) -> bool:
-    """The implied CE of a recipe takes only what concerns the rows' weights."""
-    return not plan.implied or key == "row_weight" or any(key in options for options in _rule_options())
-
-
-def _rule_options() -> list[Mapping[str, Value]]:
-    weights = [rule.options for rule in ROW_WEIGHTS.values()]
-    return [SHARED_OPTIONS, *weights, *(rule.options for rule in TEMPERATURE_RULES.values())]
-
-
-def _apply_one(plan: _Plan, key: str, value: str | float, *, named: bool) -> bool:
-    """Set one setting on one term; False when the term does not have it."""
-    options = plan.loss.options
-    if key in options:
-        auto = value == "auto" and key in SEARCH
-        plan.options[key] = "auto" if auto else _value(key, value, options[key])
-    elif key == "weight":
-        plan.weight = float(_value(key, value, 0.0))
-    elif key == "warmup":
-        plan.warmup = float(_value(key, value, 0.0))
-    elif key == "standardise" and plan.loss.fits == "teacher":
-        plan.standardise = bool(_value(key, value, False))
-    elif key == "row_weight":
-        if str(value) not in ROW_WEIGHTS:
-            raise ValueError(_unknown("row weight", str(value), ROW_WEIGHTS))
-        if named or plan.loss.fits in ROW_WEIGHTS[str(value)].touches:
-            plan.row_weight = str(value)
-    elif key == "temperature_rule" and plan.loss.fits == "teacher" and "temperature" in options:
-        if str(value) not in TEMPERATURE_RULES:
-            raise ValueError(_unknown("temperature rule", str(value), TEMPERATURE_RULES))
-        plan.temperature_rule = str(value)
-    else:
-        defaults = next((found for found in _rule_options() if key in found), None)
-        if defaults is None:
-            return False
-        plan.row_options[key] = _value(key, value, defaults[key])
-    return True
-
-
-def _value(key: str, value: str | float, default: Value) -> Value:
-    """A setting's value in the type of its default, checked."""
-    if isinstance(default, bool):
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        word = str(value).strip().lower().removesuffix(".0")
-        if word not in words:
-            raise ValueError(f"{key} is 1 or 0, not {value!r}")
-        return words[word]
-    if isinstance(default, str):
-        choices = CHOICES[key]
-        if str(value) not in choices:
-            raise ValueError(f"{key} is one of {', '.join(choices)}, not {value!r}")
-        return str(value)
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{key} is a number, not {value!r}")
-    if key in POSITIVE and (number < 0.0 or (number == 0.0 and key not in MAY_BE_ZERO)):
-        raise ValueError(f"{key} is a number above 0, not {value!r}")
-    if key in AT_MOST_ONE and not 0.0 <= number <= 1.0:
-        raise ValueError(f"{key} lies between 0 and 1, not {value!r}")
-    return number
-
-
-def _known(plans: Iterable[_Plan]) -> list[str]:
-    known = {"preset", "warmup", "weight", "ce_weight", "row_weight"}
-    for plan in plans:
-        if not plan.implied:
-            known |= set(plan.loss.options)
-        if plan.loss.fits == "teacher":
-            known |= {"standardise"} | ({"temperature_rule"} if "temperature" in plan.loss.options else set())
-        known |= set(plan.term().row_options)
-    return sorted(known)
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f", did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {kind} {name!r}{hint} known: {', '.join(names)}"
+def _known(plans: Iterable[Plan]) -> list[str]:
+    own = {key for plan in plans if not plan.implied for key in plan.loss.takes}
+    shared = {"weight", "warmup", "standardise", *RULES, *RULE_OPTIONS}
+    return sorted({"preset", "ce_weight"} | own | {key for key in shared if any(plan.takes(key) for plan in plans)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numerics import Temperature, at, kl, log_probs, probs, raised
+from .numerics import Temperature, at, kl, log_probs, mean_square, probs, raised
 
 
 def swapped_kl_divergence(
@@ -43,9 +43,10 @@ def revised_student_kl(
     temperature: Temperature = 1.0,
     rc_weight: float = 0.1,
 ) -> Tensor:
-    """RC: KD, and a small pull towards the student's own answer with the label raised to the top.
+    """RC: KD, and a small pull towards the student's own answer with the label's logit moved by the largest one.
 
-    T^2 [KL(p || q) + rc_weight KL(r || q)], r = softmax(s' / T), s' = sg(s) with s_y raised by max_c s_c.
+    T^2 [KL(p || q) + rc_weight KL(r || q)], r = softmax(s' / T), s' = sg(s) with s_y + max_c s_c in the place of
+    s_y: raised above all where the largest logit is positive, as it mostly is, and lowered where all are negative.
 
     Args:
         student_BC: Student logits s.
@@ -78,13 +79,15 @@ def label_revision(
 ) -> Tensor:
     """LR: trust the logits where the teacher is right, a repaired distribution where it is wrong.
 
-    Teacher right: -log q_y + logit_weight/C sum_c (s_c - z_c)^2. Teacher wrong: 1/C sum_c (q_c - t_c)^2 with
-    t = b p + (1 - b) y, b = eta / (p_max - p_y + 1), y the one-hot label: then t_y is the largest entry of t.
+    Teacher right: B/n_right [-log q_y + logit_weight/C sum_c (s_c - z_c)^2]. Teacher wrong: B/n_wrong 1/C sum_c
+    (q_c - t_c)^2 with t = b p + (1 - b) y, b = eta / (p_max - p_y + 1), y the one-hot label: then t_y is the largest
+    entry of t. n_right and n_wrong count the rows of either kind among the B of the batch, so that the mean over the
+    batch is the authors' sum of two means; a kind without rows adds nothing.
 
     Args:
         student_BC: Student logits s.
         teacher_BC: Teacher logits z, dense and finite.
-        labels_B: Class ids.
+        labels_B: Class ids; of labelled rows only, as the counts are of all rows given.
         eta: In (0, 1): how much of the teacher is left where it is wrong.
         logit_weight: Weight of the squared logit error.
 
@@ -93,7 +96,7 @@ def label_revision(
 
     References:
         LR (label revision) as compared with in Sun et al., Knowledge Distillation with Refined Logits. ICCV 2025,
-        section 4; formula from their released comparison code's description.
+        section 4, and their released comparison code.
     """
     teacher_BC, log_q_BC = raised(teacher_BC), log_probs(student_BC)
     p_BC = probs(teacher_BC)
@@ -101,5 +104,8 @@ def label_revision(
     keep_B1 = (eta / (p_BC.amax(1) - label_p_B + 1.0))[:, None]
     revised_BC = (keep_B1 * p_BC).scatter_add(1, labels_B[:, None], 1.0 - keep_B1)
     wrong_B = (log_q_BC.exp() - revised_BC).square().mean(1)
-    right_B = (raised(student_BC) - teacher_BC).square().mean(1) * logit_weight - at(log_q_BC, labels_B)
-    return torch.where(teacher_BC.argmax(1) == labels_B, right_B, wrong_B)
+    right_B = mean_square(raised(student_BC) - teacher_BC) * logit_weight - at(log_q_BC, labels_B)
+    is_right_B = teacher_BC.argmax(1) == labels_B
+    num_right = is_right_B.to(p_BC.dtype).sum()
+    num_same_B = torch.where(is_right_B, num_right, len(labels_B) - num_right)
+    return torch.where(is_right_B, right_B, wrong_B) * (len(labels_B) / num_same_B)

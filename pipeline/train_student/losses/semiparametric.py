@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numerics import Temperature, at, cross_entropy, kl, log_probs, probs, raised
+from .numerics import Temperature, at, cross_entropy, kl, log_probs, mean_square, probs, raised
 
 
 def logit_squared_error(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def logit_squared_error(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor
         Ba, Caruana. Do Deep Nets Really Need to be Deep? NeurIPS 2014, section 2.2.
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 5.
     """
-    return (raised(student_BC) - raised(teacher_BC)).square().mean(1)
+    return mean_square(raised(student_BC) - raised(teacher_BC))
 
 
 def corrected_squared_error(
@@ -47,7 +47,7 @@ def corrected_squared_error(
     1/C sum_j (s_j - t_j)^2 with t_j = z_j + g_j (y_j - p_j), p = softmax(z), y the one-hot label and
     g_j = (c / max(p_j, floor)) / (c + (y_j - p_j)^2), which minimises (y_j - p_j)^2 g^2 + c (g - 1/p_j)^2.
     scale = "probability": s_j, z_j become probabilities and g_j = c / (c + (y_j - p_j)^2).
-    c -> 0 leaves the teacher as it is; c -> infinity is the orthogonal loss.
+    c -> 0 leaves the teacher as it is; c -> infinity is the orthogonal loss at the same floor.
 
     Args:
         student_BC: Student logits.
@@ -73,7 +73,7 @@ def corrected_squared_error(
     if scale == "probability":
         return (probs(student_BC) - (p_BC + gamma_BC * surprise_BC)).square().mean(1)
     target_BC = raised(teacher_BC) + gamma_BC * surprise_BC / p_BC.clamp(min=floor)
-    return (raised(student_BC) - target_BC).square().mean(1)
+    return mean_square(raised(student_BC) - target_BC)
 
 
 def _minus_one_hot(p_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def orthogonal_squared_error(
     """
     pull_B = 1.0 / at(log_probs(teacher_BC), labels_B).exp().clamp(min=floor)
     target_BC = (raised(teacher_BC) - 1.0).scatter_add(1, labels_B[:, None], pull_B[:, None])
-    return (raised(student_BC) - target_BC).square().mean(1)
+    return mean_square(raised(student_BC) - target_BC)
 
 
 def orthogonal_cross_entropy(
@@ -118,8 +118,8 @@ def orthogonal_cross_entropy(
 
     T^2 [KL(w || q) + (r/T) (sum_c w_c log q_c - log q_y)], with w, q = softmax(logits / T), p = softmax(z) and
     r = w_y / max(p_y, floor). Up to the teacher's entropy this is T^2 [(1 - r/T) soft CE + (r/T) hard CE], both
-    with q: at T = 1 plain cross-entropy. r > T, where the teacher all but excludes the label, makes the soft
-    weight negative, as published; max_ratio holds it.
+    with q: at T = 1 plain cross-entropy on rows with p_y >= floor, and closer to KD where p_y is below. r > T,
+    where the teacher all but excludes the label, makes the soft weight negative, as published; max_ratio holds it.
 
     Args:
         student_BC: Student logits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .numerics import raised
+from .numerics import LARGEST_SQUARED, raised
 
 
 def standardised(logits_BC: Tensor, eps: float = 1e-7) -> Tensor:
@@ -22,7 +22,7 @@ def standardised(logits_BC: Tensor, eps: float = 1e-7) -> Tensor:
     References:
         Sun, Ren, Li, Wang, Cao. Logit Standardization in Knowledge Distillation. CVPR 2024, section 4.
     """
-    logits_BC = raised(logits_BC)
+    logits_BC = raised(logits_BC).clamp(-LARGEST_SQUARED, LARGEST_SQUARED)
     centred_BC = logits_BC - logits_BC.mean(1, keepdim=True)
     variance_B1 = centred_BC.square().sum(1, keepdim=True) / (logits_BC.shape[1] - 1)
     return centred_BC / (eps + variance_B1.clamp(min=1e-30).sqrt())

@@ -51,9 +51,10 @@ said at each loss. The section numbers in the references were not checked again.
 """
 
 NEEDS = """
-Needs: `labels`, rows without one give 0; `dense`, every class stored; `label_in_head`, the classes above the label must
-be known: in a top-k store rows whose label is outside the head abstain from that part, and are counted; `out_of_fold`,
-answers of teachers that did not see the row. In brackets: what a loss was made for and can do without.
+Needs: `labels`, rows without one give 0; `dense`, every class stored; `logits`, raw logits are compared, so no class
+may have probability 0; `label_in_head`, the classes above the label must be known: in a top-k store rows whose label is
+outside the head abstain from that part, and are counted; `out_of_fold`, answers of teachers that did not see the row.
+In brackets: what a loss was made for and can do without.
 """
 
 MEASURED = """## Which loss with which encoding

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
+from pipeline.train_student.losses.standardise import standardised
 from tests.loss_references import BATCH_REFERENCES, REFERENCES
 
 FIRST = Step(step=0, steps_per_epoch=1, num_epochs=2)
@@ -196,27 +197,60 @@ def test_the_table_says_zero_only_where_it_is_true(name: str) -> None:
         assert (call(name, teacher_BC, teacher_BC, labels_B).abs() > 1e-4).any()
 
 
-EXTREME = [
-    (1e4, -1e4),
-    (-1e4, 1e4),
-    (1e4, 1e4),
-    (0.0, 1e4),
-    (1e4, 0.0),
-]
+EXTREME = [(1.0, -1.0), (-1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)]
 
 
+@pytest.mark.parametrize("size", [1e4, 1e30])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_classes", [2, 7])
-def test_extreme_logits_are_finite_in_value_and_gradient(name: str, num_classes: int) -> None:
-    """One class of student and teacher at +-1e4, the label that class or another one."""
+def test_extreme_logits_are_finite_in_value_and_gradient(name: str, num_classes: int, size: float) -> None:
+    """One class of student and teacher at +-1e4 or +-1e30, the label that class or another one."""
     student_BC, teacher_BC, _ = rows(2 * len(EXTREME), num_classes)
     for row, (student, teacher) in enumerate(EXTREME * 2):
-        student_BC[row, 0], teacher_BC[row, 0] = student, teacher
+        student_BC[row, 0], teacher_BC[row, 0] = size * student, size * teacher
     labels_B = torch.tensor([0] * len(EXTREME) + [1] * len(EXTREME))
     for temperature in (0.5, 1.0, 4.0) if "temperature" in LOSSES[name].options else (None,):
         options = {} if temperature is None else {"temperature": temperature}
         assert call(name, student_BC, teacher_BC, labels_B, **options).isfinite().all()
         assert gradient(name, student_BC, teacher_BC, labels_B, **options).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("standardise", [False, True])
+def test_whole_rows_at_1e30_are_finite(name: str, standardise: bool) -> None:
+    student_BC, teacher_BC, labels_B = rows(6, 10)
+    student_BC[::2] *= 1e30
+    teacher_BC[::3] *= 1e30
+    if standardise and LOSSES[name].fits != "teacher":
+        return
+    student_BC.requires_grad_()
+    pair = (standardised(student_BC), standardised(teacher_BC)) if standardise else (student_BC, teacher_BC)
+    value_B = call(name, *pair, labels_B)
+    (grad_BC,) = torch.autograd.grad(value_B.sum(), student_BC)
+    assert value_B.isfinite().all()
+    assert grad_BC.isfinite().all()
+
+
+def test_a_class_that_is_left_out_stays_out_beside_logits_of_minus_1e30() -> None:
+    """The other classes all lie at -1e30: what remains is uniform over them, and the label has no part in it."""
+    student_BC = torch.tensor([[0.0, -1e30, -1e30, -1e30]])
+    teacher_BC = torch.tensor([[5.0, 1.0, 1.0, 1.0]])
+    labels_B = torch.tensor([0])
+    for name, options in (("dkd", {"alpha": 0.0}), ("rld", {"alpha": 0.0}), ("nkd", {})):
+        options = {"temperature": 1.0, **options}
+        want_B = call(name, student_BC.clamp(min=-60.0), teacher_BC, labels_B, **options)
+        torch.testing.assert_close(call(name, student_BC, teacher_BC, labels_B, **options), want_B)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_vocabulary_of_152_thousand(name: str) -> None:
+    batch = rows(2, 151_936)
+    value_B = call(name, *batch)
+    if name not in ("dist", "lr"):
+        np.testing.assert_allclose(value_B.numpy(), reference(name, *batch), rtol=1e-3, atol=1e-3)
+    assert value_B.isfinite().all()
+    assert gradient(name, *batch).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -70,6 +70,24 @@ def test_presets_replace_weights_and_options_and_settings_come_last() -> None:
     assert (kd.weight, ce.weight) == (0.5, 0.5)
     assert parse_objective("kd", {"preset": "standardised"}).terms[0].standardise
     assert parse_objective("kd", {"preset": "cifar"}).settings == parse_objective("kd").settings
+    kd, ce = parse_objective("kd", {"preset": "imagenet_rld"}).terms
+    assert (kd.weight, ce.weight, kd.temperature) == (0.5, 1.0, 1.0)
+
+
+def test_standardised_presets_are_those_of_the_authors_flag() -> None:
+    found = {}
+    for name in ("kd", "rld", "dkd", "swap", "rc"):
+        term = parse_objective(name, {"preset": "standardised"}).terms[0]
+        assert term.standardise
+        assert term.temperature == 2.0
+        found[name] = (term.weight, term.options.get("alpha"), term.options.get("beta"), term.options.get("rc_weight"))
+    assert found == {
+        "kd": (9.0, None, None, None),
+        "rld": (1.0, 9.0, 72.0, None),
+        "dkd": (1.0, 9.0, 72.0, None),
+        "swap": (1.0, None, None, None),
+        "rc": (9.0, None, None, 0.1),
+    }
 
 
 def test_needs_follow_the_options() -> None:
@@ -147,6 +165,20 @@ class Half(ExactAnswer):
 
     def order_known(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.known_B
+
+
+def test_a_row_weight_that_asks_for_labels_leaves_unlabelled_rows_of_the_teacher_alone() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    labels_B[2] = -1
+    plain_B = parse_objective("kd")(student_BC, teacher_BC, labels_B)
+    paced_B = parse_objective("kd", {"row_weight": "paced"})(student_BC, teacher_BC, labels_B)
+    torch.testing.assert_close(paced_B[2], plain_B[2])
+    assert paced_B[2] > 0
+    raw = {"row_weight": "paced", "row_weight_mean_one": 0}
+    ratio_B = parse_objective("kd:1", raw)(student_BC, teacher_BC, labels_B) / parse_objective("kd:1")(
+        student_BC, teacher_BC, labels_B
+    )
+    torch.testing.assert_close(ratio_B[2], ratio_B[labels_B >= 0].mean())  # as much as a judged row, on average
 
 
 def test_rld_abstains_and_says_how_often() -> None:

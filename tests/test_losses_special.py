@@ -5,6 +5,8 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
+import decimal
+import math
 from typing import Any
 
 import pytest
@@ -106,6 +108,62 @@ def test_a_ratio_clip_holds_the_weight_of_a_class_and_nothing_else() -> None:
     torch.testing.assert_close(got_BC, want_BC)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.5, 5.0])
+def test_the_adaptive_divergence_clips_as_its_authors_do(clip: float) -> None:
+    """They take d/d log q = -q w / a with w = (p/q)^a clipped, of the order whose clipped value is larger."""
+    student_BC, teacher_BC, labels_B = rows(12, 12, scale=1.0, dtype=torch.float64)
+    p_BC, q_BC = torch.softmax(teacher_BC, 1), torch.softmax(student_BC, 1)
+    weight_BC = (q_BC / p_BC).clamp(max=clip or math.inf)
+    reverse_B, forward_B = 0.5 * ((q_BC * weight_BC).sum(1) - 1), (p_BC * (p_BC / q_BC).log()).sum(1)
+    torch.testing.assert_close(
+        call("alpha", student_BC, teacher_BC, labels_B, ratio_clip=clip), torch.maximum(reverse_B, forward_B)
+    )
+    pull_BC = q_BC * weight_BC
+    reverse_BC = pull_BC - q_BC * pull_BC.sum(1, keepdim=True)
+    taken_B1 = (reverse_B > forward_B)[:, None]
+    assert 0 < int(taken_B1.sum()) < 12 or clip != 5.0
+    want_BC = torch.where(taken_B1, reverse_BC, q_BC - p_BC)
+    torch.testing.assert_close(gradient("alpha", student_BC, teacher_BC, labels_B, ratio_clip=clip), want_BC)
+
+
+def test_the_adaptive_divergence_on_three_classes() -> None:
+    teacher_BC = torch.tensor([[0.9, 0.09, 0.01]], dtype=torch.float64).log()
+    student_BC = torch.tensor([[0.3, 0.2, 0.5]], dtype=torch.float64).log()
+    got_BC = gradient("alpha", student_BC, teacher_BC, torch.tensor([0]))
+    want_BC = torch.tensor([[-0.81333, -0.16444, 0.97778]], dtype=torch.float64)
+    torch.testing.assert_close(got_BC, want_BC, rtol=0, atol=1e-5)
+
+
+def exactly(log_p: list[float], log_q: list[float], alpha: float, beta: float) -> float:
+    """One row of the alpha-beta divergence in 60 digits, at exponents 1e-25 away from those given."""
+    with decimal.localcontext(prec=60):
+        a, b = decimal.Decimal(alpha) + decimal.Decimal("1e-25"), decimal.Decimal(beta) + decimal.Decimal("2e-25")
+        sum_ = decimal.Decimal(0)
+        for x, y in zip(map(decimal.Decimal, log_p), map(decimal.Decimal, log_q), strict=True):
+            own = a * ((a + b) * x).exp() + b * ((a + b) * y).exp()
+            sum_ += own / (a + b) - (a * x + b * y).exp()
+        return float(sum_ / (a * b))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-9, -1e-4, 0.0999, 0.1001, 0.6, -0.6, 1.0, -3.0])
+@pytest.mark.parametrize("beta", [0.0, 1e-12, 1e-5, -0.02, 0.6, -0.6, 1.0, 1.0 - 1e-7, 3.0])
+def test_alpha_beta_is_exact_on_and_near_the_lines_where_an_exponent_vanishes(alpha: float, beta: float) -> None:
+    log_q_BC, log_p_BC = (log_probs(tensor) for tensor in batch(seed=4)[:2])
+    want_B = [exactly(p, q, alpha, beta) for p, q in zip(log_p_BC.tolist(), log_q_BC.tolist(), strict=True)]
+    wide_B = alpha_beta_rows(log_p_BC, log_q_BC, alpha, beta)
+    torch.testing.assert_close(wide_B, torch.tensor(want_B, dtype=torch.float64), rtol=1e-10, atol=0)
+    single_B = alpha_beta_rows(log_p_BC.float(), log_q_BC.float(), alpha, beta)
+    torch.testing.assert_close(single_B, torch.tensor(want_B), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (1e-7, 0.0), (0.5, -0.5), (0.02, 0.4), (0.7, -1e-6)])
+def test_the_gradient_of_alpha_beta_near_its_limits(alpha: float, beta: float) -> None:
+    log_q_BC, log_p_BC = (log_probs(tensor) for tensor in batch(seed=4)[:2])
+    log_q_BC[0] = log_p_BC[0]
+    log_q_BC.requires_grad_()
+    assert torch.autograd.gradcheck(lambda log_q_BC: alpha_beta_rows(log_p_BC, log_q_BC, alpha, beta), (log_q_BC,))
+
+
 def test_bounded_exp_is_exp_and_then_its_tangent() -> None:
     x = torch.tensor([-1e5, -3.0, 0.0, MAX_EXPONENT, MAX_EXPONENT + 1, 1e5], requires_grad=True)
     values = bounded_exp(x)
@@ -169,10 +227,15 @@ def test_the_orthogonal_cross_entropy_is_a_mixture_of_soft_and_hard() -> None:
     torch.testing.assert_close(call("ce_ortho", student_BC, teacher_BC, labels_B), want_B)
 
 
-def test_the_orthogonal_cross_entropy_at_temperature_1_is_cross_entropy() -> None:
+def test_the_orthogonal_cross_entropy_at_temperature_1_is_cross_entropy_above_the_floor() -> None:
     student_BC, teacher_BC, labels_B = batch()
-    got_BC = gradient("ce_ortho", student_BC, teacher_BC, labels_B, temperature=1.0, floor=1e-12)
-    torch.testing.assert_close(got_BC, gradient("ce", student_BC, teacher_BC, labels_B))
+    label_p_B = torch.softmax(teacher_BC, 1).gather(1, labels_B[:, None])[:, 0]
+    above_B = label_p_B >= 0.05
+    assert 0 < int(above_B.sum()) < 8
+    got_BC = gradient("ce_ortho", student_BC, teacher_BC, labels_B, temperature=1.0, floor=0.05)
+    want_BC = gradient("ce", student_BC, teacher_BC, labels_B)
+    torch.testing.assert_close(got_BC[above_B], want_BC[above_B])
+    assert ((got_BC - want_BC).abs().amax(1) > 1e-3)[~above_B].all()
 
 
 def test_gamma_goes_from_the_teacher_to_the_orthogonal_loss() -> None:
@@ -238,6 +301,48 @@ def test_swap_and_lr_put_the_label_first() -> None:
     kd_B, swap_B = (call(name, student_BC, teacher_BC, labels_B) for name in ("kd", "swap"))
     torch.testing.assert_close(swap_B[right_B], kd_B[right_B])
     assert ((swap_B - kd_B).abs() > 1e-6)[~right_B].all()
+
+
+@pytest.mark.parametrize("kinds", ["both", "right", "wrong"])
+def test_the_mean_of_lr_is_the_sum_of_two_means(kinds: str) -> None:
+    student_BC, teacher_BC, labels_B = rows(9, 6, dtype=torch.float64)
+    right_B = teacher_BC.argmax(1) == labels_B
+    if kinds != "both":
+        keep_B = right_B if kinds == "right" else ~right_B
+        student_BC, teacher_BC, labels_B = student_BC[keep_B], teacher_BC[keep_B], labels_B[keep_B]
+        right_B = teacher_BC.argmax(1) == labels_B
+    student_BC.requires_grad_()
+    got = call("lr", student_BC, teacher_BC, labels_B).mean()
+    want = torch.zeros((), dtype=torch.float64)
+    if right_B.any():
+        want = want + torch.nn.functional.cross_entropy(student_BC[right_B], labels_B[right_B])
+        want = want + 4.0 * torch.nn.functional.mse_loss(student_BC[right_B], teacher_BC[right_B])
+    if not right_B.all():
+        p_BC, y_B1 = torch.softmax(teacher_BC[~right_B], 1), labels_B[~right_B][:, None]
+        keep_B1 = 0.8 / (p_BC.amax(1, keepdim=True) - p_BC.gather(1, y_B1) + 1.0)
+        target_BC = keep_B1 * p_BC + (1.0 - keep_B1) * torch.zeros_like(p_BC).scatter(1, y_B1, 1.0)
+        want = want + torch.nn.functional.mse_loss(torch.softmax(student_BC[~right_B], 1), target_BC)
+    torch.testing.assert_close(got, want)
+    grads = [torch.autograd.grad(loss, student_BC)[0] for loss in (got, want)]
+    torch.testing.assert_close(*grads)
+
+
+def test_truncation_waits_for_a_student_that_knows_something() -> None:
+    """At its start a student gives every label 1/C, below any k: all gradients would be zero for good."""
+    _, teacher_BC, labels_B = batch()
+    flat_BC = torch.zeros_like(teacher_BC)
+    early_BC = gradient("gce", flat_BC, teacher_BC, labels_B, truncate=0.5, progress=0.3)
+    torch.testing.assert_close(early_BC, gradient("gce", flat_BC, teacher_BC, labels_B))
+    late_BC = gradient("gce", flat_BC, teacher_BC, labels_B, truncate=0.5, progress=0.4)
+    assert torch.equal(late_BC, torch.zeros_like(late_BC))
+
+
+def test_nkd_cannot_fall_below_the_entropy_of_the_other_classes() -> None:
+    _, teacher_BC, labels_B = batch()
+    student_BC = teacher_BC.scatter_add(1, labels_B[:, None], torch.full((8, 1), 60.0, dtype=torch.float64))
+    others_BC = torch.softmax((teacher_BC / 3.0).scatter(1, labels_B[:, None], -torch.inf), 1)
+    entropy_B = torch.special.entr(others_BC).sum(1)
+    torch.testing.assert_close(call("nkd", student_BC, teacher_BC, labels_B), 3.5 * 9.0 * entropy_B)
 
 
 def test_dist_forgets_the_scale_and_shift_of_probabilities() -> None:

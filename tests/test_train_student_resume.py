@@ -18,9 +18,8 @@ from pipeline.encoding import Encoding
 from pipeline.fit import EpochRecord, Training
 from pipeline.models.weights import load_state, weights_digest
 from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
-from pipeline.train_student.losses import Objective, parse_objective
+from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
-from pipeline.train_student.search import search_options
 from pipeline.views import Views
 from stores import Store, open_store
 
@@ -156,21 +155,7 @@ def test_two_processes_do_not_train_in_one_folder(store: Store, digits: Split, t
     train_student(*arguments, on_epoch=another)
 
 
-def test_candidates_reach_the_peak_learning_rate() -> None:
-    training = Training(epochs=8, warmup_epochs=4)
-    tried: list[Training] = []
-
-    def attempt(_: Objective, short: Training) -> dict[str, float]:
-        tried.append(short)
-        return {"val_accuracy": 0.5, "val_nll": 1.0}
-
-    search_options(parse_objective("sel_corrected", {"c": "auto"}), training, attempt, [], lambda _: None)
-    rates = [tried[0].learning_rate(step, 100) for step in range(100 * tried[0].epochs)]
-    assert max(rates) == pytest.approx(training.lr)
-    assert rates.index(max(rates)) == pytest.approx(len(rates) * 4 / 8, abs=1)
-
-
-def test_an_option_that_is_auto_is_searched_on_validation_rows(
+def test_an_option_that_is_auto_is_searched_by_cross_validation(
     store: Store, digits: Split, plain_teacher: Path, tmp_path: Path
 ) -> None:
     answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
@@ -178,13 +163,12 @@ def test_an_option_that_is_auto_is_searched_on_validation_rows(
     dense = open_store(tmp_path / "d.zarr")
     objective = parse_objective("sel_corrected", {"c": "auto"})
     arguments = (dense, digits, None, "mlp:16", objective, Training(epochs=4), tmp_path / "run")
-    with pytest.raises(ValueError, match="needs validation rows; pass --val-share"):
-        train_student(*arguments)
     with pytest.raises(KeyboardInterrupt):
         train_student(*arguments, val_share=0.2, on_epoch=Stop(1))
-    assert len(json.loads((tmp_path / "run" / SEARCH).read_text())) == 7
+    assert len(json.loads((tmp_path / "run" / SEARCH).read_text())) == 9
     result = train_student(*arguments, val_share=0.2)
-    best = max(result["search"], key=lambda tried: (tried["val_accuracy"], -tried["val_nll"]))
+    best = min(result["search"], key=lambda tried: tried["nll"])
+    assert [tried["c"] for tried in result["search"]] == [10.0**power for power in range(-5, 4)]
     assert result["settings"]["terms"][0]["c"] == best["c"]
     assert result["validation"]["num_rows"] == pytest.approx(0.2 * len(digits), abs=10)
     assert result["against_teacher"]["rows"] == "validation"

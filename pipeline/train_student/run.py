@@ -19,7 +19,7 @@ from pipeline.datasets import Split
 from pipeline.datasets.split import check_same_classes
 from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
 from pipeline.fit.weights import weight_bytes
-from pipeline.metrics import measure
+from pipeline.metrics import Metrics, measure
 from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
@@ -35,6 +35,7 @@ from pipeline.models.weights import (
 from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
 from pipeline.train_student.evaluate import (
     VALIDATION_SEED,
+    Rows,
     cut_validation,
     evaluate_against_teacher,
     evaluate_test,
@@ -44,7 +45,7 @@ from pipeline.train_student.evaluate import (
 from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, finished_result, refuse_file
 from pipeline.train_student.losses import Objective, Step
 from pipeline.train_student.order import decide_grouping, order_warnings
-from pipeline.train_student.search import search_options
+from pipeline.train_student.search import cut_folds, search_options
 from pipeline.train_student.signal import Signal, check_data
 from pipeline.train_student.slab import Grouping
 from pipeline.user_code import is_factory
@@ -151,9 +152,9 @@ def train_student(
     rows, validation = cut_validation(split, val_share)
     if not len(rows):
         raise ValueError(f"--val-share {val_share} of {split.spec} leaves no training rows; take a smaller share")
-    for what, wants in (("--select best", training.select == "best"), ("an option that is auto", objective.search)):
-        if wants and not len(validation):
-            raise ValueError(f"{what} needs validation rows; pass --val-share 0.1")
+    if training.select == "best" and not len(validation):
+        raise ValueError("--select best needs validation rows; pass --val-share 0.1")
+    folds = cut_folds(split, rows) if objective.search else []
     if objective.search and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
     views = Views.from_attributes(store.views)
@@ -183,13 +184,20 @@ def train_student(
         "processes": processes.count,
     }
 
+    def measured(model: nn.Module, rows: Rows) -> Metrics:
+        return measure(*measure_rows(model, split, rows, preprocessing=scaling, device=device))
+
     def evaluate(model: nn.Module) -> dict[str, float]:
-        measured = measure(*measure_rows(model, split, validation, preprocessing=scaling, device=device))
-        return {"val_accuracy": measured.accuracy, "val_nll": measured.nll}
+        found = measured(model, validation)
+        return {"val_accuracy": found.accuracy, "val_nll": found.nll}
+
+    def attempt(objective: Objective, short: Training, kept: Rows, left: Rows) -> float:
+        return measured(train(objective, short, kept)[0], left).nll
 
     def train(
         objective: Objective,
         training: Training,
+        rows: Rows,
         checkpoint: Checkpoint | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
     ) -> tuple[nn.Module, list[EpochRecord]]:
@@ -203,7 +211,7 @@ def train_student(
             preprocessing=scaling,
             rows=rows,
             device=device,
-            evaluate=evaluate if len(validation) else None,
+            evaluate=evaluate if len(validation) and checkpoint is not None else None,
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             workers=workers,
@@ -215,7 +223,7 @@ def train_student(
         if finished_result(out, settings) is not None:
             return {}
         with closing(signal):
-            train(objective, training, Checkpoint(out / CHECKPOINT))
+            train(objective, training, rows, Checkpoint(out / CHECKPOINT))
         return {}
 
     with closing(signal), RunFolder(out, settings) as folder:
@@ -224,7 +232,8 @@ def train_student(
         objective, searched = search_options(
             objective,
             training,
-            lambda candidate, short: evaluate(train(candidate, short)[0]),
+            attempt,
+            folds,
             folder.read_search(),
             folder.write_search,
         )
@@ -236,7 +245,7 @@ def train_student(
             if on_epoch is not None:
                 on_epoch(epoch)
 
-        model, _ = train(objective, training, Checkpoint(folder.checkpoint), record)
+        model, _ = train(objective, training, rows, Checkpoint(folder.checkpoint), record)
         result: dict[str, Any] = {
             "loss": objective.name,
             "student": student,

@@ -155,7 +155,7 @@ SEMIPARAMETRIC: dict[str, Loss] = {
         takes={
             "temperature": temperature(4.0),
             "floor": number(1e-2, "[1e-9, 1]"),
-            "max_ratio": number(0.0, "[0, 1e6]"),
+            "max_ratio": number(0.0, "[0, 100]"),
         },
         weight=0.5,
         ce_weight=0.5,

@@ -174,7 +174,7 @@ def test_a_row_weight_that_asks_for_labels_leaves_unlabelled_rows_of_the_teacher
     paced_B = parse_objective("kd", {"row_weight": "paced"})(student_BC, teacher_BC, labels_B)
     torch.testing.assert_close(paced_B[2], plain_B[2])
     assert paced_B[2] > 0
-    raw = {"row_weight": "paced", "row_weight_mean_one": 0}
+    raw: dict[str, str | float] = {"row_weight": "paced", "row_weight_mean_one": 0}
     ratio_B = parse_objective("kd:1", raw)(student_BC, teacher_BC, labels_B) / parse_objective("kd:1")(
         student_BC, teacher_BC, labels_B
     )

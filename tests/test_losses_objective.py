@@ -170,15 +170,26 @@ class Half(ExactAnswer):
 def test_a_row_weight_that_asks_for_labels_leaves_unlabelled_rows_of_the_teacher_alone() -> None:
     student_BC, teacher_BC, labels_B = batch()
     labels_B[2] = -1
-    plain_B = parse_objective("kd")(student_BC, teacher_BC, labels_B)
-    paced_B = parse_objective("kd", {"row_weight": "paced"})(student_BC, teacher_BC, labels_B)
-    torch.testing.assert_close(paced_B[2], plain_B[2])
+
+    def losses(text: str, settings: dict[str, str | float]) -> Tensor:
+        return parse_objective(text, settings)(student_BC, ExactAnswer(teacher_BC), labels_B, at())
+
+    paced_B = losses("kd", {"row_weight": "paced"})
+    torch.testing.assert_close(paced_B[2], losses("kd", {})[2])
     assert paced_B[2] > 0
-    raw: dict[str, str | float] = {"row_weight": "paced", "row_weight_mean_one": 0}
-    ratio_B = parse_objective("kd:1", raw)(student_BC, teacher_BC, labels_B) / parse_objective("kd:1")(
-        student_BC, teacher_BC, labels_B
-    )
+    ratio_B = losses("kd:1", {"row_weight": "paced", "row_weight_mean_one": 0}) / losses("kd:1", {})
     torch.testing.assert_close(ratio_B[2], ratio_B[labels_B >= 0].mean())  # as much as a judged row, on average
+
+
+def test_unlabelled_rows_do_not_count_among_the_right_and_wrong_rows_of_lr() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    labels_B[::2] = teacher_BC.argmax(1)[::2]
+    labels_B[1] = -1
+    labelled_B = labels_B >= 0
+    got_B = parse_objective("lr")(student_BC, ExactAnswer(teacher_BC), labels_B, at())
+    want_B = LOSSES["lr"].fn(student_BC[labelled_B], teacher_BC[labelled_B], labels_B[labelled_B])
+    torch.testing.assert_close(got_B[labelled_B], want_B)
+    assert got_B[1] == 0.0
 
 
 def test_rld_abstains_and_says_how_often() -> None:

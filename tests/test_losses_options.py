@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.train_student.domains import Interval, Option, Switch, Words
-from pipeline.train_student.losses import LOSSES, parse_objective
+from pipeline.train_student.losses import LOSSES, parse_objective, takes_setting
 from pipeline.train_student.losses.plan import RULE_OPTIONS
 from pipeline.train_student.row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from tests.test_losses import call, gradient, rows
@@ -204,3 +204,26 @@ def test_presets_lie_in_the_domains_and_change_the_objective(name: str) -> None:
             if key in loss.takes:
                 assert loss.takes[key].read(key, value) == value
         assert parse_objective(name, {"preset": preset}).settings["terms"] != parse_objective(name).settings["terms"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "taken"),
+    [
+        ("kd", "temperature", "2", True),
+        ("ce", "temperature", "2", False),
+        ("kd", "difficulty_c", "1", True),
+        ("ce", "difficulty_c", "1", False),
+        ("ce", "noise_power", "2", True),
+        ("kd", "row_weight_floor", "0.1", True),
+        ("ce", "row_weight", "confidence", False),
+        ("gjs", "preset", "imagenet", False),
+        ("ce", "ce_weight", "0.5", False),
+        ("kd", "rld.beta", "1", False),
+        ("gce", "truncate_start", "0.2", True),
+    ],
+)
+def test_a_sweep_can_ask_which_settings_a_loss_takes(text: str, key: str, value: str, taken: bool) -> None:
+    assert takes_setting(text, key, value) is taken
+    if taken:
+        with pytest.raises(ValueError, match=key.rpartition(".")[2]):
+            takes_setting(text, key, "up")

@@ -96,7 +96,7 @@ def train_teacher(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Train one teacher, or with --folds B one teacher on the complement of each fold."""
+    """Train one teacher, or with --folds B one on the complement of each fold. A stopped run goes on where it was."""
     from tqdm import tqdm
 
     from pipeline.cache_teacher.train import train_teachers
@@ -121,19 +121,26 @@ def train_teacher(
             bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}")
             bar.update()
 
-        paths = train_teachers(
-            split,
-            model,
-            training,
-            out,
-            plan=fold_plan(folds, fold_strategy, fold_seed),
-            transform=allow_transform(transform),
-            preprocessing=input_scaling(mean, std),
-            device=find_device(device, threads),
-            on_epoch=report,
-        )
+        there: set[Path] = set()
+        try:
+            paths = train_teachers(
+                split,
+                model,
+                training,
+                out,
+                plan=fold_plan(folds, fold_strategy, fold_seed),
+                transform=allow_transform(transform),
+                preprocessing=input_scaling(mean, std),
+                device=find_device(device, threads),
+                on_epoch=report,
+                on_there=there.add,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
+            raise typer.Exit(130) from None
     for path in paths:
-        typer.echo(f"wrote {path}")
+        typer.echo(f"{_wrote(path not in there)} {path}")
 
 
 @app.command()

@@ -20,8 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.fit.training import EpochRecord, Training
 from pipeline.whole_file import whole_file
+from stores.plain_json import parse_json
 
 State = dict[str, Tensor]
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 
 
 @dataclass(kw_only=True)
@@ -51,10 +54,11 @@ class Checkpoint:
 
     Args:
         path: The file; it exists from the end of the first epoch on.
+        about: What else decides the result, fit for JSON: a run about something else is refused.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
+        self.path, self.about = path, json.loads(json.dumps(about or {}))
 
     def save(self, run: Run, training: Training) -> None:
         """Writes beside and renames: a kill at any moment leaves the last whole checkpoint."""
@@ -75,6 +79,7 @@ class Checkpoint:
                     plain[f"{index}.{name}"] = value
         content = {
             "training": training.attributes(),
+            "about": self.about,
             "history": [asdict(record) for record in run.history],
             "optimizer": plain,
             "scaler": run.scaler.state_dict(),
@@ -93,33 +98,45 @@ class Checkpoint:
         """
         if not self.path.exists():
             return False
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                content = json.loads((file.metadata() or {})["checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{self.path}: not a readable checkpoint ({error}); remove it to start over") from error
-        if content["training"] != training.attributes():
+        content, tensors = self._read()
+        if content.get("training") != training.attributes() or content.get("about", {}) != self.about:
             raise ValueError(f"{self.path}: checkpoint of a run with other settings; choose another --out")
         try:
             run.model.load_state_dict(_within("model", tensors))
             run.optimizer.load_state_dict(
                 {**run.optimizer.state_dict(), "state": _optimizer_state(tensors, content["optimizer"])}
             )
-        except (RuntimeError, ValueError) as error:
-            fault = str(error).splitlines()[0]
+        except _MALFORMED as error:
+            fault = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{self.path}: checkpoint of another model ({fault}); choose another --out") from error
-        if run.average:
-            run.average.load_state_dict(_within("average", tensors))
-        run.best = _within("best", tensors) or None
-        run.scaler.load_state_dict(content["scaler"])
-        run.history[:] = [EpochRecord(**record) for record in content["history"]]
-        run.order.set_state(tensors["random.order"])
-        states = _within(f"random.{run.number}", tensors)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and run.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], run.device)
+        try:
+            if run.average:
+                run.average.load_state_dict(_within("average", tensors))
+            run.best = _within("best", tensors) or None
+            run.scaler.load_state_dict(content["scaler"])
+            run.history[:] = [EpochRecord(**record) for record in content["history"]]
+            run.order.set_state(tensors["random.order"])
+            states = _within(f"random.{run.number}", tensors)
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states and run.device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"], run.device)
+        except _MALFORMED as error:
+            raise self._unreadable(error) from error
         return True
+
+    def _read(self) -> tuple[dict[str, Any], State]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                content = parse_json((file.metadata() or {})["checkpoint"], self.path)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError, *_MALFORMED) as error:
+            raise self._unreadable(error) from error
+        if not isinstance(content, dict):
+            raise self._unreadable("its metadata is no JSON object")
+        return content, tensors
+
+    def _unreadable(self, reason: object) -> ValueError:
+        return ValueError(f"{self.path}: not a readable checkpoint ({reason}); remove it to start over")
 
 
 def random_state(device: torch.device) -> State:

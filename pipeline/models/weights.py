@@ -55,9 +55,19 @@ def save_weights(
         said[KEYS_COMPLETE] = complete
         texts[TRAINING_KEYS] = base64.b64encode(keys.astype("<u8").tobytes()).decode()
     texts[METADATA_KEY] = json.dumps(said, sort_keys=True, allow_nan=False)
-    blob = save(state, metadata=texts)
+    blob = _in_order(save(state, metadata=texts))
     with whole_file(path) as beside:
         beside.write_bytes(blob)
+
+
+def _in_order(blob: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library leaves their order to chance."""
+    size = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + blob[8 + size :]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_the_index_of_a_frame_is_no_feature(tmp_path: Path, caplog: pytest.LogCa
     for name in ("csv:{}/frame.csv", "parquet:{}/frame.parquet"):
         split = load_split(f"{name.format(tmp_path)}?test_share=0&label=bought")
         assert split.fingerprint == plain.fingerprint
-    assert caplog.text.count("numbers the rows and is left out") == 2
+    assert caplog.text.count("numbers the rows or is empty, and is left out") == 2
     with pytest.raises(ValueError, match=r"column 1 has no name"):
         load_split(f"csv:{tmp_path}/odd.csv?test_share=0")
 
@@ -141,6 +141,15 @@ def test_numbers_among_texts_are_named(tmp_path: Path, caplog: pytest.LogCapture
     write(tmp_path, t="children,y\n0,a\n1,b\n2,a\n3+,b\n")
     assert load_split(f"csv:{tmp_path}/t.csv?test_share=0").input_shape == (4,)
     assert "column 'children' holds 3 numbers and texts such as '3+': its values are categories" in caplog.text
+
+
+def test_a_first_line_that_looks_like_a_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, t=ADULT, counted="0,1,2,y\n5,6,7,a\n8,9,1,b\n", trailing="a,y,\n1,0,\n2,1,\n")
+    load_split(f"csv:{tmp_path}/counted.csv?test_share=0")
+    assert not caplog.text
+    load_split(f"csv:{tmp_path}/t.csv?test_share=0")
+    assert "line 1 is read as names of columns, 39, State-gov, 77516 ... (4 in all); pass header=0" in caplog.text
+    assert load_split(f"csv:{tmp_path}/trailing.csv?test_share=0&label=y").input_shape == (1,)
 
 
 def test_infinite_numbers_among_the_test_rows(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def fit_feature(name: str, column: Column, decimal: str) -> Feature:
         ValueError: Infinite numbers, numbers with a decimal comma, or more than ``MAX_CATEGORIES`` texts.
     """
     texts = column.present()
-    numbers = [text for text in texts if _is_number(text, decimal)]
+    numbers = [text for text in texts if is_number(text, decimal)]
     if len(numbers) == len(texts):
         return _fit_numbers(name, column, decimal)
     if decimal == "." and all(_DECIMAL_COMMA.fullmatch(text) or _PLAIN.fullmatch(text) for text in texts):
@@ -145,7 +145,8 @@ def _fit_numbers(name: str, column: Column, decimal: str) -> Feature:
     return Feature(name=name, mean=float(numbers.mean()), std=std if std > 1e-12 else 1.0, decimal=decimal)
 
 
-def _is_number(text: str, decimal: str) -> bool:
+def is_number(text: str, decimal: str = ".") -> bool:
+    """Is the text a number, as ``read_number`` reads it."""
     try:
         read_number(text, decimal)
     except ValueError:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.datasets.columns import Column, Columns
+import numpy as np
+
+from pipeline.datasets.columns import Column, Columns, is_number
 from pipeline.datasets.limits import check_fits
 from pipeline.datasets.spec import shown, tell
 
@@ -56,7 +58,7 @@ def read_csv(path: Path, form: Form) -> Columns:
     names = lines.pop(0)[1] if form.header else [str(column) for column in range(len(lines[0][1]))]
     _check(path, names, lines, first, form)
     columns = {name: Column.of(line[column] for _, line in lines) for column, name in enumerate(names)}
-    if "" in columns and (names[0] or len(columns[""].texts) < len(lines)):
+    if "" in columns and columns[""].present() and (names[0] or len(columns[""].texts) < len(lines)):
         raise ValueError(f"{path}: column {names.index('')} has no name; name it, or pass header=0 when line 1 is data")
     return columns
 
@@ -96,6 +98,15 @@ def _check(path: Path, names: list[str], lines: list[tuple[int, list[str]]], fir
             f"{path}: line {number} has another number of fields ({found}) than the {len(names)} columns of line"
             f" {first}; mend it, or pass skip= or comment= for lines that are no data"
         )
+    if form.header and _looks_like_a_row(names):
+        tell(f"{path}: line {first} is read as names of columns, {shown(names, 3)}; pass header=0 when it is a row")
     other = next((name for name, text in SEPARATORS.items() if len(names) == 1 and text in names[0]), None)
     if other is not None and form.header:
         raise ValueError(f"{path}: one column {names[0]!r}; when it is several, pass sep={other}")
+
+
+def _looks_like_a_row(names: list[str]) -> bool:
+    """Numbers among the names, unless they just count the columns."""
+    numbers = [name for name in names if is_number(name)]
+    counted = [int(name) for name in numbers if name.isdecimal()]
+    return bool(numbers) and (len(counted) < len(numbers) or np.ptp(counted) >= len(counted))

@@ -167,7 +167,7 @@ def _without_index(columns: Columns, options: TableOptions) -> Columns:
     if index is None or len(columns) == 1:
         return columns
     if options.split == "train":
-        tell(f"{options.spec}: the column {index!r} numbers the rows and is left out")
+        tell(f"{options.spec}: the column {index!r} numbers the rows or is empty, and is left out")
     return {name: column for name, column in columns.items() if name != index}
 
 

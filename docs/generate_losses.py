@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.train_student.losses import LOSSES
 from pipeline.train_student.losses.describe import (
+    allowed,
     arguments,
     needs,
     number,
@@ -83,7 +84,7 @@ def entry(name: str, loss: Loss) -> Iterator[str]:
     yield f"- Defaults ({loss.setting}): `{recipe(loss)}`"
     explained = arguments(doc.get("Args", ""))
     for key, option in loss.takes.items():
-        yield f"- `{key}` in {option.domain}: {explained[key]}{restriction(option)}"
+        yield f"- `{key}`, {allowed(option)}: {explained[key]}{restriction(option)}"
     for preset, values in loss.presets.items():
         yield f"- `preset={preset}`: `{pairs(values)}`"
     if loss.unsure:

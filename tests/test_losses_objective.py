@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.fit import Processes, Training
+from pipeline.train_student.cautions import cautions
 from pipeline.train_student.losses import LOSSES, SEARCH, ExactAnswer, Step, parse_objective
 from pipeline.train_student.row_weights import row_temperatures, row_weights
 
@@ -114,6 +116,38 @@ def test_c_auto_is_searched_outside_and_bound() -> None:
     assert torch.equal(bound(student_BC, ExactAnswer(teacher_BC), labels_B, at()), want_B)
     with pytest.raises(ValueError, match="is not auto"):
         bound.bind(c=1.0)
+
+
+def test_what_is_bound_lies_in_the_domain() -> None:
+    objective = parse_objective("sel_corrected", {"c": "auto"})
+    for value in (-1.0, 0.0, float("nan")):
+        with pytest.raises(ValueError, match="c is a number in"):
+            objective.bind(c=value)
+
+
+def test_a_run_says_when_a_warm_up_does_not_end_and_when_parts_of_a_batch_change_the_loss() -> None:
+    alone, two = Processes(), Processes(number=0, count=2)
+    rld = parse_objective("rld")
+    assert cautions(rld, Training(epochs=20), alone) == []
+    (line,) = cautions(rld, Training(epochs=5), alone)
+    assert "the weight of rld rises over 20 epochs, and the run has 5: it ends at 0.25 of it" in line
+    cases: tuple[tuple[str, dict[str, str | float], str], ...] = (
+        ("kd", {}, ""),
+        ("dist", {}, "dist"),
+        ("dist:1", {"gamma": 0}, ""),
+        ("lr:1 + kd:1", {}, "lr"),
+        ("kd", {"row_weight": "paced"}, "kd, ce"),
+        ("kd", {"row_weight": "paced", "row_weight_mean_one": 0}, ""),
+        ("kd", {"temperature_rule": "difficulty"}, "kd"),
+    )
+    for text, settings, coupled in cases:
+        objective = parse_objective(text, settings)
+        assert cautions(objective, Training(epochs=1), alone) == []
+        for said in (
+            cautions(objective, Training(epochs=1, accumulate=2), alone),
+            cautions(objective, Training(epochs=1), two),
+        ):
+            assert [line.partition(":")[0] for line in said] == ([coupled] if coupled else [])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Several processes that train one model together, as torchrun starts them: one a GPU, or some on CPUs.
 
 Every process draws the same order of examples and takes its share of each batch; gradients are summed, so that a
-step is the step of the whole batch. Only batch norm sees its own share alone.
+step is the step of the whole batch. Only batch norm, and losses that couple rows, see their own share alone.
 
 Shapes: B batch.
 """

@@ -198,7 +198,7 @@ ROW_WEIGHTS: dict[str, RowWeight] = {
     "confidence": RowWeight(
         fn=teacher_confidence,
         use="teachers whose unsure answers are noise; weighs the teacher's terms only",
-        takes={"confidence_power": number(1.0, "[-10, 10]", without=0.0)},
+        takes={"confidence_power": number(1.0, "[-5, 5]", without=0.0)},
         touches=frozenset({"teacher"}),
     ),
     "entropy": RowWeight(

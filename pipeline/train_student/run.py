@@ -32,6 +32,7 @@ from pipeline.models.weights import (
     save_weights,
     weights_digest,
 )
+from pipeline.train_student.cautions import cautions
 from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
 from pipeline.train_student.evaluate import (
     VALIDATION_SEED,
@@ -146,6 +147,7 @@ def train_student(
     signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget)
     grouping = decide_grouping(out, signal, processes, device or torch.device("cpu"))
     warnings = [*order_warnings(grouping, signal), *check_needs(objective, store, signal)]
+    warnings += cautions(objective, training, processes)
     check_data(store, split)
     if test is not None:
         check_same_classes(split, test)

@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 
-from ..domains import Option, Value
+from ..domains import Interval, Option, Switch, Value
 from ..row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .kinds import Loss
 from .table import LOSSES
@@ -44,8 +44,15 @@ def pairs(values: Mapping[str, Value]) -> str:
 
 
 def ranges(options: Mapping[str, Option]) -> str:
-    """name=default in its domain, separated by semicolons."""
-    return "; ".join(f"{key}={number(option.default)} in {option.domain}" for key, option in options.items())
+    """name=default and its domain, separated by semicolons."""
+    return "; ".join(f"{key}={number(option.default)}, {allowed(option)}" for key, option in options.items())
+
+
+def allowed(option: Option) -> str:
+    """The domain in words."""
+    if isinstance(option.domain, Interval):
+        return f"in {option.domain}"
+    return str(option.domain) if isinstance(option.domain, Switch) else f"one of {option.domain}"
 
 
 def restriction(option: Option) -> str:
@@ -109,7 +116,7 @@ def describe_loss(name: str) -> str:
         explained = arguments(doc.get("Args", ""))
         text += ["", "Options:"]
         for key, option in loss.takes.items():
-            what = f"{explained.get(key, '')} In {option.domain}.{restriction(option)}"
+            what = f"{explained.get(key, '')} It is {allowed(option)}.{restriction(option)}"
             text.append(f"  {key}={number(option.default)}  {what}")
     if loss.unsure:
         text += ["", f"Not verified: {loss.unsure}."]

@@ -56,6 +56,13 @@ class Term:
         return self.loss.fits == "teacher" or self.options.get("target") == "teacher"
 
     @property
+    def couples_rows(self) -> bool:
+        """Whether a row's loss depends on the other rows that are passed with it."""
+        by_weight = bool(self.row_weight) and self.row_options["row_weight_mean_one"] is True
+        by_loss = self.loss.couples_rows and self.options.get("gamma") != 0.0  # DIST: within classes
+        return by_loss or by_weight or bool(self.temperature_rule)
+
+    @property
     def counted(self) -> tuple[str, ...]:
         """Names of what is counted while training: rows with a label, and those of them left out."""
         if "label_in_head_B" not in self.loss.extras:
@@ -74,6 +81,12 @@ class Term:
         if self.options.get("same_t") is False:
             found.append(float(self.options["alpha_temperature"]))
         return tuple(found)
+
+    def bind(self, values: Mapping[str, Value]) -> Term:
+        """The same term with its "auto" options fixed; ValueError for a value outside the option's domain."""
+        takes = self.loss.takes
+        bound = {key: takes[key].domain.read(key, values[key]) for key in values if self.options.get(key) == "auto"}
+        return replace(self, options={**self.options, **bound})
 
     def factor(self, epoch: int) -> float:
         """Weight in an epoch counted from 1: it rises linearly over the warm-up."""
@@ -138,16 +151,7 @@ class Objective:
         unknown = sorted(set(values) - set(self.search))
         if unknown:
             raise ValueError(f"{unknown[0]} is not auto here; auto: {', '.join(self.search) or 'nothing'}")
-        terms = tuple(
-            replace(
-                term,
-                options={
-                    key: values.get(key, value) if value == "auto" else value for key, value in term.options.items()
-                },
-            )
-            for term in self.terms
-        )
-        return Objective(self.name, terms)
+        return Objective(self.name, tuple(term.bind(values) for term in self.terms))
 
     def notes(self) -> dict[str, int]:
         """Counts since last asked, such as the rows on which a loss abstained; always of the same names."""

@@ -1,0 +1,22 @@
+"""What a run's length and the way its steps are cut mean for its loss: said before the first step."""
+
+from pipeline.fit import Processes, Training
+from pipeline.train_student.losses import Objective
+
+
+def cautions(objective: Objective, training: Training, processes: Processes) -> list[str]:
+    """Warnings about warm-ups that do not end, and losses that are another when a batch is cut in parts."""
+    lines = [
+        f"the weight of {term.name} rises over {term.warmup:g} epochs, and the run has {training.epochs}: it ends at"
+        f" {training.epochs / term.warmup:.2g} of it; set {term.name}.warmup, or more --epochs"
+        for term in objective.terms
+        if term.warmup > training.epochs
+    ]
+    coupled = [term.name for term in objective.terms if term.couples_rows]
+    parts = training.accumulate * processes.count
+    if coupled and parts > 1:
+        lines.append(
+            f"{', '.join(coupled)}: the loss of a row depends on the others of its pass, and {parts} passes make a step"
+            f" of {training.batch_size} (--accumulate, processes): it is not the loss of one pass of that size"
+        )
+    return lines

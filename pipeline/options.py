@@ -97,6 +97,7 @@ def run_spec(options: Mapping[str, Any], local: int = 0) -> "RunSpec":
     """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
     from pipeline.fit import Training
     from pipeline.train_student.losses import parse_objective
+    from pipeline.train_student.slab import default_budget
     from pipeline.train_student.spec import RunSpec
 
     settings = read_settings(options["settings"] or [])
@@ -120,7 +121,7 @@ def run_spec(options: Mapping[str, Any], local: int = 0) -> "RunSpec":
         val_share=options["val_share"],
         preprocessing=input_scaling(options["mean"], options["std"]),
         device=str(find_device(options["device"], options["threads"], local)),
-        memory_budget=int(options["memory_budget"] * 1e9) or None,
+        memory_budget=int(options["memory_budget"] * 1e9) or default_budget(),  # the same for all runs of a sweep
         workers=options["workers"],
         tensorboard=options["tensorboard"],
     )

@@ -135,7 +135,8 @@ class EnsembleAnswer:
     def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
         """True where each teacher's order is known, and all store each class that one of them puts above the label.
 
-        A class that one stores above the label and another only predicts may end up on either side of it.
+        A class that one stores above the label and another only predicts may end up on either side of it. So may any
+        class in a mean of probabilities when the tail rule does not keep them exact at T = 1.
         """
         known = [part.order_known(student_BC, temperature) for part in self.parts]
         if all(known_B is None for known_B in known):
@@ -145,6 +146,8 @@ class EnsembleAnswer:
         stored_MBC = torch.stack([part.stored_BC() for part in self.parts])
         missing_MB = (above_MBC.any(dim=0) & ~stored_MBC & serves_MB1).any(dim=2)
         unknown_B = missing_MB.any(dim=0)
+        if self.ensemble.combine == "mean-prob" and self.ensemble.tail in ("bucket", "renormalise"):
+            unknown_B |= serves_MB1.sum(dim=0)[:, 0] > 1
         for known_B, serves_B in zip(known, serves_MB1[:, :, 0], strict=True):
             if known_B is not None:
                 unknown_B |= serves_B & ~known_B

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.encoding import Encoding, decode
+from pipeline.teacher_rows import TeacherRows
 from stores import Store, Teacher
 
 _MAX_BLOCKS, _MAX_ROWS = 32, 32_000
@@ -45,9 +45,11 @@ class AnswerFigures:
 def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
     """Reads the ranks of all labels, and decodes a sample of rows evenly spread over the dataset."""
     labels_N = np.asarray(store.labels)
-    answered_N = _served(teacher) & (labels_N >= 0)
+    # the best class and its probability do not depend on how the tail is shaped
+    decoder = TeacherRows(store, teacher, tail="uniform")
+    answered_N = decoder.served(0) & (labels_N >= 0)
     right_N = teacher.slab(0, ["label_rank"])["label_rank"] == 1
-    rows_R, confidence_R, best_R = _sampled(store, teacher)
+    rows_R, confidence_R, best_R = _sampled(decoder)
     by_class = by_fold = None
     if answered_N.any():
         by_class = _mean_by(labels_N[answered_N], right_N[answered_N], store.num_classes)[0]
@@ -64,7 +66,7 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
     return AnswerFigures(
         name=teacher.name,
         fidelity=dict(sorted(said.items())),
-        outside=outside if Encoding.from_attributes(teacher.encoding).kind != "dense" else {},
+        outside=outside if decoder.encoding.kind != "dense" else {},
         confidence_R=confidence_R,
         correct_R=None if by_class is None else best_R == labels_N[rows_R],
         class_accuracy_C=by_class,
@@ -75,29 +77,21 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
     )
 
 
-def _served(teacher: Teacher) -> npt.NDArray[np.bool_]:
-    if "mask" not in teacher.arrays:
-        return np.ones(teacher.num_examples, np.bool_)
-    return teacher.slab(0, ["mask"])["mask"].astype(np.bool_)
-
-
 def _sampled(
-    store: Store, teacher: Teacher
+    decoder: TeacherRows,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Rows, their best class's probability and their best class; of labelled rows where there are any."""
-    encoding = Encoding.from_attributes(teacher.encoding)
-    labels_N = np.asarray(store.labels, dtype=np.int64)
-    wanted_N = _served(teacher) & ((labels_N >= 0) | ~(labels_N >= 0).any())
+    teacher, labels_N = decoder.teacher, decoder.labels_N.numpy()
+    wanted_N = decoder.served(0) & ((labels_N >= 0) | ~(labels_N >= 0).any())
     blocks = np.unique(np.linspace(0, teacher.num_blocks - 1, min(_MAX_BLOCKS, teacher.num_blocks)).astype(int))
     parts = []
     for block in blocks.tolist():
         start = teacher.rows(block).start
         here = start + np.flatnonzero(wanted_N[teacher.rows(block)])
         here = here[:: max(1, -(-len(here) * len(blocks) // _MAX_ROWS))]
-        names = [name for name in teacher.arrays if name != "mask"]
-        arrays = {n: torch.from_numpy(a[here - start]) for n, a in teacher.answers(0, block, names).items()}
-        # the best class and its probability do not depend on how the tail is shaped
-        decoded = decode(arrays, torch.from_numpy(labels_N[here]), encoding, tail="uniform")
+        arrays = teacher.answers(0, block, decoder.names)
+        own = {name: torch.from_numpy(array[here - start]) for name, array in arrays.items()}
+        decoded = decoder.decode(own, torch.from_numpy(here))
         best = decoded.log_softmax(1).max(1)
         sure = best.values.exp().nan_to_num(0.0).clamp(0, 1)  # a stranger's numbers may decode to none
         parts.append((here, sure.numpy(), best.indices.numpy()))

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.encoding import Encoding, decode, finite
-from pipeline.tail_predictor import TailPredictor
+from pipeline.teacher_rows import TeacherRows
 from stores import Store, Teacher
 from stores.match import match_rows
 
@@ -30,25 +29,16 @@ class Answers:
     """
 
     def __init__(self, store: Store, teacher: Teacher, view: int = 0) -> None:
-        self._encoding = Encoding.from_attributes(teacher.encoding)
-        self._predictor = TailPredictor.from_constants(teacher.constants())
-        slab = teacher.slab(view)
+        self._decoder = TeacherRows(store, teacher)
+        self.served = self._decoder.served(view)
+        slab = teacher.slab(view, self._decoder.names)
         teacher.check_rows(view, 0, slab)
         self._slab = {name: torch.from_numpy(array) for name, array in slab.items()}
-        self._labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
-        folds = teacher.row_folds
-        self._folds = None if folds is None else torch.from_numpy(np.asarray(folds, dtype=np.int64))
-        mask = self._slab.pop("mask", None)
-        self.served: npt.NDArray[np.bool_] = (
-            np.ones(store.num_examples, np.bool_) if mask is None else mask.numpy().astype(np.bool_)
-        )
 
     def logits(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Finite logits, float32 [B, C]."""
         rows_B = torch.from_numpy(rows)
-        arrays = {name: array[rows_B] for name, array in self._slab.items()}
-        folds_B = None if self._folds is None else self._folds[rows_B]
-        return finite(decode(arrays, self._labels[rows_B], self._encoding, predictor=self._predictor, folds_B=folds_B))
+        return self._decoder.logits({name: array[rows_B] for name, array in self._slab.items()}, rows_B)
 
 
 def diff_teachers(

@@ -1,6 +1,5 @@
 """What an answer says of itself: where it says that the classes above the label are known, they are the teacher's."""
 
-
 import numpy as np
 import pytest
 import torch

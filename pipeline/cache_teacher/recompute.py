@@ -10,7 +10,6 @@ Shapes: B rows, C classes, V views, N examples.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from pipeline.cache_teacher.again import differences
 from pipeline.cache_teacher.answers import Answers
-from pipeline.encoding import Encoding, decode, encode, finite
+from pipeline.encoding import encode, finite
 from pipeline.tail_predictor import TailPredictor
+from pipeline.teacher_rows import TeacherRows
 from stores import Store, Teacher
 
 NUM_PAIRS = 64
@@ -117,9 +117,7 @@ def recompute(
 
 def _pairs(store: Store, teacher: Teacher, num_pairs: int, seed: int) -> npt.NDArray[np.int64]:
     """Distinct (view, row) pairs in order, int64 [B, 2], of rows that the teacher serves."""
-    served = np.arange(store.num_examples)
-    if "mask" in teacher.arrays:
-        served = np.flatnonzero(teacher.slab(0, ["mask"])["mask"])
+    served = np.flatnonzero(TeacherRows(store, teacher, tail="uniform").served(0))
     total = store.num_views * len(served)
     flat = np.random.default_rng(seed).choice(total, min(num_pairs, total), replace=False, shuffle=False)
     flat.sort()
@@ -130,24 +128,19 @@ def _compared(
     store: Store, teacher: Teacher, answers: Answers, pairs: npt.NDArray[np.int64]
 ) -> Iterator[dict[str, Tensor]]:
     """Measures of each pair, float64 [B], a part of a block at a time."""
-    encoding = Encoding.from_attributes(teacher.encoding)
-    predictor = TailPredictor.from_constants(teacher.constants())
+    decoder, predictor = TeacherRows(store, teacher), TailPredictor.from_constants(teacher.constants())
     names = [name for name in teacher.fidelity if _TEMPERATURE.fullmatch(name) and float(name) > 0][:_MOST_TEMPERATURES]
     names = names or ["1", "2", "4"]
-    labels_N = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
-    folds_N = None if teacher.row_folds is None else torch.from_numpy(np.asarray(teacher.row_folds, dtype=np.int64))
     for view, block, rows in _by_block(teacher, pairs):
-        stored = teacher.answers(view, block, [name for name in teacher.arrays if name != "mask"])
-        own_B = rows - teacher.rows(block).start
-        labels_B, folds_B = labels_N[rows], None if folds_N is None else folds_N[rows]
-
-        def decoded(arrays: dict[str, Any], labels_B: Tensor = labels_B, folds_B: Tensor | None = folds_B) -> Tensor:
-            tensors_B = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            return finite(decode(tensors_B, labels_B, encoding, predictor=predictor, folds_B=folds_B))
-
+        stored = teacher.answers(view, block, decoder.names)
+        own_B, rows_B = rows - teacher.rows(block).start, torch.from_numpy(rows)
+        labels_B, folds_B = decoder.labels_N[rows_B], None if decoder.folds_N is None else decoder.folds_N[rows_B]
         now_BC = answers(rows, view).cpu()
-        stored_BC = decoded({name: array[own_B] for name, array in stored.items()})
-        same_BC = decoded(encode(now_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B))
+        encoded = encode(now_BC, labels_B, decoder.encoding, predictor=predictor, folds_B=folds_B)
+        stored_BC, same_BC = (
+            decoder.logits({name: torch.from_numpy(array) for name, array in arrays.items()}, rows_B)
+            for arrays in ({name: array[own_B] for name, array in stored.items()}, encoded)
+        )
         now_BC = finite(now_BC)
         best_B = now_BC.argmax(1)
         part = {

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.encoding import Encoding, decode, head_logits
+from pipeline.encoding import head_logits
 from pipeline.export.document import DENSE, TOP_K
-from pipeline.tail_predictor import TailPredictor
+from pipeline.teacher_rows import TeacherRows
 from stores import RowArray, Store, StoreError
 
 CHUNK_BYTES = 2**24  # of the values of one chunk of one view
@@ -47,12 +47,12 @@ class Values:
         self.num_views = store.num_views if num_views is None else num_views
         if not 1 <= self.num_views <= store.num_views:
             raise ValueError(f"--views asks for {self.num_views} views; {store.path} has {store.num_views}")
-        self.encoding = Encoding.from_attributes(self.teacher.encoding)
+        self._decoder = TeacherRows(store, self.teacher)
+        self.encoding = self._decoder.encoding
         if self.encoding.num_classes != store.num_classes:
             raise StoreError(f"{store.path}: its encoding is for {self.encoding.num_classes} classes; do not use it")
         self.dense = dense or self.encoding.kind == "dense"
         self.predicts = self.dense and self.encoding.kind != "dense"
-        self._predictor = TailPredictor.from_constants(self.teacher.constants()) if self.predicts else None
         self._stored = [*self.encoding.row_arrays(), *({"mask"} & set(self.teacher.arrays))]
         self._on_rows = on_rows
         self._held: dict[tuple[int, int], Arrays] = {}
@@ -123,9 +123,7 @@ class Values:
         here = slice(rows.start - start, rows.stop - start)
         arrays = {name: torch.from_numpy(array[here]) for name, array in stored.items() if name != "mask"}
         if self.dense:
-            labels = torch.from_numpy(np.asarray(self.store.labels[rows], dtype=np.int64))
-            folds = None if self.folds is None else torch.from_numpy(np.asarray(self.folds[rows], dtype=np.int64))
-            logits = decode(arrays, labels, self.encoding, predictor=self._predictor, folds_B=folds)
+            logits = self._decoder.decode(arrays, torch.arange(rows.start, rows.stop))
             found = {"log_prob": torch.log_softmax(logits, 1), "logsumexp": torch.logsumexp(logits, 1)}
             found |= {"logit": logits} if "logit" in self.arrays else {}
         else:

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from pipeline.datasets import Split
 from pipeline.datasets.split import set_fingerprint
-from pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite
-from pipeline.spelling import unknown
-from pipeline.tail_predictor import TailPredictor
+from pipeline.encoding import decode_log_prob
+from pipeline.teacher_rows import TeacherRows
 from pipeline.train_student.losses import Answer
 from pipeline.train_student.slab import (
     BlockedSlabs,
@@ -120,24 +119,10 @@ class TeacherSignal:
         memory_budget: int | None = None,
     ) -> None:
         self.teacher = store.teacher(name)
-        self.encoding = Encoding.from_attributes(self.teacher.encoding)
-        self.tail, self.device, self.num_views = tail, device or torch.device("cpu"), store.num_views
-        if tail not in TAIL_RULES:
-            raise ValueError(unknown("tail rule", tail, TAIL_RULES))
-        self.labels = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
-        folds = self.teacher.row_folds
-        self.folds = None if folds is None else torch.from_numpy(np.asarray(folds, dtype=np.int64))
-        predictor = TailPredictor.from_constants(self.teacher.constants())
-        self._predictor_here = None if predictor is None else predictor.to(self.device)
-        self._prepared = PreparedTeacher(
-            self.teacher,
-            self.labels,
-            self.encoding,
-            predictor=predictor,
-            folds_N=self.folds,
-            tail=tail,
-            digest=store.attributes["digest"],
-        )
+        self.decoder = TeacherRows(store, self.teacher, tail=tail, device=device)
+        self.encoding, self.labels = self.decoder.encoding, self.decoder.labels_N
+        self.tail, self.device, self.num_views = tail, self.decoder.device, store.num_views
+        self._prepared = PreparedTeacher(self.decoder, digest=store.attributes["digest"])
         self._budget = default_budget() if memory_budget is None else memory_budget
         self.grouping = self._prepared.grouping(self._budget, num_slabs=min(store.num_views, 2))
         self._path = store.path
@@ -200,21 +185,6 @@ class TeacherSignal:
             records_B[own_B] = self._read().take(view, rows_B.numpy()[own_B])
         return records_B
 
-    def decode(self, records_B: Records, rows_B: Tensor, student_BC: Tensor | None, temperature: float) -> Tensor:
-        """Dense, finite logits [B, C] of records, on the device."""
-        wanted = [name for name in records_B.dtype.names or () if name != "label_rank"]
-        logits_BC = decode(
-            {name: torch.from_numpy(records_B[name]).to(self.device) for name in wanted},
-            self.labels[rows_B].to(self.device),
-            self.encoding,
-            predictor=self._predictor_here,
-            folds_B=None if self.folds is None else self.folds[rows_B].to(self.device),
-            tail=self.tail,
-            student_BC=None if student_BC is None else student_BC.to(self.device),
-            temperature=temperature,
-        )
-        return finite(logits_BC)
-
     def mask(self, rows_B: Tensor, view_B: Tensor) -> Tensor | None:
         """Which of the rows the teacher serves, bool [B]; None: all."""
         if "mask" not in self.teacher.arrays:
@@ -227,11 +197,8 @@ class TeacherSignal:
 
     def _mask(self, view: int) -> Tensor | None:
         if view not in self._served_N:
-            if "mask" in self.teacher.arrays:
-                served_N = torch.from_numpy(self.teacher.slab(view, ["mask"])["mask"].astype(np.bool_))
-                self._served_N[view] = None if served_N.all() else served_N
-            else:
-                self._served_N[view] = None
+            served_N = torch.from_numpy(self.decoder.served(view))
+            self._served_N[view] = None if served_N.all() else served_N
         return self._served_N[view]
 
     def _asked(self, rows_B: Tensor, view: View) -> tuple[Tensor, Tensor]:
@@ -292,7 +259,13 @@ class StoredAnswer:
             student_BC, temperature = None, 1.0
         student, logits_BC = self._decoded.get(temperature, (None, None))
         if logits_BC is None or student is not student_BC:
-            logits_BC = self.signal.decode(self._records_B, self.rows_B, student_BC, temperature)
+            names = [name for name in self._records_B.dtype.names or () if name != "label_rank"]
+            logits_BC = self.signal.decoder.logits(
+                {name: torch.from_numpy(self._records_B[name]) for name in names},
+                self.rows_B,
+                student_BC=student_BC,
+                temperature=temperature,
+            )
             self._decoded[temperature] = student_BC, logits_BC
         return logits_BC
 

@@ -16,11 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.encoding import Encoding, prepare
-from pipeline.tail_predictor import TailPredictor
+from pipeline.teacher_rows import TeacherRows
 from pipeline.train_student.slab_file import map_slab
 from pipeline.versions import library_versions
-from stores import RowArray, StoreError, Teacher
+from stores import RowArray, StoreError
 from stores.blocks import available_memory
 from stores.records import fill_records, record_dtype
 
@@ -56,58 +55,30 @@ class PreparedTeacher:
     """Reads a teacher's rows as records, with everything computed that does not depend on the batch.
 
     Args:
-        teacher: Whose rows.
-        labels_N: Labels, int64 [N].
-        encoding: The teacher's encoding.
-        predictor: Its tail predictor, on the CPU.
-        folds_N: Folds, int64 [N], when the predictor has one matrix a fold.
-        tail: Tail rule that the records are for.
-        digest: Of the store that the labels and folds are from.
+        decoder: Whose rows, and what decodes them.
+        digest: Of the store that its labels and folds are from.
     """
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        labels_N: Tensor,
-        encoding: Encoding,
-        *,
-        predictor: TailPredictor | None,
-        folds_N: Tensor | None,
-        tail: str,
-        digest: str,
-    ) -> None:
-        self.teacher, self.encoding, self.tail = teacher, encoding, tail
-        self._labels_N, self._folds_N, self._predictor, self._digest = labels_N, folds_N, predictor, digest
-        self._names = [name for name in teacher.arrays if name != "mask"]
-        nothing = {name: np.empty((0, *row.row_shape), row.dtype) for name, row in teacher.row_arrays.items()}
-        prepared = self._prepare({name: nothing[name] for name in self._names}, slice(0, 0))
+    def __init__(self, decoder: TeacherRows, *, digest: str) -> None:
+        self.decoder, self.teacher, self._digest = decoder, decoder.teacher, digest
+        rows = self.teacher.row_arrays.items()
+        nothing = {name: np.empty((0, *row.row_shape), row.dtype) for name, row in rows if name in decoder.names}
+        prepared = decoder.prepare(nothing, slice(0, 0))
         self.dtype = record_dtype(
             {
                 name: RowArray(dtype=str(array.dtype), row_shape=tuple(array.shape[1:]))
                 for name, array in prepared.items()
             }
         )
-        self.num_rows = len(labels_N)
-        self.num_bytes = self.num_rows * self.dtype.itemsize
+        self.num_bytes = self.teacher.num_examples * self.dtype.itemsize
 
     def block(self, view: int, block: int) -> Records:
         """The records [R] of one block of one view, checked against its checksums."""
         rows = self.teacher.rows(block)
-        prepared = self._prepare(self.teacher.answers(view, block, self._names), rows)
+        prepared = self.decoder.prepare(self.teacher.answers(view, block, self.decoder.names), rows)
         records = np.zeros(rows.stop - rows.start, self.dtype)
         fill_records(records, prepared)
         return records
-
-    def _prepare(self, arrays: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
-        prepared = prepare(
-            {name: torch.from_numpy(array) for name, array in arrays.items()},
-            self._labels_N[rows],
-            self.encoding,
-            predictor=self._predictor,
-            folds_B=None if self._folds_N is None else self._folds_N[rows],
-            tail=self.tail,
-        )
-        return {name: np.ascontiguousarray(array.numpy()) for name, array in prepared.items()}
 
     def grouping(self, memory_budget: int, num_slabs: int) -> Grouping | None:
         """How many blocks the budget holds; None when it holds as many whole slabs.
@@ -148,7 +119,7 @@ class PreparedTeacher:
 
     def _file_name(self, view: int) -> str:
         """The same for the same answers, prepared for the same tail rule by the same versions."""
-        said = (self._digest, self.teacher.digest, view, self.tail, self.dtype.descr, library_versions())
+        said = (self._digest, self.teacher.digest, view, self.decoder.tail, self.dtype.descr, library_versions())
         return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 

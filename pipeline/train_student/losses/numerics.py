@@ -77,8 +77,8 @@ def cross_entropy(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 
 
 def mean_square(x_BC: Tensor) -> Tensor:
-    """1/C sum_c x_c^2 of each row; entries beyond 1e15 are held, so that a square stays within float32."""
-    return x_BC.clamp(-LARGEST_SQUARED, LARGEST_SQUARED).square().mean(1)
+    """1/C sum_c x_c^2 of each row; beyond 1e30 it is held and has no gradient, so that it stays within float32."""
+    return x_BC.square().mean(1).clamp(max=LARGEST_SQUARED**2)
 
 
 def binary_kl(log_odds_p_B: Tensor, log_odds_q_B: Tensor) -> Tensor:

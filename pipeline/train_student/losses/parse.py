@@ -117,7 +117,7 @@ def _apply(key: str, value: str | float, plans: list[Plan], text: str) -> None:
     if not dot and bare not in RULES and bare not in RULE_OPTIONS:
         named = [plan for plan in plans if not plan.implied]  # a recipe's CE takes what concerns the rows, or its name
     reached = [plan for plan in named if plan.takes(bare)]
-    if bare == "row_weight" and not dot and value in ROW_WEIGHTS:
+    if bare == "row_weight" and not dot and str(value) in ROW_WEIGHTS:
         touches = ROW_WEIGHTS[str(value)].touches
         reached = [plan for plan in plans if plan.follows & touches]
         if not reached:

@@ -90,9 +90,9 @@ class Plan:
         if key in RULE_OPTIONS:
             self.rule_options[key] = RULE_OPTIONS[key][2].read(key, value)
         elif key in RULES:
-            if value not in RULES[key]:
-                raise ValueError(unknown(key.replace("_", " "), str(value), RULES[key]))
             self.rules[key] = str(value)
+            if self.rules[key] not in RULES[key]:
+                raise ValueError(unknown(key.replace("_", " "), str(value), RULES[key]))
         elif key in self.options:
             self.options[key] = self.loss.takes[key].read(key, value)
         elif key == "standardise":

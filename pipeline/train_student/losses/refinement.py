@@ -99,10 +99,9 @@ def label_revision(
         section 4, and their released comparison code.
     """
     teacher_BC, log_q_BC = raised(teacher_BC), log_probs(student_BC)
-    p_BC = probs(teacher_BC)
-    label_p_B = at(p_BC, labels_B)
-    keep_B1 = (eta / (p_BC.amax(1) - label_p_B + 1.0))[:, None]
-    revised_BC = (keep_B1 * p_BC).scatter_add(1, labels_B[:, None], 1.0 - keep_B1)
+    p_BC = probs(teacher_BC.detach())
+    keep_B1 = (eta / (p_BC.amax(1) - at(p_BC, labels_B) + 1.0))[:, None]
+    revised_BC = p_BC.mul_(keep_B1).scatter_add_(1, labels_B[:, None], 1.0 - keep_B1)
     wrong_B = (log_q_BC.exp() - revised_BC).square().mean(1)
     right_B = mean_square(raised(student_BC) - teacher_BC) * logit_weight - at(log_q_BC, labels_B)
     is_right_B = teacher_BC.argmax(1) == labels_B

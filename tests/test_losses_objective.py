@@ -268,6 +268,23 @@ def test_taid_moves_to_the_teacher_with_the_epochs() -> None:
     )
 
 
+def test_taid_and_truncation_move_by_the_step_also_within_one_epoch() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+
+    def losses(text: str, settings: dict[str, str | float]) -> list[Tensor]:
+        steps = [Step(step=step, steps_per_epoch=7, num_epochs=1) for step in range(7)]
+        objective = parse_objective(text, settings)
+        return [objective(student_BC, ExactAnswer(teacher_BC), labels_B, step) for step in steps]
+
+    taid = losses("taid", {})
+    for step, got_B in enumerate(taid):
+        target_BC = torch.lerp(student_BC, teacher_BC, 0.4 + 0.6 * step / 6)
+        torch.testing.assert_close(got_B, LOSSES["kd"].fn(student_BC, target_BC, labels_B, temperature=1.0))
+    plain_B = losses("gce", {})[0]
+    held = [not torch.equal(got_B, plain_B) for got_B in losses("gce", {"truncate": 0.5, "truncate_start": 0.5})]
+    assert held == [False, False, False, True, True, True, True]
+
+
 def test_row_rules_enter_the_loss_as_computed_alone() -> None:
     student_BC, teacher_BC, labels_B = batch()
     plain_B = parse_objective("kd:1")(student_BC, ExactAnswer(teacher_BC), labels_B, at())

@@ -120,7 +120,8 @@ def refined_logit_distillation(
 
     alpha Ta^2 KL([p_max, 1-p_max] || [q_y, 1-q_y]) + beta T^2 KL(p_(i not in M) || q_(i not in M)), with
     M = {i : z_i >= z_y} of the teacher's logits z left out on both sides and the rest renormalised; p_max is the
-    teacher's largest probability, at Ta. Where the teacher is right this is DKD. M = all classes gives 0.
+    teacher's largest probability, at Ta. Where the teacher is right, alone at the top, and Ta = T, this is DKD.
+    M = all classes gives 0 in the second term.
 
     Args:
         student_BC: Student logits.

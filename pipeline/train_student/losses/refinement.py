@@ -46,7 +46,8 @@ def revised_student_kl(
     """RC: KD, and a small pull towards the student's own answer with the label's logit moved by the largest one.
 
     T^2 [KL(p || q) + rc_weight KL(r || q)], r = softmax(s' / T), s' = sg(s) with s_y + max_c s_c in the place of
-    s_y: raised above all where the largest logit is positive, as it mostly is, and lowered where all are negative.
+    s_y: raised where the largest logit is positive, above all others if s_y is positive too; lowered where all are
+    negative.
 
     Args:
         student_BC: Student logits s.

@@ -617,6 +617,7 @@ def copy(
     from tqdm import tqdm
 
     from stores import copy_store
+    from stores.address import shown
     from stores.fetch import CopyProgress
 
     with tqdm(unit="file", disable=None) as bar:
@@ -638,7 +639,8 @@ def copy(
     for name in copied.unfinished:
         typer.echo(f"warning: teacher {name!r} is unfinished and stayed behind", err=True)
     teachers = ", ".join(copied.teachers)
-    typer.echo(f"{_wrote(not copied.already_there)} {target}: {copied.num_views} views, teachers: {teachers or 'none'}")
+    said = f"{copied.num_views} views, teachers: {teachers or 'none'}"
+    typer.echo(f"{_wrote(not copied.already_there)} {shown(target)}: {said}")
 
 
 @app.command()

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stores.documents import MAX_DOCUMENT_BYTES
 from stores.schema import StoreError
-from stores.sources import TEACHERS_FILE, ObjectSource
+from stores.sources import ObjectSource
+from stores.web import TEACHERS_FILE
 
 MARK = "unfinished.txt"
 _TRIES = 20  # to write a list of teachers that others write too
@@ -153,7 +155,7 @@ class Bucket:
 
     def _read(self, path: str) -> bytes | None:
         try:
-            return bytes(self.fs.cat_file(f"{self.root}/{path}"))
+            return bytes(self.fs.cat_file(f"{self.root}/{path}", start=0, end=MAX_DOCUMENT_BYTES))
         except FileNotFoundError:
             return None
 

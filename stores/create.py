@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stores.address import check_folder
 from stores.blocks import open_array
 from stores.documents import Document, as_json, canonical, group_document, sealed, static_document
 from stores.files import make_folders, partial_path, remove_abandoned, short_name, sync_folder, write_document, writing
@@ -24,7 +25,6 @@ from stores.schema import (
     StoreError,
     check_name,
 )
-from stores.sources import check_folder
 
 RESERVED = ("format", "version", "dataset", "views", "created", "documents", "digest")
 

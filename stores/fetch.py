@@ -20,14 +20,12 @@ from stores.documents import MAX_DOCUMENT_BYTES, examples_sha256, read_document
 from stores.layout import Layout, file_name
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, EXAMPLE_ARRAYS, PROBE, StoreError, check_name, constant_spec
-from stores.sources import Source
+from stores.sources import ATTEMPTS, PAUSE, Source
 from stores.teacher import Teacher
 
 FOLDS = "folds"  # the root's attribute that says how rows were assigned, in a store without teachers
 MAX_NODES = 1000  # arrays that one group may name
 MAX_FILES = 2**21  # of one array, or of the rows of a store
-ATTEMPTS = 3
-_PAUSE = 0.2  # seconds before the second attempt, twice that before the third
 _OVERHEAD = 4096  # what codecs may add to a file, beside a sixteenth
 
 
@@ -242,7 +240,7 @@ class Fetcher:
                     raise StoreError(
                         f"{self.source.name}: cannot copy {path}: {error}; run the command again"
                     ) from error
-                time.sleep(_PAUSE * 2**attempt)
+                time.sleep(PAUSE * 2**attempt)
 
     def _has(self, path: str) -> bool:
         return (self.folder / path).is_file()

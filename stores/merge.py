@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stores.address import check_folder
 from stores.building import build
 from stores.create import create_store, first_difference
 from stores.documents import raw_sha256
@@ -18,7 +19,6 @@ from stores.match import match_rows, merged_examples, merged_probes, pick, twins
 from stores.reader import Store, open_store
 from stores.schema import RowArray, StoreError, check_name
 from stores.share import last_step, own_attributes, with_lineage
-from stores.sources import check_folder
 from stores.teacher import Teacher
 from stores.writer import TeacherWriter
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from stores.address import is_web, is_zip, shown
 from stores.bucket import Bucket
 from stores.documents import Document, examples_sha256
 from stores.fetch import Fetcher, row_files
+from stores.refusals import client_errors
 from stores.schema import CELL_ARRAYS, StoreError
-from stores.sources import TEACHERS_FILE, client_errors, file_system
+from stores.sources import file_system
 from stores.teacher import Teacher
+from stores.web import TEACHERS_FILE
 
 _ROUNDS = 5  # of a commit that others come before
 
@@ -50,10 +53,10 @@ class Parcel:
 
 def check_writable(url: str) -> None:
     """Raise StoreError when stores cannot be put at a URL."""
-    if url.startswith(("http://", "https://")):
-        raise StoreError(f"{url}: a web server is read only; copy to a folder, .zarr.zip, s3://, gs:// or hf://")
-    if url.endswith(".zip"):
-        raise StoreError(f"{url}: expected a folder's address; copy to a local .zarr.zip first and upload that file")
+    if is_web(url):
+        raise StoreError(f"{shown(url)}: a web server is read only; copy to a folder, .zarr.zip, s3://, gs:// or hf://")
+    if is_zip(url):
+        raise StoreError(f"{shown(url)}: expected a folder's address; copy to a local .zarr.zip and upload that file")
     file_system(url)
 
 
@@ -70,7 +73,7 @@ def push(fetcher: Fetcher, parcel: Parcel, url: str, *, num_threads: int) -> Non
         StoreError: Another store is there, or another push is under way; a row is damaged; the place refuses.
     """
     try:
-        with client_errors(url):
+        with client_errors(shown(url)):
             bucket = Bucket(url)
             if bucket.is_repository:
                 fetcher.rows(parcel.teachers, parcel.num_views)
@@ -78,7 +81,7 @@ def push(fetcher: Fetcher, parcel: Parcel, url: str, *, num_threads: int) -> Non
             else:
                 _upload(bucket, fetcher, parcel, num_threads)
     except OSError as error:
-        raise StoreError(f"cannot write {url}: {error}; run the same command again") from error
+        raise StoreError(f"cannot write {shown(url)}: {error}; run the same command again") from error
 
 
 def _upload(bucket: Bucket, fetcher: Fetcher, parcel: Parcel, num_threads: int) -> None:

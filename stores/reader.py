@@ -4,6 +4,7 @@ Nothing read here is returned unchecked: documents against their digest, arrays 
 their sha256, and every block against the checksum in its commit.
 """
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from stores.schema import (
     VERSION,
     StoreError,
     check_name,
+    safe_names,
 )
 from stores.teacher import Teacher
 
@@ -199,10 +201,17 @@ def _check_root(attributes: Mapping[str, Any], path: Path) -> None:
 def teacher_names(root: Path) -> tuple[str, ...]:
     """Names of all teachers in a store, finished or not."""
     try:
-        entries = sorted(entry.name for entry in (root / "teachers").iterdir())
+        entries = sorted(entry.name for entry in os.scandir(root / "teachers") if _may_be_teacher(entry))
     except OSError as error:
         raise StoreError(f"cannot list {root / 'teachers'}: {error.strerror}; check its permissions") from error
-    return tuple(check_name(name, "teacher") for name in entries if name != "zarr.json" and not name.endswith(PARTIAL))
+    return tuple(check_name(name, "teacher") for name in entries)
+
+
+def _may_be_teacher(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder that may be a teacher, and not what file managers leave behind (.DS_Store, ...)."""
+    if entry.name.startswith(".") or entry.name.endswith(PARTIAL) or not entry.is_dir():
+        return False
+    return safe_names([entry.name]) != [] or Path(entry.path, "zarr.json").exists()
 
 
 def is_finished(root: Path, name: str) -> bool:

@@ -3,10 +3,11 @@
 The tables here are the format; `stores/README.md` says the same in sentences and a test compares the two.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -204,6 +205,15 @@ def check_name(name: object, what: str) -> str:
             f"found {str(name)[:100]!r}; choose another name"
         )
     return name
+
+
+def safe_names(found: Any) -> list[str]:
+    """The names of teachers among `found`, sorted; whatever else is there is left out."""
+    names = set()
+    for name in found if isinstance(found, Iterable) else ():
+        with contextlib.suppress(StoreError):
+            names.add(check_name(name, "teacher"))
+    return sorted(names)
 
 
 def check_row_arrays(arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stores.address import is_url, is_zip, spelled
 from stores.building import build, scratch
 from stores.cells import load_teacher
 from stores.create import RESERVED
@@ -21,8 +22,8 @@ from stores.files import make_folders, write_document, writing
 from stores.push import Parcel, check_writable, push
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
-from stores.send import write_zip
-from stores.sources import Source, is_url, open_source, spelled
+from stores.sources import Source, open_source
+from stores.zip_file import write_zip
 
 NUM_THREADS = 16
 
@@ -79,7 +80,7 @@ def _copy(
     if is_url(target):
         return _push(origin, spelled(target), num_views, teachers, folds, num_threads, report)
     path = Path(target)
-    as_zip = path.suffix == ".zip"
+    as_zip = is_zip(path)
     outcome: list[Copied] = []
 
     def make(built: Path) -> None:
@@ -123,7 +124,7 @@ def local_store(
         teachers: As in `copy_store`.
         report: As in `copy_store`.
     """
-    if not is_url(place) and not str(place).endswith(".zip"):
+    if not is_url(place) and not is_zip(place):
         return Path(place)
     with open_source(place) as origin:
         digests = _digests(origin, teachers)

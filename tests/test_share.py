@@ -151,7 +151,7 @@ def test_damage_under_way_is_fetched_again_and_damage_at_the_source_is_refused(
 
 
 def test_a_server_that_stumbles_is_asked_again(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.fetch._PAUSE", 0.0)
+    monkeypatch.setattr("stores.fetch.PAUSE", 0.0)
     asked: dict[str, int] = {}
 
     def stumble(handler: http.server.BaseHTTPRequestHandler) -> bool:
@@ -274,7 +274,7 @@ def test_the_second_of_two_copies_to_one_place_waits(store: Path, tmp_path: Path
 def test_mistakes_are_answered_in_one_line(
     store: Path, tmp_path: Path, source: str, target: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.fetch._PAUSE", 0.0)
+    monkeypatch.setattr("stores.fetch.PAUSE", 0.0)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     wanted = source if "://" in source else str(store.parent / source)

@@ -26,7 +26,7 @@ from pipeline.tail_predictor import TailPredictor
 from pipeline.versions import library_versions
 from pipeline.views import probe
 from stores import Cell, RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
-from stores.sources import check_folder
+from stores.address import check_folder
 
 PREDICTOR_ROWS = 20_000
 SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher

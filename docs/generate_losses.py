@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.train_student.domains import Option
 from pipeline.train_student.losses import LOSSES
 from pipeline.train_student.losses.describe import (
     allowed,
@@ -17,13 +18,12 @@ from pipeline.train_student.losses.describe import (
     needs,
     number,
     pairs,
-    ranges,
     recipe,
     restriction,
     sections,
 )
 from pipeline.train_student.losses.kinds import Loss
-from pipeline.train_student.row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from pipeline.train_student.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
@@ -82,14 +82,19 @@ def entry(name: str, loss: Loss) -> Iterator[str]:
     waived = "".join(f" ({need} not with `{key}={number(value)}`)" for need, (key, value) in loss.waives.items())
     yield f"- Needs: {needs(loss)}{waived}"
     yield f"- Defaults ({loss.setting}): `{recipe(loss)}`"
-    explained = arguments(doc.get("Args", ""))
-    for key, option in loss.takes.items():
-        yield f"- `{key}`, {allowed(option)}: {explained[key]}{restriction(option)}"
+    yield from options(loss.takes, doc)
     for preset, values in loss.presets.items():
         yield f"- `preset={preset}`: `{pairs(values)}`"
     if loss.unsure:
         yield f"- Not verified: {loss.unsure}."
     yield f"- Source: {' '.join(doc['References'].split())}\n"
+
+
+def options(takes: Mapping[str, Option], doc: Mapping[str, str]) -> Iterator[str]:
+    """One line per option: domain, and what the docstring says of it."""
+    explained = arguments(doc.get("Args", ""))
+    for key, option in takes.items():
+        yield f"- `{key}`, {allowed(option)}: {explained[key]}{restriction(option)}"
 
 
 def overview() -> Iterator[str]:
@@ -104,17 +109,22 @@ def overview() -> Iterator[str]:
 def rules() -> Iterator[str]:
     """Row weights and temperature rules."""
     yield "## Row weights and temperature rules\n"
-    yield f"`--set row_weight=NAME`, for every term it is about or as `TERM.row_weight`: {ranges(SHARED)}.\n"
+    yield "`--set row_weight=NAME`, for every term it is about or as `TERM.row_weight`. No weight lies below"
+    yield "`row_weight_floor` (0.01, in [0, 1)), and the mean over a pass is 1 unless `row_weight_mean_one=0`; rows"
+    yield "that a rule cannot judge get the mean. A rule that no term is about is refused.\n"
     for name, weight in ROW_WEIGHTS.items():
         doc = sections(weight.fn.__doc__ or "")
         yield f"### `row_weight={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"
         yield f"- When: {weight.use}.\n- Needs: {', '.join(sorted(weight.needs)) or '-'}"
-        yield f"- Options: {ranges(weight.takes)}\n- Source: {' '.join(doc['References'].split())}\n"
+        yield f"- Defaults: `{pairs(weight.options)}`"
+        yield from options(weight.takes, doc)
+        yield f"- Source: {' '.join(doc['References'].split())}\n"
     yield "`--set temperature_rule=NAME`, for every loss that fits a teacher at a temperature.\n"
     for name, rule in TEMPERATURE_RULES.items():
         doc = sections(rule.fn.__doc__ or "")
         yield f"### `temperature_rule={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"
-        yield f"- When: {rule.use}.\n- Options: {ranges(rule.takes)}"
+        yield f"- When: {rule.use}.\n- Defaults: `{pairs(rule.options)}`"
+        yield from options(rule.takes, doc)
         yield f"- Source: {' '.join(doc['References'].split())}\n"
 
 

@@ -316,33 +316,34 @@ COMPILING = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 """torch.compile warns about its own use of autograd.Function and torch.jit."""
 
 
-def run_compiled(names: list[str], backend: str) -> None:
+def run_compiled(cases: list[tuple[str, dict[str, Any]]], backend: str) -> None:
     batch = rows(4, 10)
-    for name in names:
+    for name, options in cases:
         torch.compiler.reset()
         compiled = torch.compile(LOSSES[name].fn, fullgraph=True, backend=backend)
         student_BC = batch[0].clone().requires_grad_()
-        rows_B = compiled(student_BC, *batch[1:], **LOSSES[name].options)
-        torch.testing.assert_close(rows_B, call(name, *batch), rtol=1e-5, atol=1e-5)
+        rows_B = compiled(student_BC, *batch[1:], **(LOSSES[name].options | options))
+        torch.testing.assert_close(rows_B, call(name, *batch, **options), rtol=1e-5, atol=1e-5)
         (grad_BC,) = torch.autograd.grad(rows_B.sum(), student_BC)
-        torch.testing.assert_close(grad_BC, gradient(name, *batch), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grad_BC, gradient(name, *batch, **options), rtol=1e-4, atol=1e-5)
 
 
 @COMPILING
 def test_the_main_losses_compile_without_graph_breaks() -> None:
-    run_compiled(["kd", "redistill", "rld", "dist", "sel_corrected"], "aot_eager")
+    run_compiled([(name, {}) for name in ("kd", "redistill", "rld", "dist", "sel_corrected")], "aot_eager")
 
 
 @pytest.mark.slow
 @COMPILING
 def test_every_loss_compiles_without_graph_breaks() -> None:
-    run_compiled(NAMES, "aot_eager")
+    run_compiled(VARIANTS, "aot_eager")
 
 
 @pytest.mark.slow
 @COMPILING
 def test_the_main_losses_compile_to_machine_code() -> None:
-    run_compiled(["kd", "redistill", "rld", "dkd", "dist", "gjs", "sel_corrected"], "inductor")
+    names = ("kd", "redistill", "rld", "dkd", "dist", "gjs", "sel_corrected")
+    run_compiled([(name, {}) for name in names], "inductor")
 
 
 def test_bounded_losses_keep_their_bound() -> None:

@@ -93,11 +93,12 @@ def _near_limits(log_p_BC: Tensor, log_q_BC: Tensor, alpha: float, beta: float) 
 
 def _series(d_BC: Tensor, a: float, b: float) -> Tensor:
     """exp[a d, 0, b d] = sum_n h_n(a, b) d^n / (n + 2)!, h_n the complete homogeneous polynomial; |d| <= 1."""
-    terms = [
-        math.fsum(a**i * b ** (n - i) for i in range(n + 1)) / math.factorial(n + 2) for n in reversed(range(SERIES))
-    ]
-    sum_BC = torch.full_like(d_BC, terms[0])
-    for term in terms[1:]:
+    homogeneous, terms = 1.0, [0.5]
+    for n in range(1, SERIES):
+        homogeneous = a * homogeneous + b**n
+        terms.append(homogeneous / math.factorial(n + 2))
+    sum_BC = torch.full_like(d_BC, terms[-1])
+    for term in terms[-2::-1]:
         sum_BC = sum_BC * d_BC + term
     return sum_BC
 

@@ -100,6 +100,11 @@ def test_needs_follow_the_options() -> None:
     assert "dense" not in parse_objective("sel_corrected", {"scale": "probability"}).needs
     assert parse_objective("sel_corrected").prefers == {"out_of_fold"}
     assert "out_of_fold" in parse_objective("kd", {"row_weight": "label_noise"}).needs
+    assert "out_of_fold" in parse_objective("kd", {"row_weight": "paced", "paced_by": "teacher"}).needs
+    assert "out_of_fold" not in parse_objective("kd", {"row_weight": "paced"}).needs
+    assert not parse_objective("ce", {"row_weight": "paced"}).uses_teacher
+    assert {"logits"} <= parse_objective("kd", {"standardise": 1}).needs
+    assert "logits" not in parse_objective("sel_corrected", {"scale": "probability"}).needs
     assert not parse_objective("ce").uses_teacher
     assert parse_objective("ce", {"row_weight": "label_noise"}).uses_teacher
 

@@ -48,12 +48,20 @@ class Term:
     @property
     def needs(self) -> frozenset[str]:
         """What the store must offer for this term at these options."""
-        return self.loss_needs | (ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset())
+        of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset()
+        if self.row_options.get("paced_by") == "teacher":  # one that saw the row is sure of its label
+            of_rows |= {"out_of_fold"}
+        return self.loss_needs | of_rows
 
     @property
     def fits_teacher(self) -> bool:
         """Whether the loss itself looks at the teacher, its row weight aside."""
         return self.loss.fits == "teacher" or self.options.get("target") == "teacher"
+
+    @property
+    def weighs_by_teacher(self) -> bool:
+        """Whether the row weight looks at the teacher."""
+        return bool(self.row_weight) and self.row_options.get("paced_by") != "student"
 
     @property
     def couples_rows(self) -> bool:
@@ -128,7 +136,7 @@ class Objective:
     @property
     def uses_teacher(self) -> bool:
         """False when labels alone decide the loss."""
-        return any(term.fits_teacher or term.row_weight for term in self.terms)
+        return any(term.fits_teacher or term.weighs_by_teacher for term in self.terms)
 
     @property
     def temperature(self) -> float:
@@ -201,11 +209,11 @@ class Objective:
         if not len(own.labels_B):
             return 0.0 * every.student_BC.sum(1)
         loss_B = own.spread(self._loss(term, own, step), 0.0)
-        if term.row_weight and len(served.labels_B):
-            weight_B = row_weights(
-                term.row_weight, served.student_BC, served.teacher(term.temperature), served.labels_B, term.row_options
-            )
-            loss_B = loss_B * served.spread(weight_B, 1.0)
+        judged = served if term.weighs_by_teacher else every
+        if term.row_weight and len(judged.labels_B):
+            teacher_BC = judged.teacher(term.temperature) if term.weighs_by_teacher else judged.student_BC.detach()
+            weight_B = row_weights(term.row_weight, judged.student_BC, teacher_BC, judged.labels_B, term.row_options)
+            loss_B = loss_B * judged.spread(weight_B, 1.0)
         return loss_B
 
     def _loss(self, term: Term, rows: _Rows, step: Step) -> Tensor:

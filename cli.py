@@ -242,8 +242,7 @@ def cache_teacher(
             part=share,
             on_progress=report,
         )
-    warning = leak_warning(summary)
-    if warning:
+    for warning in (*filter(None, [leak_warning(summary)]), *summary.get("warnings", ())):
         typer.echo(f"warning: {warning}", err=True)
     report.event("finished" if summary else "part-finished", out=str(out), summary=summary, already_there=there)
     if log_json:
@@ -317,6 +316,8 @@ def extend(
     quiet = share.together and share.number > 0
     with Report(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
         summary = extend_views(opened, answers, out, part=share, on_progress=report)
+    for warning in summary.get("warnings", ()):
+        typer.echo(f"warning: {warning}", err=True)
     if not summary:
         typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
         return
@@ -570,6 +571,7 @@ def verify(
         raise ValueError(f"{store}: {len(problems)} problems found; write the damaged blocks again or copy it anew")
     opened = open_store(store)
     if data:
+        from pipeline.against_labels import label_warnings
         from pipeline.datasets import load_split
         from pipeline.train_student.signal import check_data
         from pipeline.views import allow_transform
@@ -577,6 +579,9 @@ def verify(
         allow_transform(transform)
         split = load_split(data)
         check_data(opened, split)
+        for name in opened.teachers:
+            for warning in label_warnings(opened, opened.teacher(name)):
+                typer.echo(f"warning: {warning}", err=True)
         if recompute:
             from pipeline.cache_teacher.again import answer_again
             from pipeline.cache_teacher.recompute import recompute as run

@@ -74,6 +74,17 @@ def allocate_bits(variance_M: Tensor, total_bits: int) -> Tensor:
     return torch.tensor(widths)
 
 
+def eigen(matrix_CC: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and -vectors of a symmetric matrix, also of one that few rows have left nearly singular."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix_CC)
+    except RuntimeError:  # torch.linalg.LinAlgError: too many eigenvalues are the same: tell them apart
+        small = 1e-6 * matrix_CC.diagonal().abs().mean().clamp(min=1e-6)
+        spread = torch.linspace(1, 2, len(matrix_CC), dtype=matrix_CC.dtype, device=matrix_CC.device)
+        values, vectors = torch.linalg.eigh(matrix_CC + torch.diag(small * spread))
+    return values, vectors
+
+
 class TailBasis:
     """Residual logits <-> packed bits, one basis per fold teacher.
 
@@ -109,9 +120,9 @@ class TailBasis:
         num_rows, num_classes = residual_train.shape
         if num_classes <= num_rows or num_classes <= 4096:
             covariance = (residual_train.T @ residual_train).double()
-            directions = torch.linalg.eigh(covariance)[1].flip(1).T.float()
+            directions = eigen(covariance)[1].flip(1).T.float()
         else:
-            values, left = torch.linalg.eigh((residual_train @ residual_train.T).double())
+            values, left = eigen((residual_train @ residual_train.T).double())
             kept = values > values[-1] * 1e-9
             directions = ((left[:, kept] / values[kept].sqrt()).T.float() @ residual_train).flip(0)
         directions = directions[:max_rank]

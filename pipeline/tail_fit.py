@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.tail_basis import TailBasis
+from pipeline.tail_basis import TailBasis, eigen
 from pipeline.tail_low_rank import FLOOR, LOW_RANK, Maps, fit_low_rank, regression_target
 from pipeline.tail_predictor import Gauge, TailPredictor, shift_to_mass
 
@@ -28,6 +28,8 @@ BASIS_ROWS = 20_000
 MATRIX_GRID = 2.0**10  # entries are multiples of 2^-10: half the bytes after compression
 TEMPERATURES = (1.0, 2.0, 4.0)
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the mean diagonal of the equations
+_MOST_FLOAT16 = 6e4  # features and maps meet in float16
+_FEWEST_LEFT_OUT = 16  # rows that can tell whether a prediction helps
 _USEFUL = 0.97  # of the uniform tail's KL; above it a predictor is dropped
 
 
@@ -135,7 +137,7 @@ class TailFit:
         return predictor.with_basis(basis)
 
     def _best(self, train: Tensor, left_out: Tensor) -> TailPredictor | None:
-        if self.top_k == self.num_classes:
+        if self.top_k == self.num_classes or len(left_out) < _FEWEST_LEFT_OUT:
             return None
         judge = _Judge(left_out, self.top_k)
         best, best_score = None, _USEFUL
@@ -160,6 +162,7 @@ class TailFit:
 def _suggest_gauges(best_BK: Tensor) -> tuple[Gauge, ...]:
     """The teacher's own scale, and distances from the row's K-th."""
     limit = 4 * float(best_BK[torch.isfinite(best_BK)].abs().max().clamp(min=1.0))
+    limit = min(limit, _MOST_FLOAT16)
     spread = float((best_BK[:, 0] - best_BK[:, -1]).clamp(max=FLOOR).mean())
     return Gauge(limit=limit), Gauge(kth=1.0, offset=max(0.5 * spread, 0.1), limit=limit)
 
@@ -198,7 +201,7 @@ def _ridge_path(sums: _Sums) -> list[Maps]:
     mean_x, mean_y = sums.x_C / sums.rows, sums.y_C / sums.rows
     xx = sums.xx_CC - sums.rows * torch.outer(mean_x, mean_x)
     xy = sums.xy_CC - sums.rows * torch.outer(mean_x, mean_y)
-    values, vectors = torch.linalg.eigh(xx)
+    values, vectors = eigen(xx)
     values, rotated = values.clamp(min=0), vectors.T @ xy
     typical = float(xx.diagonal().mean().clamp(min=1e-6))
     path: list[Maps] = []

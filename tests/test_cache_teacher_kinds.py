@@ -13,6 +13,7 @@ from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from pipeline.cache_teacher.compute import Compute
 from pipeline.cache_teacher.estimators import EstimatorAnswers
 from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.sound import ask_first
 from pipeline.cache_teacher.summary import leak_warning, suspected_leaks
 from pipeline.cache_teacher.teachers import load_teachers
 from pipeline.cache_teacher.train import train_teachers
@@ -217,7 +218,7 @@ def test_probabilities_are_not_taken_for_logits(digits: Split, tmp_path: Path) -
     logits = np.random.default_rng(0).normal(0, 3, (len(digits), 10))
     prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.save(tmp_path / "prob.npy", prob.astype(np.float16))
-    with pytest.raises(ValueError, match=r"looks like probabilities, expected logits; save their logarithm: np.log"):
-        ArrayAnswers(tmp_path / "prob.npy", digits, Views())
+    with pytest.raises(ValueError, match=r"look like probabilities, expected logits: each row adds to 1; .* np\.log"):
+        ask_first(ArrayAnswers(tmp_path / "prob.npy", digits, Views()))
     np.save(tmp_path / "log_prob.npy", np.log(prob).astype(np.float32))
-    ArrayAnswers(tmp_path / "log_prob.npy", digits, Views())
+    ask_first(ArrayAnswers(tmp_path / "log_prob.npy", digits, Views()))

@@ -29,13 +29,15 @@ ENCODINGS = {
 Arrays = dict[str, np.ndarray]
 
 
-def answers(encoding: Encoding, seed: int = 0) -> tuple[Arrays, np.ndarray]:
+def answers(encoding: Encoding, seed: int = 0, *, masked: bool = False) -> tuple[Arrays, np.ndarray]:
     """Rows of a teacher that is mostly right, and the labels, some of them missing."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(-1, C, (N,), generator=generator)
     labels[7] = 3
     logits = torch.randn(N, C, generator=generator)
     logits[torch.arange(N), labels.clamp(min=0)] += 4
+    if masked:
+        logits[100, 5] = -torch.inf
     return encode(logits, labels, encoding), labels.numpy()
 
 

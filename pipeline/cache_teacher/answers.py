@@ -25,7 +25,6 @@ from pipeline.views import Views
 Rows = npt.NDArray[np.integer]
 
 ARRAY_PREFIX = "array:"
-_LOOKED_AT = 256  # rows
 
 
 class Answers(Protocol):
@@ -145,7 +144,7 @@ class ArrayAnswers:
         plan: How rows were assigned to folds, when the answers are out-of-fold ones.
 
     Raises:
-        ValueError: Missing file, an array of another shape or type, or probabilities.
+        ValueError: Missing file, or an array of another shape or type.
     """
 
     def __init__(
@@ -168,9 +167,6 @@ class ArrayAnswers:
                 f"{path}: found {array.dtype} {list(array.shape)}, expected floats {list(expected)}:"
                 f" --views, examples of {split.spec}, classes"
             )
-        sample_RC = np.asarray(array[0, :_LOOKED_AT], dtype=np.float64)
-        if (sample_RC >= 0).all() and np.allclose(sample_RC.sum(1), 1, atol=1e-2):
-            raise ValueError(f"{path}: looks like probabilities, expected logits; save their logarithm: np.log(array)")
         self.path, self.array = path, array
         self.split, self.views = split, views
         self.folds, self.fold_attributes = declared_folds(plan, split)

@@ -27,7 +27,7 @@ from pipeline.spelling import unknown
 from pipeline.views import Views
 
 SKLEARN_PREFIX = "sklearn:"
-PROB_FLOOR = 1e-6
+PROB_FLOOR = 1e-6  # as ``sound.ZERO_FLOOR``
 
 ESTIMATORS: dict[str, str] = {
     "RandomForestClassifier": "sklearn.ensemble",

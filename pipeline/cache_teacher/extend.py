@@ -8,6 +8,7 @@ from pipeline.cache_teacher.again import differences
 from pipeline.cache_teacher.answers import Answers
 from pipeline.cache_teacher.parts import Part
 from pipeline.cache_teacher.run import Progress, write_cells
+from pipeline.cache_teacher.sound import ask_first
 from pipeline.cache_teacher.summary import summarise
 from pipeline.encoding import Encoding
 from pipeline.tail_predictor import TailPredictor
@@ -53,6 +54,7 @@ def extend_views(
         raise ValueError(
             f"{store.path}: its teacher serves only some of the examples; extend the stores that it was merged from"
         )
+    answers = ask_first(answers)
     rows = store.probes.get("row")
     probes = probe(answers.split, answers.views, rows)
     writer = extend_store(store, out, num_views=answers.views.num_views, probes=probes)

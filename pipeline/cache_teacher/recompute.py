@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.cache_teacher.again import differences
 from pipeline.cache_teacher.answers import Answers
+from pipeline.cache_teacher.sound import SoundAnswers
 from pipeline.encoding import encode, finite
 from pipeline.tail_predictor import TailPredictor
 from pipeline.teacher_rows import TeacherRows
@@ -131,11 +132,12 @@ def _compared(
     decoder, predictor = TeacherRows(store, teacher), TailPredictor.from_constants(teacher.constants())
     names = [name for name in teacher.fidelity if _TEMPERATURE.fullmatch(name) and float(name) > 0][:_MOST_TEMPERATURES]
     names = names or ["1", "2", "4"]
+    sound = SoundAnswers(answers)
     for view, block, rows in _by_block(teacher, pairs):
         stored = teacher.answers(view, block, decoder.names)
         own_B, rows_B = rows - teacher.rows(block).start, torch.from_numpy(rows)
         labels_B, folds_B = decoder.labels_N[rows_B], None if decoder.folds_N is None else decoder.folds_N[rows_B]
-        now_BC = answers(rows, view).cpu()
+        now_BC = sound(rows, view).cpu()
         encoded = encode(now_BC, labels_B, decoder.encoding, predictor=predictor, folds_B=folds_B)
         stored_BC, same_BC = (
             decoder.logits({name: torch.from_numpy(array) for name, array in arrays.items()}, rows_B)

@@ -18,7 +18,8 @@ from torch import Tensor
 from pipeline.cache_teacher.answers import Answers
 from pipeline.cache_teacher.fidelity import TEMPERATURES
 from pipeline.cache_teacher.parts import Part
-from pipeline.cache_teacher.sample import Sample, folds_of
+from pipeline.cache_teacher.sample import Sample, folds_of, zero_warnings
+from pipeline.cache_teacher.sound import ask_first
 from pipeline.cache_teacher.summary import summarise
 from pipeline.encoding import Encoding, encode
 from pipeline.folds import refuse_apart
@@ -92,12 +93,12 @@ def cache_teacher(
         parts still have cells to write.
 
     Raises:
-        ValueError: ``out`` is a store of something else.
+        ValueError: ``out`` is a store of something else, or the answers are not ones that can be learnt from.
     """
     check_folder(out)
     if answers.folds is not None:
         refuse_apart(answers.split.keys, answers.folds, answers.split.spec)
-    part = part or Part()
+    part, answers = part or Part(), ask_first(answers)
     sample = Sample(answers, predictor_rows)
     writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows)
     write_cells(writer, answers, encoding, predictor, part, on_progress)
@@ -108,8 +109,10 @@ def cache_teacher(
     if teacher.complete:
         _check_measured(out, teacher, temperatures)
         return dict(teacher.summary)
+    fidelity = sample.measure(encoding, predictor, temperatures)
     summary = summarise(written, name, answers.seen)
-    writer.finish(fidelity=sample.measure(encoding, predictor, temperatures), summary=summary)
+    summary["warnings"] += zero_warnings(fidelity)
+    writer.finish(fidelity=fidelity, summary=summary)
     return summary
 
 

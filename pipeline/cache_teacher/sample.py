@@ -3,8 +3,8 @@
 Shapes: C classes, N rows of the sample.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.cache_teacher.answers import Answers
 from pipeline.cache_teacher.fidelity import PredictorFit, choose_encoding, measure_fidelity
+from pipeline.cache_teacher.sound import ZERO_FLOOR, SoundAnswers, floored, is_zero
 from pipeline.encoding import Encoding
 from pipeline.tail_predictor import TailPredictor
 
@@ -31,7 +32,7 @@ class Sample:
         predictor_rows: Rows that fit the tail predictor.
     """
 
-    def __init__(self, answers: Answers, predictor_rows: int) -> None:
+    def __init__(self, answers: SoundAnswers, predictor_rows: int) -> None:
         self.answers = answers
         order = np.random.default_rng(answers.views.seed).permutation(len(answers.split))
         if answers.split.readable is not None:
@@ -41,8 +42,12 @@ class Sample:
         self.fitted = np.sort(order[num_measured : num_measured + predictor_rows])
 
     @cached_property
+    def _measured_raw_NC(self) -> Tensor:
+        return self.answers.raw(self.measured, 0)
+
+    @cached_property
     def measured_logits_NC(self) -> Tensor:
-        return self.answers(self.measured, 0)
+        return floored(self._measured_raw_NC)
 
     def choose(self, kl: float, temperatures: Sequence[float]) -> Encoding:
         """The smallest encoding whose KL T^2 stays within ``kl`` nats at every temperature."""
@@ -67,8 +72,13 @@ class Sample:
     def measure(
         self, encoding: Encoding, predictor: TailPredictor | None, temperatures: Sequence[float]
     ) -> dict[str, Any]:
-        """The encoding's fidelity on rows that took no part in any fit."""
-        return measure_fidelity(
+        """The encoding's fidelity on rows that took no part in any fit; that of a uniform tail as well.
+
+        Besides the keys of `measure_fidelity`: ``zero_share``, how many of the teacher's probabilities are zero, and
+        ``zero_floor``, what they were raised to; ``uniform_<T>`` where the tail is predicted.
+        """
+        measured = partial(
+            measure_fidelity,
             self.measured_logits_NC,
             self._labels(self.measured),
             encoding,
@@ -76,9 +86,26 @@ class Sample:
             temperatures=temperatures,
             folds_N=folds_of(self.answers, self.measured),
         )
+        zero_share = float(is_zero(self._measured_raw_NC).double().mean())
+        found = {**measured(), "zero_share": zero_share, "zero_floor": ZERO_FLOOR}
+        if predictor is not None:
+            plain = measured(tail="uniform")
+            found |= {f"uniform_{temperature:g}": plain[f"{temperature:g}"] for temperature in temperatures}
+        return found
 
     def _labels(self, rows: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(self.answers.split.labels[rows])
+
+
+def zero_warnings(fidelity: Mapping[str, Any]) -> list[str]:
+    """A line about probabilities of zero that were raised to the floor."""
+    share = fidelity["zero_share"]
+    if not share:
+        return []
+    return [
+        f"{share:.1%} of the teacher's probabilities are zero (a logit of -inf, or far below the best): they are kept"
+        f" as {fidelity['zero_floor']:g}, or as the row's least other probability where that is lower"
+    ]
 
 
 def folds_of(answers: Answers, rows: npt.NDArray[np.int64]) -> Tensor | None:

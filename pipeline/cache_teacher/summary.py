@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.against_labels import label_warnings
 from pipeline.cache_teacher.claims import SEEN, UNKNOWN, Seen
 from pipeline.encoding import Encoding, decode
 from pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
@@ -43,6 +44,7 @@ def summarise(store: Store, name: str, seen: Seen) -> dict[str, Any]:
         summary["per_fold"] = [answered.measures(folds == fold) for fold in range(int(folds.max()) + 1)]
         unknown = (seen[measured] == UNKNOWN).any()  # else it is known, and nothing has to be guessed
         summary["leaks"] = suspected_leaks(summary["per_fold"]) if unknown else []
+    summary["warnings"] = label_warnings(store, store.teacher(name))
     return summary
 
 

@@ -13,6 +13,7 @@ from pipeline.cache_teacher.answers import Answers
 from pipeline.cache_teacher.fidelity import bytes_estimate
 from pipeline.cache_teacher.run import Budget
 from pipeline.cache_teacher.sample import Sample
+from pipeline.cache_teacher.sound import ask_first
 from pipeline.encoding import Encoding
 
 TIMED_ROWS = 1024
@@ -34,6 +35,7 @@ def try_out(
         ``rows_per_second`` and ``seconds`` of this process, ``bytes`` of the store (estimated before compression),
         ``encoding``, ``fidelity`` and ``num_rows``.
     """
+    answers = ask_first(answers)
     num_rows = len(answers.split) * answers.views.num_views
     chosen = np.sort(np.random.default_rng(0).permutation(len(answers.split))[:TIMED_ROWS])
     answers(chosen[:_WARM_ROWS], 0)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.against_labels import label_warnings
 from pipeline.datasets import Split
 from pipeline.datasets.split import check_same_classes
 from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
@@ -52,7 +53,8 @@ from pipeline.train_student.slab import Grouping
 from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
-from stores import Store
+from stores import Store, Teacher
+from stores.schema import GAP_NEVER
 
 __all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]
 
@@ -148,6 +150,8 @@ def train_student(
     grouping = decide_grouping(out, signal, processes, device or torch.device("cpu"))
     warnings = [*order_warnings(grouping, signal), *check_needs(objective, store, signal)]
     warnings += cautions(objective, training, processes)
+    if objective.uses_teacher:
+        warnings += [line for part in teachers_of(signal) for line in label_warnings(store, part.teacher)]
     check_data(store, split)
     if test is not None:
         check_same_classes(split, test)
@@ -350,6 +354,12 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
                 f" {part.encoding.top_k} of {part.encoding.num_classes}; cache with --encoding dense or topk+tail, or"
                 " choose another loss"
             )
+        if "logits" in objective.needs and has_masked_classes(part.teacher):
+            raise ValueError(
+                f"loss {objective.name!r} compares logits, but some of those of teacher {part.teacher.name!r} of"
+                f" {store.path} are -inf (classes of probability zero); cache it again, which gives them a floor, or"
+                " choose a loss of probabilities"
+            )
     cross_fitted = _cross_fitted(signal)
     names = ", ".join(part.teacher.name for part in teachers_of(signal))
     if "out_of_fold" in objective.needs and not cross_fitted:
@@ -372,6 +382,22 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
             " cross-fitted"
         )
     return warnings + (signal.warnings(objective.temperature) if objective.uses_teacher else [])
+
+
+def has_masked_classes(teacher: Teacher) -> bool:
+    """Whether a logit of the first view is -inf; what stage one writes has none."""
+    name = next(name for name in ("logit", "log_prob", "log_prob_code") if name in teacher.arrays)
+    mask = {"mask"} & set(teacher.arrays)
+    for block in range(teacher.num_blocks):
+        arrays = teacher.answers(0, block, [name, *mask])
+        values = arrays[name][arrays["mask"]] if mask else arrays[name]
+        if name != "log_prob_code":
+            masked = np.isneginf(values)
+        else:  # of a head, or of all classes
+            masked = values == (GAP_NEVER if "index" in teacher.arrays else 0)
+        if masked.any():
+            return True
+    return False
 
 
 def _cross_fitted(signal: Signal) -> bool:

@@ -235,12 +235,23 @@ class TeacherSignal:
         share = float((head_B < 0.5).float().mean())
         if share < _WARNING_SHARE:
             return []
-        fidelity = (self.teacher.fidelity or {}).get(f"{temperature:g}")
-        measured = f"; measured KL T^2 is {fidelity:.2g}" if isinstance(fidelity, float) else ""
         return [
             f"at temperature {temperature:g}, {share:.0%} of the rows have most of their mass outside the stored top"
-            f" {self.encoding.top_k}{measured}; a lower temperature, topk+tail or dense would be closer to the teacher"
+            f" {self.encoding.top_k}; {self._tail_loss(temperature)}; a lower temperature, topk+tail or dense would be"
+            " closer to the teacher"
         ]
+
+    def _tail_loss(self, temperature: float) -> str:
+        """What the tail rule in use loses at a temperature, as far as it was measured."""
+        if self.tail == "renormalise":
+            return "its tail rule 'renormalise' calls them impossible (KL infinite)"
+        if self.tail == "bucket":
+            return "its tail rule 'bucket' takes the student's word for them, and has no KL of its own"
+        uniform = self.tail == "uniform" and "tail_matrix" in self.teacher.constant_names
+        found = self.teacher.fidelity.get(f"uniform_{temperature:g}" if uniform else f"{temperature:g}")
+        if not isinstance(found, int | float):
+            return f"KL T^2 of the tail rule {self.tail!r} was not measured at this temperature"
+        return f"measured KL T^2 of the tail rule {self.tail!r} is {found:.2g}"
 
 
 class StoredAnswer:

@@ -1,0 +1,149 @@
+"""Answers that can be learnt from: asked about a few rows before a pass, and each held to what logits are during it.
+
+Shapes: B batch, C classes.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.cache_teacher.answers import Answers, ArrayAnswers, Rows
+
+ZERO_FLOOR = 1e-6
+"""The probability that stands for one of zero, whose log no student can reach."""
+ZERO_BELOW = 1e3
+"""Nats below a row's best class where a logit means probability zero, as -inf does: exp(-1000) is 0 in any float."""
+LARGEST = 1e5
+"""Of a row's best logit; beyond it float32 has no room for differences of a hundredth."""
+_ASKED, _AT_ONCE = 256, 8192  # rows
+_EVIDENCE = 64  # numbers between 0 and 1 that are not so by luck
+# Rows may differ by this much of a logit, or by this share of the row's spread, from one batch to another.
+_NOISE = {"float32": (0.05, 1e-3), "bfloat16": (0.3, 0.1), "float16": (0.3, 0.05)}
+_MOST_UNLIKE = 0.1  # of the rows: a single choice may tip over in half precision
+
+
+class SoundAnswers:
+    """The same answers; what is no logit is refused, and probabilities of zero are raised to a floor.
+
+    A zero probability becomes ``ZERO_FLOOR``, or that of the row's least probable other class where it is lower.
+
+    Args:
+        answers: Whose.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self.split, self.views, self.identity = answers.split, answers.views, answers.identity
+        self.folds, self.fold_attributes, self.groups = answers.folds, answers.fold_attributes, answers.groups
+        self.seen = answers.seen
+
+    def __call__(self, rows: Rows, view: int) -> Tensor:
+        return floored(self.raw(rows, view))
+
+    def raw(self, rows: Rows, view: int) -> Tensor:
+        """The logits before they are raised, float32 [B, C]."""
+        logits_BC = self._answers(rows, view).float()
+        best_B = logits_BC.amax(1)
+        bad_B = ~(best_B.abs() <= LARGEST)
+        if bad_B.any():
+            place = int(bad_B.nonzero()[0])
+            best = float(best_B[place])
+            found = "nothing but -inf" if best == -math.inf else f"a best logit of {best:g}"
+            raise ValueError(
+                f"the teacher answers row {int(rows[place])} of view {view} with {found}; expected finite logits, the"
+                f" best within {LARGEST:g} of 0 (-inf: a class of probability zero); look at its input scaling,"
+                " --precision, and the scale of its last layer"
+            )
+        return logits_BC
+
+
+def floored(logits_BC: Tensor) -> Tensor:
+    """Logits float32 [B, C] with zero probabilities raised to the floor; the very same where there are none."""
+    zero_BC = is_zero(logits_BC)
+    if not zero_BC.any():
+        return logits_BC
+    floor_B1 = logits_BC.masked_fill(zero_BC, -math.inf).logsumexp(1, keepdim=True) + math.log(ZERO_FLOOR)
+    least_B1 = logits_BC.masked_fill(zero_BC, math.inf).amin(1, keepdim=True)
+    return torch.where(zero_BC, torch.minimum(floor_B1, least_B1), logits_BC)
+
+
+def is_zero(logits_BC: Tensor) -> Tensor:
+    """Which probabilities are zero, bool [B, C]."""
+    return logits_BC < logits_BC.amax(1, keepdim=True) - ZERO_BELOW
+
+
+def ask_first(answers: Answers) -> SoundAnswers:
+    """Asks about a few rows of the first view, twice and in other batches, before anything is made.
+
+    Raises:
+        ValueError: Numbers that are no logits; probabilities that stand for logits; or answers that differ from one
+            time to the next, or with the company that a row has in its batch.
+    """
+    sound = SoundAnswers(answers)
+    rows = _some_rows(answers)
+    if not len(rows):
+        return sound
+    raw_BC = sound.raw(rows, 0)
+    reason = stand_for_logits(raw_BC.cpu().numpy())
+    if reason:
+        raise ValueError(
+            f"the teacher's answers look like probabilities, expected logits: {reason}; leave out a network's last"
+            " softmax or sigmoid, save np.log(array) of probabilities"
+        )
+    first_BC = floored(raw_BC)
+    order = np.random.default_rng(0).permutation(len(rows))
+    cut = len(rows) // 3
+    again_BC = torch.empty_like(first_BC)
+    for some in (order[:cut], order[cut:]):
+        if len(some):
+            again_BC[torch.from_numpy(some).to(again_BC.device)] = sound(rows[some], 0)
+    unlike = int(_unlike(first_BC, again_BC, str(answers.identity().get("precision"))).sum())
+    if unlike > _MOST_UNLIKE * len(rows):
+        raise ValueError(
+            f"the teacher answers {unlike} of {len(rows)} rows differently when it is asked again in another batch; a"
+            " cache would hold one answer of many: switch off its dropout, and let its normalisation use running"
+            " statistics (eval mode), not those of the batch"
+        )
+    if isinstance(answers, ArrayAnswers):  # its other rows cost no forward pass
+        for view in range(answers.views.num_views):
+            for start in range(0, len(answers.split), _AT_ONCE):
+                sound.raw(np.arange(start, min(start + _AT_ONCE, len(answers.split))), view)
+    return sound
+
+
+def _some_rows(answers: Answers) -> npt.NDArray[np.int64]:
+    order = np.random.default_rng(answers.views.seed).permutation(len(answers.split))
+    if answers.split.readable is not None:
+        order = order[answers.split.readable[order]]
+    return order[:_ASKED]
+
+
+def _unlike(first_BC: Tensor, again_BC: Tensor, precision: str) -> Tensor:
+    """Rows whose answers differ by more than rounding, bool [B]; a common shift of a row's logits counts, too."""
+    least, share = _NOISE.get(precision, _NOISE["float32"])
+    apart_B = (first_BC - again_BC).square().mean(1).sqrt()
+    return apart_B > least + share * first_BC.std(1, unbiased=False)
+
+
+def stand_for_logits(values_BC: npt.NDArray[np.floating]) -> str:
+    """Why numbers are probabilities, percentages or votes, in words; empty when they may be logits."""
+    if not len(values_BC) or not (values_BC >= 0).all():
+        return ""
+    sum_B, most = values_BC.sum(1, dtype=np.float64), float(values_BC.max())
+    if most == 0:
+        return ""
+    if np.allclose(sum_B, 1, atol=1e-2):
+        return "each row adds to 1"
+    if values_BC.size < _EVIDENCE:
+        return ""
+    if len(sum_B) > 3 and np.allclose(sum_B, sum_B.mean(), rtol=1e-2):
+        return f"no number is negative and each row adds to {sum_B.mean():.3g}"
+    if most <= 1 + 1e-3:
+        return "every number lies between 0 and 1"
+    kept_B = (values_BC > 0).sum(1)
+    if len(kept_B) > 7 and kept_B.max() == kept_B.min() < values_BC.shape[1]:
+        return f"no number is negative and each row has {kept_B[0]} classes that are not 0"
+    return ""

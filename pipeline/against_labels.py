@@ -46,7 +46,7 @@ def best_classes(teacher: Teacher) -> Ids:
     num_blocks = max(1, _READ // (teacher.block_rows * teacher.row_arrays[name].row_bytes))
     for block in range(min(teacher.num_blocks, num_blocks)):
         arrays = teacher.answers(0, block, names)
-        best_B = arrays["index"][:, 0] if name == "index" else arrays[name].argmax(1)
+        best_B = (arrays["index"][:, 0] if name == "index" else arrays[name].argmax(1)).astype(np.int64)
         best_N[teacher.rows(block)] = np.where(arrays["mask"], best_B, -1) if "mask" in arrays else best_B
     return best_N
 

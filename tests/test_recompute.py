@@ -144,11 +144,7 @@ def test_folds_that_are_not_the_rows_are_refused(
     teacher = store.teacher()
     for num_folds in (2, "3", None, True):
         monkeypatch.setattr(teacher, "folds", {"num_folds": num_folds})
-<<<<<<< HEAD
         with pytest.raises(ValueError, match="in other folds|its folds are not those of the examples"):
-=======
-        with pytest.raises(ValueError, match="its folds are not those of the examples"):
->>>>>>> fa7d8ab (Read best classes as whole numbers)
             answer_again(store, teacher, digits, str(fold_teachers), architecture="mlp:32")
 
 

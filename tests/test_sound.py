@@ -162,7 +162,14 @@ def test_probabilities_in_other_clothes_are_noticed(split: Split) -> None:
     top = np.where(prob >= np.sort(prob, 1)[:, -3:-2], prob, 0)
     for values in (prob, prob.astype(np.float16), 100 * prob, top, 100 * top, np.round(prob, 2)):
         assert stand_for_logits(values)
-    for values in (logits.numpy(), logits.log_softmax(1).numpy(), np.abs(logits.numpy()), np.zeros((9, 9)), prob - 0.1):
+    for values in (
+        logits.numpy(),
+        logits.log_softmax(1).numpy(),
+        np.abs(logits.numpy()),
+        np.zeros((9, 9)),
+        prob - 0.1,
+        5 * np.eye(C)[split.labels],
+    ):
         assert stand_for_logits(values) == ""
 
 

@@ -139,11 +139,13 @@ def stand_for_logits(values_BC: npt.NDArray[np.floating]) -> str:
         return "each row adds to 1"
     if values_BC.size < _EVIDENCE:
         return ""
-    if len(sum_B) > 3 and np.allclose(sum_B, sum_B.mean(), rtol=1e-2):
-        return f"no number is negative and each row adds to {sum_B.mean():.3g}"
     if most <= 1 + 1e-3:
         return "every number lies between 0 and 1"
     kept_B = (values_BC > 0).sum(1)
-    if len(kept_B) > 7 and kept_B.max() == kept_B.min() < values_BC.shape[1]:
+    if len(sum_B) < 8 or kept_B.max() == 1:  # a label times a number may be a logit
+        return ""
+    if np.allclose(sum_B, sum_B.mean(), rtol=1e-2):
+        return f"no number is negative and each row adds to {sum_B.mean():.3g}"
+    if kept_B.max() == kept_B.min() < values_BC.shape[1]:
         return f"no number is negative and each row has {kept_B[0]} classes that are not 0"
     return ""

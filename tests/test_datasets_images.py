@@ -202,9 +202,10 @@ def test_small_turned_and_animated_pictures() -> None:
         shown = halves if mode == "RGB" else Image.fromarray(np.asarray(halves.convert("L")).astype(np.uint16) * 257)
         exif = Image.Exif()
         exif[274] = 6  # to be turned by 90 degrees to the right: black comes to the right
-        turned = decode_image(encoded(shown, "PNG", exif=exif.tobytes()), 8)
-        assert turned[:, 4:].max() == 0
-        assert turned[:, :4].min() > 40
+        for kind in ("PNG", "TIFF"):
+            turned = decode_image(encoded(shown, kind, exif=exif.tobytes()), 8)
+            assert turned[:, 4:].max() == 0
+            assert turned[:, :4].min() > 40
     frames = encoded(picture(40), "GIF", save_all=True, append_images=[picture(200)])
     assert decode_image(frames, 8).max() < 100
 

@@ -143,6 +143,12 @@ def test_numbers_among_texts_are_named(tmp_path: Path, caplog: pytest.LogCapture
     assert "column 'children' holds 3 numbers and texts such as '3+': its values are categories" in caplog.text
 
 
+def test_rows_without_a_group_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, t="size,patient,y\n1,a,0\n2,,1\n3,?,0\n4,,1\n")
+    load_split(f"csv:{tmp_path}/t.csv?test_share=0&group=patient")
+    assert "3 rows have no 'patient'; rows of one such text are one group" in caplog.text
+
+
 def test_a_first_line_that_looks_like_a_row_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, t=ADULT, counted="0,1,2,y\n5,6,7,a\n8,9,1,b\n", trailing="a,y,\n1,0,\n2,1,\n")
     load_split(f"csv:{tmp_path}/counted.csv?test_share=0")

@@ -20,7 +20,7 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it warns; 268 MB as RGB
 _EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO, _ORIENTATION = 258, 262, 0, 274
 
 # One mechanism for a picture over the limit, whoever opens it: Pillow's warning is an error here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -104,7 +104,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         grey = 255 - grey
     made = Image.fromarray(grey.astype(np.uint8))
-    made.info["exif"] = image.getexif().tobytes()
+    exif = Image.Exif()
+    exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+    made.info["exif"] = exif.tobytes()
     return made
 
 

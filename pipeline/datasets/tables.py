@@ -148,7 +148,7 @@ def _load(options: TableOptions, read: Reader) -> Split:
     texts = _labels(train[label], options)
     found = known_classes(class_names(texts, options.classes, spec), options.classes, spec)
     wanted = _labels(chosen[label], options)
-    _tell_unlabelled(wanted, options)
+    _tell_absent(chosen, wanted, options)
     return Split(
         name=Path(options.path).stem,
         split=options.split,
@@ -222,10 +222,14 @@ def _labels(column: Column, options: TableOptions) -> list[str]:
     return Column([text.strip(options.label_strip) for text in column.texts], column.codes).values()
 
 
-def _tell_unlabelled(texts: list[str], options: TableOptions) -> None:
+def _tell_absent(chosen: Columns, texts: list[str], options: TableOptions) -> None:
     absent = [text for text in texts if text.lower() in MISSING]
     if any(absent):
         tell(f"{options.spec}: {len(absent)} rows are unlabelled, with labels such as {max(absent)!r}")
+    apart = chosen[options.group].values() if options.group else []
+    alone = sum(text.lower() in MISSING for text in apart)
+    if alone:
+        tell(f"{options.spec}: {alone} rows have no {options.group!r}; rows of one such text are one group")
 
 
 def _groups(column: Column) -> npt.NDArray[np.uint64]:

@@ -9,7 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.domains import (
+    AT_LEAST_ONE,
+    BITS,
+    COMBINES,
+    COUNT,
+    DECODE_RULES,
+    ENCODINGS,
+    FORMATS,
+    NOT_NEGATIVE,
+    PRECISIONS,
+    SEED,
+    SHARE,
+    TAIL_BITS,
+    TAIL_RULES,
+    TEMPERATURE,
+    TEMPERATURES,
+    TRAINING,
+    VIEWS,
+    option,
+    whole,
+)
 from pipeline.options import (
+    IDLE_OF_ENCODING,
     BatchSize,
     Data,
     Device,
@@ -38,10 +60,10 @@ from pipeline.options import (
     here,
     input_scaling,
     read_names,
-    read_numbers,
     read_rows,
     read_settings,
     read_views,
+    refuse_idle,
     run_spec,
 )
 from pipeline.strict_json import to_json
@@ -50,6 +72,7 @@ from pipeline.torchrun import find_rank
 if TYPE_CHECKING:
     import click
 
+UsageError: Any = typer.BadParameter.__base__  # Typer carries its own copy of click, or does not
 TOGETHER = ("cache-teacher", "extend", "train-student")  # what processes that torchrun starts do together
 
 app = typer.Typer(
@@ -75,6 +98,7 @@ def main_options(
 
 @app.command()
 def train_teacher(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the weights")],
     data: Data = "digits",
     model: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp",
@@ -104,6 +128,8 @@ def train_teacher(
     from pipeline.fit import EpochRecord, Training
     from pipeline.views import allow_transform
 
+    if not folds:
+        refuse_idle(context, ("fold_strategy", "fold_seed"), "--folds is 0")
     split = load_split(data)
     training = Training(
         epochs=epochs,
@@ -145,6 +171,7 @@ def train_teacher(
 
 @app.command()
 def cache_teacher(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
     data: Data = "digits",
     teacher: Annotated[
@@ -160,27 +187,31 @@ def cache_teacher(
     folds: Folds = 0,
     fold_strategy: FoldStrategy = "stratified",
     fold_seed: FoldSeed = 0,
-    encoding: Annotated[str, typer.Option(help="topk, topk+tail, dense, or auto: dense up to 256 classes")] = "auto",
-    top_k: Annotated[int, typer.Option(help="Classes kept exactly by topk and topk+tail")] = 10,
-    tail_bits: Annotated[float, typer.Option(help="Bits a class for the tail of topk+tail, 0.1 to 4")] = 1.0,
-    bits: Annotated[int, typer.Option(help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)")] = 8,
+    encoding: Annotated[
+        str, option(ENCODINGS, help="topk, topk+tail, dense, or auto: dense up to 256 classes")
+    ] = "auto",
+    top_k: Annotated[int, option(AT_LEAST_ONE, help="Classes kept exactly by topk and topk+tail")] = 10,
+    tail_bits: Annotated[float, option(TAIL_BITS, help="Bits a class for the tail of topk+tail, 0.1 to 4")] = 1.0,
+    bits: Annotated[int, option(BITS, help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)")] = 8,
     kl_budget: Annotated[
-        float, typer.Option(help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats")
+        float, option(NOT_NEGATIVE, help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats")
     ] = 0.0,
-    temperatures: Annotated[str, typer.Option(help="Where fidelity is measured and --kl-budget holds")] = "1,2,4",
-    predictor_rows: Annotated[int, typer.Option(help="Rows that fit the tail predictor; 0 fits none")] = 20_000,
-    views: Annotated[int, typer.Option(help="Views of each example")] = 1,
+    temperatures: Annotated[
+        str, option(TEMPERATURES, help="Where fidelity is measured and --kl-budget holds")
+    ] = "1,2,4",
+    predictor_rows: Annotated[int, option(COUNT, help="Rows that fit the tail predictor; 0 fits none")] = 20_000,
+    views: Annotated[int, option(VIEWS, help="Views of each example")] = 1,
     transform: ViewTransform = "none",
-    view_seed: Annotated[int, typer.Option(help="Seed of the views")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Examples a forward pass")] = 256,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; part of the teacher's identity")] = "fp32",
+    view_seed: Annotated[int, option(SEED, help="Seed of the views")] = 0,
+    batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples a forward pass")] = 256,
+    precision: Annotated[str, option(PRECISIONS, help="fp32, bf16 or fp16; part of the teacher's identity")] = "fp32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Faster convolutions on many GPUs")] = False,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the teacher")] = False,
-    workers: Annotated[int, typer.Option(help="Threads that read and transform ahead of the teacher")] = 1,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform ahead of the teacher")] = 1,
     part: Annotated[
         str, typer.Option(help="i/n, i from 0: write share i of n, beside other processes; torchrun sets it itself")
     ] = "",
-    limit: Annotated[int, typer.Option(help="A trial on n examples; stage two reads them with DATA?limit=n")] = 0,
+    limit: Annotated[int, option(COUNT, help="A trial on n examples; stage two reads them with DATA?limit=n")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure a few batches, print time, size and fidelity, write nothing")
     ] = False,
@@ -201,16 +232,22 @@ def cache_teacher(
     from pipeline.cache_teacher.trial import try_out
     from pipeline.datasets import load_split
     from pipeline.describe import describe_kind
+    from pipeline.encoding import Encoding
     from pipeline.views import Views, allow_transform
 
     share = find_part(part)
     split = load_split(data)
-    measured_at = read_numbers("--temperatures", temperatures)
+    measured_at = TEMPERATURES.read("--temperatures", temperatures)
+    _refuse_idle_caching(context)
     chosen = (
         Budget(kl=kl_budget, temperatures=measured_at)
         if kl_budget
         else choose_encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
     )
+    if isinstance(chosen, Encoding):
+        refuse_idle(context, IDLE_OF_ENCODING[chosen.kind], f"the encoding is {chosen.kind}")
+    if not split.is_image:
+        refuse_idle(context, ("channels_last",), f"{split.spec} holds no images")
     answers = build_answers(
         split,
         teacher,
@@ -254,18 +291,34 @@ def cache_teacher(
     typer.echo(f"{_wrote(not there)} {out}: {len(answers.split)} rows x {views} views{accuracy}")
 
 
+def _refuse_idle_caching(context: typer.Context) -> None:
+    """Options of cache-teacher that do nothing beside the others."""
+    from pipeline.cache_teacher.build import NO_WEIGHTS
+
+    given = context.params
+    if not given["folds"]:
+        refuse_idle(context, ("fold_strategy", "fold_seed"), "--folds is 0")
+    if given["transform"] == "none":
+        refuse_idle(context, ("view_seed",), "--transform is none")
+    if given["kl_budget"]:
+        refuse_idle(context, ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding")
+    if given["teacher"].startswith(NO_WEIGHTS):
+        of_networks = ("batch_size", "precision", "channels_last", "compile_model", "workers", "mean", "std")
+        refuse_idle(context, of_networks, f"{given['teacher']} is no network that runs here")
+
+
 @app.command()
 def extend(
     store: Store,
-    views: Annotated[int, typer.Option(help="Views of the new store; those of the old one are its first")],
+    views: Annotated[int, option(VIEWS, help="Views of the new store; those of the old one are its first")],
     out: Annotated[Path, typer.Option(help="The new store, or to go on with after a kill; the old one stays as it is")],
     data: Data = "digits",
     weights: Annotated[str, typer.Option(help="The teacher's, as in cache-teacher")] = "",
     teacher_arch: TeacherArch = "",
     transform: OwnTransform = "",
-    top_k: Annotated[int, typer.Option(help="Refused unless it is the store's: more classes need a new pass")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Examples a forward pass")] = 256,
-    workers: Annotated[int, typer.Option(help="Threads that read and transform ahead of the teacher")] = 1,
+    top_k: Annotated[int, option(COUNT, help="Refused unless it is the store's: more classes need a new pass")] = 0,
+    batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples a forward pass")] = 256,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform ahead of the teacher")] = 1,
     part: Annotated[str, typer.Option(help="i/n, as in cache-teacher; torchrun sets it itself")] = "",
     mean: Mean = "",
     std: Std = "",
@@ -284,7 +337,7 @@ def extend(
     from pipeline.cache_teacher.run import is_finished
     from pipeline.datasets import load_split
     from pipeline.train_student.signal import check_data
-    from pipeline.views import allow_transform
+    from pipeline.views import allow_views
     from stores import open_store
     from stores.extend import extendable
 
@@ -297,7 +350,7 @@ def extend(
             f"--top-k is {top_k}, the store keeps {kept or 'all'} classes a row; another number needs a new pass: cli"
             " cache-teacher"
         )
-    allow_transform(transform)
+    allow_views(transform, opened.views)
     split = load_split(data)
     check_data(opened, split)
     answers = answer_again(
@@ -327,7 +380,7 @@ def extend(
 @app.command()
 def assign_folds(
     out: Annotated[Path, typer.Option(help="New folder for folds.npz and folds.csv")],
-    folds: Annotated[int, typer.Option(help="Cross-fitting folds B, at least 2")] = 5,
+    folds: Annotated[int, option(whole(2, 2**16), help="Cross-fitting folds B, at least 2")] = 5,
     data: Data = "digits",
     fold_strategy: FoldStrategy = "stratified",
     fold_seed: FoldSeed = 0,
@@ -337,8 +390,7 @@ def assign_folds(
     from pipeline.folds import write_assignment
 
     plan = fold_plan(folds, fold_strategy, fold_seed)
-    if plan is None:
-        raise ValueError("--folds is 0; expected at least 2")
+    assert plan is not None
     assigned, written = write_assignment(load_split(data), plan, out)
     typer.echo(f"{_wrote(written)} {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
 
@@ -352,42 +404,56 @@ def train_student(
     eval_data: Annotated[str, typer.Option(help="Evaluated once, at the end; default: the data's split=test")] = "",
     student: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp:32",
     init: Annotated[str, typer.Option(help="Weights that the student starts from")] = "",
-    student_bits: Annotated[int, typer.Option(help="Train weights rounded to 8, 4 or 2 bits; 0: not rounded")] = 0,
+    student_bits: Annotated[
+        int, option(TRAINING["weight_bits"], help="Train weights rounded to 8, 4 or 2 bits; 0: not rounded")
+    ] = 0,
     loss: Annotated[str, typer.Option(help="A name of `cli losses`, or a sum such as 'kd:0.9 + ce:0.1'")] = "kd",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the loss, option=value; may be repeated")
     ] = None,
-    label_smoothing: Annotated[float, typer.Option(help="Of the loss's hard-label part, 0 to 1")] = 0.0,
+    label_smoothing: Annotated[float, option(SHARE, help="Of the loss's hard-label part, 0 to 1")] = 0.0,
     teacher: Annotated[str, typer.Option(help="Which teacher of the store, or several: a,b or a:2,b:1")] = "",
     combine: Annotated[
-        str, typer.Option(help="How several teachers become one: mean-prob or mean-logit")
+        str, option(COMBINES, help="How several teachers become one: mean-prob or mean-logit")
     ] = "mean-prob",
-    tail: Annotated[str, typer.Option(help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
+    tail: Annotated[str, option(TAIL_RULES, help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
     transform: OwnTransform = "",
     epochs: Epochs = 30,
     batch_size: BatchSize = 64,
-    accumulate: Annotated[int, typer.Option(help="Forward passes that share one step; --batch-size stays")] = 1,
+    accumulate: Annotated[
+        int, option(TRAINING["accumulate"], help="Forward passes that share one step; --batch-size stays")
+    ] = 1,
     optimizer: Optimizer = "sgd",
-    lr: Annotated[float, typer.Option(help="Peak learning rate")] = 0.05,
-    momentum: Annotated[float, typer.Option(help="Nesterov momentum of sgd; 0 for none")] = 0.9,
-    schedule: Annotated[str, typer.Option(help="cosine, step, one-cycle or constant")] = "cosine",
-    warmup_epochs: Annotated[float, typer.Option(help="Epochs in which the learning rate rises from 0")] = 0.0,
+    lr: Annotated[float, option(TRAINING["lr"], help="Peak learning rate")] = 0.05,
+    momentum: Annotated[float, option(TRAINING["momentum"], help="Nesterov momentum of sgd; 0 for none")] = 0.9,
+    schedule: Annotated[str, option(TRAINING["schedule"], help="cosine, step, one-cycle or constant")] = "cosine",
+    warmup_epochs: Annotated[
+        float, option(TRAINING["warmup_epochs"], help="Epochs in which the learning rate rises from 0")
+    ] = 0.0,
     weight_decay: WeightDecay = 5e-4,
     grad_clip: GradClip = 5.0,
     ema_decay: Annotated[
-        float, typer.Option(help="Keep a running average of the weights, such as 0.999; the decay warms up")
+        float,
+        option(TRAINING["ema_decay"], help="Keep a running average of the weights, such as 0.999; the decay warms up"),
     ] = 0.0,
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (autocast)")] = "float32",
+    precision: Annotated[
+        str, option(TRAINING["precision"], help="float32, bfloat16 or float16 (autocast)")
+    ] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory format of images")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Run the student through torch.compile")] = False,
-    val_share: Annotated[float, typer.Option(help="Share of the training rows held out for validation")] = 0.0,
-    select: Annotated[str, typer.Option(help="Keep the last epoch, or the best by validation accuracy")] = "last",
+    val_share: Annotated[float, option(SHARE, help="Share of the training rows held out for validation")] = 0.0,
+    select: Annotated[
+        str, option(TRAINING["select"], help="Keep the last epoch, or the best by validation accuracy")
+    ] = "last",
     seed: Seed = 0,
     memory_budget: Annotated[
         float,
-        typer.Option(help="GB for the teacher's slabs, larger ones are read block by block; 0: half of what is free"),
+        option(
+            NOT_NEGATIVE,
+            help="GB for the teacher's slabs, larger ones are read block by block; 0: half of what is free",
+        ),
     ] = 0.0,
-    workers: Annotated[int, typer.Option(help="Threads that read and transform the next batches meanwhile")] = 1,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform the next batches meanwhile")] = 1,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Curves for TensorBoard in OUT/tensorboard")
     ] = False,
@@ -408,7 +474,7 @@ def train_student(
 
     there = (out / RESULT).exists()
     processes = Processes.find()
-    spec = run_spec(context.params, local=processes.local)
+    spec = run_spec(context, local=processes.local)
     silent = None if processes.first else True
     with tqdm(total=epochs, unit="epoch", disable=silent) as bar, processes.joined(torch.device(spec.device)):
 
@@ -444,9 +510,9 @@ def sweep(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="option=value,value,...: every value; may be repeated")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds 0, 1, ...")] = 3,
-    jobs: Annotated[int, typer.Option(help="Students trained at a time, each in a process of its own")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads of each process; 0 shares the cores out")] = 0,
+    seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
+    jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
+    threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
 ) -> None:
     """Train every loss x student x setting x seed. Takes all other options of train-student as well."""
     from tqdm import tqdm
@@ -455,10 +521,10 @@ def sweep(
 
     grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     base = ["--store", str(store), "--out", str(out), *context.args]
-    parsed = _command("train-student").make_context("sweep", base)
+    parsed: Any = _command("train-student").make_context("sweep", base)
     if "--seed" in context.args:
         raise ValueError("--seed is not an option of sweep; pass --seeds")
-    spec = run_spec(parsed.params)
+    spec = run_spec(parsed)
     planned = plan_runs(
         spec, out, losses=read_names("--loss", loss), students=read_names("--student", student), grid=grid, seeds=seeds
     )
@@ -537,16 +603,17 @@ def inspect(
 
 @app.command()
 def verify(
+    context: typer.Context,
     store: Store,
     data: Annotated[str, typer.Option(help="Also prove that the store belongs to this data")] = "",
     transform: OwnTransform = "",
     recompute: Annotated[
-        int, typer.Option(help="Also run the teacher on so many random rows and compare; needs --data and --weights")
+        int, option(COUNT, help="Also run the teacher on so many random rows and compare; needs --data and --weights")
     ] = 0,
     weights: Annotated[str, typer.Option(help="With --recompute: the teacher's, as in cache-teacher")] = "",
     teacher: Annotated[str, typer.Option(help="With --recompute: which teacher, when the store holds several")] = "",
     teacher_arch: TeacherArch = "",
-    seed: Annotated[int, typer.Option(help="With --recompute: which rows")] = 0,
+    seed: Annotated[int, option(SEED, help="With --recompute: which rows")] = 0,
     mean: Mean = "",
     std: Std = "",
     device: Device = "auto",
@@ -560,6 +627,11 @@ def verify(
         raise ValueError("--recompute needs the examples; pass --data")
     if weights and not recompute:
         raise ValueError("--weights is for --recompute; pass --recompute 64 as well")
+    if not recompute:
+        of_teacher = ("teacher", "teacher_arch", "seed", "mean", "std", "device", "threads")
+        refuse_idle(context, of_teacher, "no teacher runs without --recompute")
+    if not data:
+        refuse_idle(context, ("transform",), "nothing is shown without --data")
 
     store = here(store)
     problems = verify_store(store)
@@ -574,9 +646,9 @@ def verify(
         from pipeline.against_labels import label_warnings
         from pipeline.datasets import load_split
         from pipeline.train_student.signal import check_data
-        from pipeline.views import allow_transform
+        from pipeline.views import allow_views
 
-        allow_transform(transform)
+        allow_views(transform, opened.views)
         split = load_split(data)
         check_data(opened, split)
         for name in opened.teachers:
@@ -609,6 +681,7 @@ def verify(
 
 @app.command()
 def copy(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs://, hf:// or http(s)://")],
     target: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs:// or hf://")],
     views: FirstViews = "",
@@ -616,7 +689,7 @@ def copy(
     folds: Annotated[
         bool, typer.Option("--folds", help="Only examples and their folds, for fold teachers of one's own; no answers")
     ] = False,
-    threads: Annotated[int, typer.Option(help="Files under way at a time")] = 16,
+    threads: Annotated[int, option(whole(1, 1024), help="Files under way at a time")] = 16,
 ) -> None:
     """Copy a store, or some views and teachers of it; every checksum is compared, a stopped copy goes on."""
     from tqdm import tqdm
@@ -624,6 +697,9 @@ def copy(
     from stores import copy_store
     from stores.address import shown
     from stores.fetch import CopyProgress
+
+    if folds:
+        refuse_idle(context, ("teacher",), "--folds copies no teacher")
 
     with tqdm(unit="file", disable=None) as bar:
 
@@ -638,7 +714,7 @@ def copy(
             num_views=read_views(views),
             teachers=read_names("--teacher", teacher) if teacher else None,
             folds_only=folds,
-            num_threads=max(threads, 1),
+            num_threads=threads,
             report=report,
         )
     for name in copied.unfinished:
@@ -699,8 +775,8 @@ def diff(
     first: Annotated[Path, typer.Argument(help="A store")],
     second: Annotated[Path, typer.Argument(help="Another, or the same")],
     teachers: Annotated[str, typer.Option(help="a,b: one of each; empty: the only ones")] = "",
-    view: Annotated[int, typer.Option(help="Which view, of both")] = 0,
-    temperature: Annotated[float, typer.Option(help="T of the KL divergence")] = 1.0,
+    view: Annotated[int, option(COUNT, help="Which view, of both")] = 0,
+    temperature: Annotated[float, option(TEMPERATURE, help="T of the KL divergence")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
 ) -> None:
     """Compare two teachers over the examples that both answer: identity, agreement, KL, by class."""
@@ -737,7 +813,7 @@ def card(
 def export(
     store: Store,
     out: Annotated[Path, typer.Argument(help="The file or folder to write: .npz, .parquet, .tar, a folder of tars")],
-    to: Annotated[str, typer.Option(help="npz, parquet or webdataset; empty: as the ending says")] = "",
+    to: Annotated[str, option(FORMATS, help="npz, parquet or webdataset; empty: as the ending says")] = "",
     teacher: OneTeacher = "",
     views: FirstViews = "",
     dense: Annotated[bool, typer.Option("--dense", help="All classes, also where the store holds the top K")] = False,
@@ -762,9 +838,9 @@ def decode(
     store: Store,
     out: Annotated[Path, typer.Option(help="The .npy file to write")],
     teacher: OneTeacher = "",
-    view: Annotated[int, typer.Option(help="Which view")] = 0,
-    temperature: Annotated[float, typer.Option(help="T of the softmax")] = 1.0,
-    tail: Annotated[str, typer.Option(help="Tail rule: predicted, uniform or renormalise")] = "predicted",
+    view: Annotated[int, option(COUNT, help="Which view")] = 0,
+    temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
+    tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted, uniform or renormalise")] = "predicted",
     rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b; empty: all")] = "",
 ) -> None:
     """Write the dense log-probabilities that stage two would use, float32 [rows, classes], for other tools."""
@@ -814,7 +890,7 @@ def datasets() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes")] = Path("demo-out"),
-    seeds: Annotated[int, typer.Option(help="Students a method, at least 3")] = 5,
+    seeds: Annotated[int, option(whole(3), help="Students a method, at least 3")] = 5,
 ) -> None:
     """Do the whole job on scikit-learn's handwritten digits: teachers, store, students, table and plot."""
     from pipeline.demo import run_demo
@@ -844,12 +920,16 @@ def _command(name: str) -> "click.Command":
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2; ``--debug`` shows the traceback."""
     try:
-        app()
-    except (ValueError, OSError) as error:
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except (ValueError, OSError, UsageError) as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        message = error.format_message() if isinstance(error, UsageError) else str(error)
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
         sys.exit(2)
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 Heavy imports stay inside the functions, so that ``--help`` answers at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, TRAINING, option
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
 
 Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
-Mean = Annotated[str, typer.Option(help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
-Std = Annotated[str, typer.Option(help="Input standard deviation, likewise")]
-Folds = Annotated[int, typer.Option(help="Cross-fitting folds B; 0 means none (or what the weights say)")]
-FoldStrategy = Annotated[str, typer.Option(help="How rows are assigned to folds: stratified, kfold, group or hash")]
-FoldSeed = Annotated[int, typer.Option(help="Seed of the fold assignment")]
+Threads = Annotated[int, option(COUNT, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
+Mean = Annotated[str, option(MEANS, help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
+Std = Annotated[str, option(STDS, help="Input standard deviation, likewise")]
+Folds = Annotated[int, option(FOLDS, help="Cross-fitting folds B; 0 means none (or what the weights say)")]
+FoldStrategy = Annotated[
+    str, option(FOLD_STRATEGIES, help="How rows are assigned to folds: stratified, kfold, group or hash")
+]
+FoldSeed = Annotated[int, option(SEED, help="Seed of the fold assignment")]
 ViewTransform = Annotated[
     str,
     typer.Option(
@@ -31,13 +35,13 @@ ViewTransform = Annotated[
         " or your own file.py:factory"
     ),
 ]
-GradClip = Annotated[float, typer.Option(help="Largest norm of the gradient; 0 leaves it unbounded")]
-Epochs = Annotated[int, typer.Option(help="Passes over the data")]
-BatchSize = Annotated[int, typer.Option(help="Examples a step")]
-Optimizer = Annotated[str, typer.Option(help="sgd (Nesterov momentum 0.9) or adamw")]
-LearningRate = Annotated[float, typer.Option(help="Peak learning rate; it falls to zero along a cosine")]
-WeightDecay = Annotated[float, typer.Option(help="Weight decay")]
-Seed = Annotated[int, typer.Option(help="Seed of initialisation and of the order of examples")]
+GradClip = Annotated[float, option(TRAINING["grad_clip"], help="Largest norm of the gradient; 0 leaves it unbounded")]
+Epochs = Annotated[int, option(TRAINING["epochs"], help="Passes over the data")]
+BatchSize = Annotated[int, option(TRAINING["batch_size"], help="Examples a step")]
+Optimizer = Annotated[str, option(TRAINING["optimizer"], help="sgd (Nesterov momentum 0.9) or adamw")]
+LearningRate = Annotated[float, option(TRAINING["lr"], help="Peak learning rate; it falls to zero along a cosine")]
+WeightDecay = Annotated[float, option(TRAINING["weight_decay"], help="Weight decay")]
+Seed = Annotated[int, option(TRAINING["seed"], help="Seed of initialisation and of the order of examples")]
 OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
 TeacherArch = Annotated[
     str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
@@ -66,8 +70,6 @@ def find_device(name: str, threads: int, local: int = 0) -> "torch.device":
 def fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
     from pipeline.folds import FoldPlan
 
-    if folds < 0 or folds == 1:
-        raise ValueError(f"--folds is {folds}; expected 0 (none) or at least 2")
     return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
 
 
@@ -76,14 +78,7 @@ def input_scaling(mean: str, std: str) -> "Preprocessing | None":
 
     if bool(mean) != bool(std):
         raise ValueError("--mean and --std belong together; pass both or neither")
-    return Preprocessing(mean=read_numbers("--mean", mean), std=read_numbers("--std", std)) if mean else None
-
-
-def read_numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}; expected numbers with commas between, such as 0.5,0.5,0.5") from None
+    return Preprocessing(mean=MEANS.read("--mean", mean), std=STDS.read("--std", std)) if mean else None
 
 
 def read_names(option: str, text: str) -> list[str]:
@@ -93,22 +88,31 @@ def read_names(option: str, text: str) -> list[str]:
     return names
 
 
-def run_spec(options: Mapping[str, Any], local: int = 0) -> "RunSpec":
+def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> None:
+    """Raises ValueError when the user gave one of the parameters, which do nothing here."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            raise ValueError(f"{option} does nothing here, because {because}; leave it out")
+
+
+def run_spec(context: typer.Context, local: int = 0) -> "RunSpec":
     """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
     from pipeline.fit import Training
     from pipeline.train_student.losses import parse_objective
     from pipeline.train_student.slab import default_budget
     from pipeline.train_student.spec import RunSpec
 
+    options: Mapping[str, Any] = context.params
+    if options["optimizer"] != "sgd":
+        refuse_idle(context, ("momentum",), f"{options['optimizer']} has none")
     settings = read_settings(options["settings"] or [])
     if options["label_smoothing"]:
         if "ce.smoothing" in settings:
             raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
         settings["ce.smoothing"] = str(options["label_smoothing"])
     parse_objective(options["loss"], settings)
-    for option in ("memory_budget", "workers"):
-        if options[option] < 0:
-            raise ValueError(f"--{option.replace('_', '-')} is {options[option]}; expected at least 0")
     names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
     names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
     training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
@@ -162,6 +166,10 @@ def read_settings(pairs: list[str]) -> dict[str, str]:
             raise ValueError(f"--set {option.strip()} is given twice; give it once")
         settings[option.strip()] = value.strip()
     return settings
+
+
+# encoding -> what changes nothing about it
+IDLE_OF_ENCODING = {"dense": ("top_k", "tail_bits", "predictor_rows"), "topk": ("tail_bits",), "topk+tail": ()}
 
 
 def choose_encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:

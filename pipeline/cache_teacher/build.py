@@ -27,7 +27,7 @@ _REFUSED = {
     "ml-dr:": "ml-dr's reinforcements are pickles, one an image, and nothing is unpickled here: it could run any code",
     "distillkit:": "DistillKit's rows are sequences of tokens, whose answers belong to no example of a dataset",
 }
-_NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
+NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
 
 
 def build_answers(
@@ -64,7 +64,7 @@ def build_answers(
     for prefix, reason in _REFUSED.items():
         if teacher.startswith(prefix):
             raise ValueError(f"{teacher}: {reason}; write its logits to a .npy file in the data's order for array:FILE")
-    if teacher.startswith(_NO_WEIGHTS) and weights:
+    if teacher.startswith(NO_WEIGHTS) and weights:
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayAnswers(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)

@@ -19,8 +19,8 @@ from torch.amp.grad_scaler import GradScaler
 from pipeline.ahead import in_order
 from pipeline.datasets import Split
 from pipeline.fit.checkpoint import Checkpoint, Run, random_state
-from pipeline.fit.processes import LEAST_ROWS, Processes
-from pipeline.fit.training import OPTIMIZERS, PRECISIONS, EpochRecord, Training
+from pipeline.fit.processes import Processes
+from pipeline.fit.training import LEAST_ROWS, OPTIMIZERS, PRECISIONS, EpochRecord, Training
 from pipeline.fit.weights import round_in_place, rounded_parameters, running_average
 from pipeline.models import Preprocessing
 from pipeline.views import Views

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.fit.training import LEAST_ROWS
 from pipeline.torchrun import find_rank
-
-LEAST_ROWS = 2  # of a process in a step: batch norm needs two
 
 
 @dataclass(frozen=True, kw_only=True)

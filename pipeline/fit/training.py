@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from pipeline.spelling import unknown
+from pipeline.domains import TRAINING
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], "Training"], Optimizer]] = {
     "sgd": lambda parameters, training: SGD(
@@ -42,8 +42,8 @@ PRECISIONS: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-WEIGHT_BITS = (0, 2, 4, 8)
-SELECT = ("last", "best")
+LEAST_ROWS = 2  # of a process in a pass: batch norm needs two
+_OPTIONS = {"weight_bits": "--student-bits"}  # where the command line has another name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,27 +91,20 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for kind, name, known in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, PRECISIONS),
-            ("selection", self.select, SELECT),
-        ):
-            if name not in known:
-                raise ValueError(unknown(kind, name, known))
-        for name in ("epochs", "batch_size", "lr", "accumulate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0")
-        for name in ("momentum", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 to below 1")
-        for name in ("weight_decay", "grad_clip", "warmup_epochs"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 0")
+        for name, domain in TRAINING.items():
+            domain.check(_OPTIONS.get(name, f"--{name.replace('_', '-')}"), getattr(self, name))
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"--warmup-epochs is {self.warmup_epochs:g} of {self.epochs} epochs, so the learning rate never"
+                " reaches --lr; expected fewer than --epochs"
+            )
+        if self.accumulate * LEAST_ROWS > self.batch_size and self.accumulate > 1:
+            raise ValueError(
+                f"--accumulate is {self.accumulate}, but each of its passes needs {LEAST_ROWS} of the"
+                f" {self.batch_size} examples of a step; expected at most {self.batch_size // LEAST_ROWS}"
+            )
         if self.compile and self.weight_bits:
             raise ValueError("--compile and --student-bits do not go together; pass one of them")
-        if self.weight_bits not in WEIGHT_BITS:
-            raise ValueError(f"--student-bits is {self.weight_bits}; expected 2, 4 or 8 (0: not rounded)")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over the whole run."""

@@ -56,6 +56,7 @@ from pipeline.views import Views
 from stores import Store, Teacher
 from stores.schema import GAP_NEVER
 
+COMBINE, TAIL = "mean-prob", "predicted"
 __all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]
 
 
@@ -99,8 +100,8 @@ def train_student(
     out: Path,
     *,
     teacher: str | None = None,
-    combine: str = "mean-prob",
-    tail: str = "predicted",
+    combine: str = COMBINE,
+    tail: str = TAIL,
     init: Path | None = None,
     val_share: float = 0.0,
     preprocessing: Preprocessing | None = None,
@@ -158,6 +159,7 @@ def train_student(
     rows, validation = cut_validation(split, val_share)
     if not len(rows):
         raise ValueError(f"--val-share {val_share} of {split.spec} leaves no training rows; take a smaller share")
+    _refuse_idle(split, signal, training, tail=tail, combine=combine)
     if training.select == "best" and not len(validation):
         raise ValueError("--select best needs validation rows; pass --val-share 0.1")
     folds = cut_folds(split, rows) if objective.search else []
@@ -302,6 +304,18 @@ def train_student(
         save_weights(out / WEIGHTS, model, metadata, keys, complete=complete)
         folder.finish(result)
     return result
+
+
+def _refuse_idle(split: Split, signal: Signal, training: Training, *, tail: str, combine: str) -> None:
+    """Raises ValueError for a setting that would change nothing."""
+    kinds = {part.encoding.kind for part in teachers_of(signal)}
+    for setting, idle, because in (
+        (f"--tail {tail}", tail != TAIL and kinds == {"dense"}, "the store holds every class"),
+        (f"--combine {combine}", combine != COMBINE and not isinstance(signal, Ensemble), "there is one teacher"),
+        ("--channels-last", training.channels_last and not split.is_image, f"{split.spec} holds no images"),
+    ):
+        if idle:
+            raise ValueError(f"{setting} does nothing here, because {because}; leave it out")
 
 
 def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> nn.Module:

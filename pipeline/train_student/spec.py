@@ -13,7 +13,7 @@ from pipeline.models import Preprocessing
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
 from pipeline.train_student.tensorboard import Curves
-from pipeline.views import allow_transform
+from pipeline.views import allow_views
 from stores import Store, open_store
 
 
@@ -46,9 +46,10 @@ class RunSpec:
 
     def open(self) -> "Inputs":
         """Reads the data and opens the store; runs the user's transform factory if one is named."""
-        allow_transform(self.transform)
+        store = open_store(Path(self.store))
+        allow_views(self.transform, store.views)
         return Inputs(
-            store=open_store(Path(self.store)),
+            store=store,
             split=load_split(self.data),
             test=load_split(self.eval_data or with_split(self.data, "test")),
         )

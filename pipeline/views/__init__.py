@@ -17,7 +17,14 @@ import numpy.typing as npt
 from pipeline.datasets import Split
 from pipeline.views.mixing import partners
 from pipeline.views.seeds import Seeds, draw, mix64, view_seeds
-from pipeline.views.transforms import TRANSFORMS, Transform, allow_transform, parse_transform, user_code_sha256
+from pipeline.views.transforms import (
+    TRANSFORMS,
+    Transform,
+    allow_transform,
+    allow_views,
+    parse_transform,
+    user_code_sha256,
+)
 
 __all__ = [
     "TRANSFORMS",
@@ -25,6 +32,7 @@ __all__ = [
     "Transform",
     "Views",
     "allow_transform",
+    "allow_views",
     "check_probes",
     "draw",
     "mix64",

@@ -4,7 +4,7 @@ A transform maps uint8 images and one 64-bit seed per image to uint8 images of t
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -113,6 +113,19 @@ def allow_transform(text: str) -> str:
     name = factory_name(text)
     _user_code[name] = (Transform(apply=apply, images_only=False, about="user code"), factory_sha256(text))
     return name
+
+
+def allow_views(text: str, views: Mapping[str, Any]) -> None:
+    """Lets the user's code run that made a store's views; empty allows none.
+
+    Raises:
+        ValueError: The store's views were made by something else.
+    """
+    if text and allow_transform(text) != views["transform"]:
+        raise ValueError(
+            f"--transform is {text}, but the store's views were made by {views['transform']}, and are replayed so;"
+            " leave it out, or name the file.py:factory that made them"
+        )
 
 
 def user_code_sha256(name: str) -> str | None:

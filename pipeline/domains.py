@@ -1,0 +1,161 @@
+"""What an option may be: each has a domain, declared once, which the command line and the library both ask.
+
+Imports nothing heavy, so that ``--help`` answers at once.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from pipeline.spelling import unknown
+
+LARGEST = 2**31 - 1  # of whole numbers, unless something smaller is
+LARGEST_SEED = 2**32 - 1  # scikit-learn's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A finite number of an interval.
+
+    Attributes:
+        low, high: The ends.
+        open_low, open_high: An open end is outside.
+        whole: Whole numbers only.
+        among: If given, one of these.
+        without: Numbers inside that make no sense.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+    among: tuple[float, ...] = ()
+    without: tuple[float, ...] = ()
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies in the domain."""
+        if not math.isfinite(value) or (self.whole and value != int(value)):
+            return False
+        if self.among or value in self.without:
+            return value in self.among
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.among:
+            return f"one of {', '.join(f'{value:g}' for value in self.among)}"
+        kind = "a whole number" if self.whole else "a number"
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        if math.isinf(self.high):
+            return f"{kind}, {low}"
+        without = "".join(f", not {value:g}" for value in self.without)
+        return f"{kind}, {low} and {'below' if self.open_high else 'at most'} {self.high:.10g}{without}"
+
+    def check(self, option: str, value: float) -> None:
+        """Raises ValueError when the value lies outside."""
+        if not self.holds(value):
+            raise ValueError(f"{option} is {value}; expected {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Numbers with commas between, as text; empty says none."""
+
+    each: Number
+
+    def read(self, option: str, text: str) -> tuple[float, ...]:
+        """The numbers; ValueError when one is none or lies outside."""
+        try:
+            values = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(
+                f"{option} is {text!r}; expected numbers with commas between, such as 0.5,0.5,0.5"
+            ) from None
+        for value in values:
+            if not self.each.holds(value):
+                raise ValueError(f"{option} is {text!r}, which holds {value}; expected each {self.each}")
+        return values
+
+    def check(self, option: str, value: str) -> None:
+        """Raises ValueError when a number is none or lies outside."""
+        if value:
+            self.read(option, value)
+
+
+@dataclass(frozen=True)
+class Words:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def check(self, option: str, value: str) -> None:
+        """Raises ValueError, with the nearest word, for another."""
+        if value not in self.words:
+            raise ValueError(unknown(option.removeprefix("--"), value, self.words))
+
+
+Domain = Number | Numbers | Words
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A domain as an option of the command line has it."""
+
+    domain: Domain
+
+    def check(self, param: typer.CallbackParam, value: Any) -> Any:
+        """The value; ValueError, in one line, when it lies outside."""
+        self.domain.check(param.opts[0], value)
+        return value
+
+
+def option(domain: Domain, *names: str, help: str) -> Any:
+    """An option of the command line with its domain."""
+    return typer.Option(*names, help=help, callback=Checked(domain).check)
+
+
+def whole(low: float = 0, high: float = LARGEST, *, among: Iterable[float] = ()) -> Number:
+    """A domain of whole numbers."""
+    return Number(low=low, high=high, whole=True, among=tuple(among))
+
+
+COUNT, AT_LEAST_ONE, SEED = whole(0), whole(1), whole(0, LARGEST_SEED)
+POSITIVE, NOT_NEGATIVE = Number(open_low=True), Number()
+SHARE = Number(high=1.0, open_high=True)
+TEMPERATURE = Number(low=0.01, high=1000.0)
+TEMPERATURES = Numbers(each=TEMPERATURE)
+MEANS = Numbers(each=Number(low=-LARGEST, high=LARGEST))
+STDS = Numbers(each=Number(high=LARGEST, open_low=True))
+
+TRAINING: dict[str, Number | Words] = {
+    "epochs": AT_LEAST_ONE,
+    "batch_size": AT_LEAST_ONE,
+    "optimizer": Words(("sgd", "adamw")),
+    "lr": POSITIVE,
+    "momentum": SHARE,
+    "weight_decay": NOT_NEGATIVE,
+    "grad_clip": NOT_NEGATIVE,
+    "schedule": Words(("cosine", "step", "one-cycle", "constant")),
+    "warmup_epochs": NOT_NEGATIVE,
+    "ema_decay": SHARE,
+    "accumulate": AT_LEAST_ONE,
+    "precision": Words(("float32", "bfloat16", "float16")),
+    "weight_bits": whole(among=(0, 2, 4, 8)),
+    "select": Words(("last", "best")),
+    "seed": SEED,
+}
+"""The settings of ``pipeline.fit.Training`` that are numbers or words."""
+FOLDS = Number(low=0, high=2**16, whole=True, without=(1,))
+FOLD_STRATEGIES = Words(("stratified", "kfold", "group", "hash"))
+VIEWS = whole(1, 2**20)
+BITS, TAIL_BITS = whole(among=(8, 16, 32)), Number(low=0.1, high=4.0)
+ENCODINGS = Words(("auto", "topk", "topk+tail", "dense"))
+PRECISIONS = Words(("fp32", "bf16", "fp16"))
+TAIL_RULES = Words(("predicted", "bucket", "uniform", "renormalise"))
+DECODE_RULES = Words(tuple(rule for rule in TAIL_RULES.words if rule != "bucket"))
+COMBINES = Words(("mean-prob", "mean-logit"))
+FORMATS = Words(("", "npz", "parquet", "webdataset"))

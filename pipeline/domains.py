@@ -48,12 +48,11 @@ class Number:
     def __str__(self) -> str:
         if self.among:
             return f"one of {', '.join(f'{value:g}' for value in self.among)}"
-        kind = "a whole number" if self.whole else "a number"
-        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        if math.isinf(self.high):
-            return f"{kind}, {low}"
-        without = "".join(f", not {value:g}" for value in self.without)
-        return f"{kind}, {low} and {'below' if self.open_high else 'at most'} {self.high:.10g}{without}"
+        kind = "a whole number" if self.whole else "a finite number"
+        ends = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        if self.high not in (math.inf, LARGEST):
+            ends += f" and {'below' if self.open_high else 'at most'} {self.high:.10g}"
+        return f"{ends}{''.join(f', not {value:g}' for value in self.without)}, {kind}"
 
     def check(self, option: str, value: float) -> None:
         """Raises ValueError when the value lies outside."""

@@ -27,7 +27,6 @@ from pipeline.domains import (
     TEMPERATURES,
     TRAINING,
     VIEWS,
-    option,
     whole,
 )
 from pipeline.options import (
@@ -59,6 +58,7 @@ from pipeline.options import (
     fold_plan,
     here,
     input_scaling,
+    option,
     read_names,
     read_rows,
     read_settings,

@@ -6,9 +6,6 @@ Imports nothing heavy, so that ``--help`` answers at once.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import typer
 
 from pipeline.spelling import unknown
 
@@ -98,23 +95,6 @@ class Words:
 
 
 Domain = Number | Numbers | Words
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A domain as an option of the command line has it."""
-
-    domain: Domain
-
-    def check(self, param: typer.CallbackParam, value: Any) -> Any:
-        """The value; ValueError, in one line, when it lies outside."""
-        self.domain.check(param.opts[0], value)
-        return value
-
-
-def option(domain: Domain, *names: str, help: str) -> Any:
-    """An option of the command line with its domain."""
-    return typer.Option(*names, help=help, callback=Checked(domain).check)
 
 
 def whole(low: float = 0, high: float = LARGEST, *, among: Iterable[float] = ()) -> Number:

@@ -4,12 +4,13 @@ Heavy imports stay inside the functions, so that ``--help`` answers at once.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, TRAINING, option
+from pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, TRAINING, Domain
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,24 @@ if TYPE_CHECKING:
     from pipeline.folds import FoldPlan
     from pipeline.models import Preprocessing
     from pipeline.train_student.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A domain as an option of the command line has it."""
+
+    domain: Domain
+
+    def check(self, param: typer.CallbackParam, value: Any) -> Any:
+        """The value; ValueError, in one line, when it lies outside."""
+        self.domain.check(param.opts[0], value)
+        return value
+
+
+def option(domain: Domain, *names: str, help: str) -> Any:
+    """An option of the command line with its domain."""
+    return typer.Option(*names, help=help, callback=Checked(domain).check)
+
 
 Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]

@@ -13,12 +13,13 @@ import cli
 from pipeline import domains
 from pipeline.cache_teacher.compute import PRECISIONS
 from pipeline.decoding import TAIL_RULES
-from pipeline.domains import TRAINING, Checked, Number, Numbers, Words
+from pipeline.domains import TRAINING, Number, Numbers, Words
 from pipeline.encoding_kinds import KINDS
 from pipeline.export import FORMATS
 from pipeline.fit import OPTIMIZERS, SCHEDULES, Training
 from pipeline.fit.training import PRECISIONS as TRAINING_PRECISIONS
 from pipeline.folds import STRATEGIES
+from pipeline.options import Checked
 from pipeline.train_student.ensemble import COMBINE
 
 # Texts that name something: what reads them refuses what it does not know.

@@ -54,7 +54,8 @@ said at each loss. The section numbers in the references were not checked again.
 NEEDS = """
 Needs: `labels`, rows without one give 0; `dense`, every class stored; `logits`, raw logits are compared, so no class
 may have probability 0; `label_in_head`, the classes above the label must be known: in a top-k store rows whose label is
-outside the head abstain from that part, and are counted; `out_of_fold`, answers of teachers that did not see the row.
+outside the head abstain from that part, and are counted; `out_of_fold`, answers of teachers that did not see the row;
+`fixed_tail`, classes outside the top k do not follow the student: any tail rule but `bucket`.
 In brackets: what a loss was made for and can do without.
 """
 
@@ -148,8 +149,12 @@ def measured(data: Mapping[str, Any]) -> Iterator[str]:
             for loss in found["encodings"]["top-10"]["rules"]["predicted"]:
                 errors = [found["encodings"][label]["rules"][rule][loss] for label, rule in COLUMNS]
                 if temperature in errors[0] or temperature == "1":
-                    cells = [error.get(temperature, error.get("-")) for error in errors]
-                    yield f"| `{loss}` | {' | '.join(figure(cell) for cell in cells)} |"
+                    cells = [figure(error.get(temperature, error.get("-"))) for error in errors]
+                    if "fixed_tail" in LOSSES[loss].needs:
+                        cells = [
+                            "-" if rule == "bucket" else cell for cell, (_, rule) in zip(cells, COLUMNS, strict=True)
+                        ]
+                    yield f"| `{loss}` | {' | '.join(cells)} |"
             yield ""
 
 

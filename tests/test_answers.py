@@ -10,6 +10,8 @@ from pipeline.cache_teacher.run import cache_teacher
 from pipeline.datasets import Split
 from pipeline.encoding import Encoding
 from pipeline.train_student.ensemble import open_signal
+from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from pipeline.train_student.run import check_needs
 from pipeline.views import Views
 from stores import Store, open_store
 
@@ -38,8 +40,7 @@ def store(digits: Split, logits: dict[str, Tensor], tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize("tail", ["predicted", "bucket", "uniform", "renormalise"])
-@pytest.mark.parametrize("teacher", ["a", "a,b"])
-@pytest.mark.parametrize("combine", ["mean-prob", "mean-logit"])
+@pytest.mark.parametrize(("teacher", "combine"), [("a", "mean-prob"), ("a,b", "mean-prob"), ("a,b", "mean-logit")])
 def test_a_known_order_is_the_teachers(
     store: Store, digits: Split, logits: dict[str, Tensor], tail: str, teacher: str, combine: str
 ) -> None:
@@ -61,3 +62,53 @@ def test_a_known_order_is_the_teachers(
         assert (above != expected).any(dim=1)[in_heads.all(dim=0)].any()
     else:
         assert torch.equal(known, in_heads[0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "tail", "message"),
+    [
+        ("mse", {}, "predicted", "every class's logit"),
+        ("kd", {"row_weight": "label_noise"}, "predicted", "out-of-fold answers|did not see the row"),
+        ("swap", {}, "bucket", "do not follow the student: any --tail but bucket"),
+        ("lr", {}, "bucket", "every class's logit"),
+        ("kd", {"temperature_rule": "difficulty"}, "bucket", "do not follow the student"),
+        ("rld", {"same_t": "0", "alpha_temperature": "2"}, "bucket", "do not follow the student"),
+    ],
+)
+def test_what_an_answer_lacks_is_refused_in_every_loop(
+    store: Store, loss: str, settings: dict[str, str], tail: str, message: str
+) -> None:
+    """Before the first step of the program's own training, and at the first of another."""
+    objective, signal = parse_objective(loss, settings), open_signal(store, teacher="a", tail=tail)
+    with pytest.raises(ValueError, match=message):
+        check_needs(objective, store, signal)
+    rows, step = torch.arange(4), Step(step=0, steps_per_epoch=1, num_epochs=1)
+    with pytest.raises(ValueError, match=message):
+        objective(torch.zeros(4, 10), signal.answer(rows, 0), rows, step)
+
+
+def test_a_row_weight_reads_the_teacher_at_temperature_1(
+    store: Store, digits: Split, logits: dict[str, Tensor]
+) -> None:
+    """The mass of a bucket tail is exact at one temperature, and weights are about probabilities."""
+    rows, step = torch.arange(200), Step(step=0, steps_per_epoch=1, num_epochs=1)
+    student, labels_B = torch.randn(200, 10, generator=torch.Generator().manual_seed(1)), torch.arange(200) % 10
+    settings = {"temperature": "4", "row_weight": "confidence", "row_weight_mean_one": "0"}
+    plain, weighted = (parse_objective("kd:1", chosen) for chosen in ({"temperature": "4"}, settings))
+    answer = open_signal(store, teacher="a", tail="bucket").answer(rows, 0)
+    weights = weighted(student, answer, labels_B, step) / plain(student, answer, labels_B, step)
+    torch.testing.assert_close(weights, logits["a"][rows].softmax(1).amax(1), rtol=2e-3, atol=1e-4)
+
+
+def test_a_step_is_of_the_run_and_logits_are_no_answer(digits: Split) -> None:
+    step = Step(step=7, steps_per_epoch=5, num_epochs=2)
+    assert (step.epoch, step.num_steps, step.progress) == (2, 10, 7 / 9)
+    assert Step(step=0, steps_per_epoch=1, num_epochs=1).progress == 0.0
+    for wrong in (-1, 10):
+        with pytest.raises(ValueError, match=f"step is {wrong}; expected 0 to 9, counted over the whole run"):
+            Step(step=wrong, steps_per_epoch=5, num_epochs=2)
+    flat = torch.zeros(2, 10)
+    with pytest.raises(TypeError, match=r"found a tensor: pass signal.answer\(rows, view\)"):
+        parse_objective("kd")(flat, flat, torch.zeros(2), step)  # type: ignore[arg-type]
+    noise = parse_objective("kd", {"row_weight": "label_noise"})
+    noise(flat, ExactAnswer(flat, out_of_fold=True), torch.zeros(2), step)

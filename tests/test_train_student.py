@@ -21,10 +21,11 @@ from pipeline.fit import BatchLoss, Training, fit
 from pipeline.models import build_model
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import load_state, read_metadata, weights_digest
+from pipeline.train_student.ensemble import open_signal
 from pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
 from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
 from pipeline.train_student.run import train_student
-from pipeline.train_student.signal import TeacherSignal, check_data
+from pipeline.train_student.signal import TeacherSignal, check_data, decode_to_file
 from pipeline.views import Views
 from stores import Store, open_store
 
@@ -145,6 +146,23 @@ def test_every_tail_rule_trains(
         stores["topk"], digits, digits_test, "mlp:16", objective, training, tmp_path / "r", tail=tail
     )
     assert result["accuracy"] > 0.3  # chance is 0.1; the teacher is weak on these views
+
+
+def test_rules_that_would_change_nothing_are_refused(stores: dict[str, Store], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--tail uniform does nothing here, since the store keeps every class"):
+        open_signal(stores["dense8"], tail="uniform")
+    with pytest.raises(ValueError, match="--tail renormalise does nothing here"):
+        decode_to_file(stores["dense8"], tmp_path / "p.npy", tail="renormalise")
+    with pytest.raises(ValueError, match="--combine mean-logit does nothing with one teacher"):
+        open_signal(stores["topk"], combine="mean-logit")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rows", ["1400:1438", "5:5", "-3:", "9:2", "1437:", "a:b", "7"])
+def test_rows_that_are_not_in_the_store_are_refused(stores: dict[str, Store], tmp_path: Path, rows: str) -> None:
+    with pytest.raises(ValueError, match=f"--rows is '{rows}'; expected a:b within 0:1437"):
+        decode_to_file(stores["dense8"], tmp_path / "p.npy", rows=rows)
+    assert not list(tmp_path.iterdir())
 
 
 def reordered(split: Split) -> Split:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.spelling import unknown
-from pipeline.train_student.signal import Signal, StoredAnswer, TeacherSignal, View
+from pipeline.train_student.signal import Signal, StoredAnswer, TeacherSignal, View, refuse_idle_tail
 from pipeline.train_student.slab import Grouping, default_budget
 from stores import Store
 
@@ -37,13 +37,19 @@ def open_signal(
         tail: Tail rule for classes that are not stored.
         device: Where logits are wanted.
         memory_budget: Bytes for slabs, of all teachers together (default: half of the memory that can still be had).
+
+    Raises:
+        ValueError: No such teacher, rule or way, or one that would change nothing.
     """
     if combine not in COMBINE:
         raise ValueError(unknown("way to combine teachers", combine, COMBINE))
     names = parse_teachers(teacher)
     share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
     parts = [TeacherSignal(store, name=name, tail=tail, device=device, memory_budget=share) for name in names or [None]]
+    refuse_idle_tail(parts, tail)
     if len(parts) == 1:
+        if combine != COMBINE[0]:
+            raise ValueError(f"--combine {combine} does nothing with one teacher; leave it out, or name several")
         return parts[0]
     return Ensemble(parts, list(names.values()), combine=combine)
 
@@ -79,6 +85,10 @@ class Ensemble:
         self.num_views = parts[0].num_views
         self.weights_M = torch.tensor(weights, dtype=torch.float32)
         self.grouping = _grouping(parts)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset.intersection(*(part.offers for part in self.parts))
 
     def answer(self, rows_B: Tensor, view: View) -> "EnsembleAnswer":
         return EnsembleAnswer(self, [part.answer(rows_B, view) for part in self.parts])
@@ -119,6 +129,10 @@ class EnsembleAnswer:
 
     def __init__(self, ensemble: Ensemble, parts: Sequence[StoredAnswer]) -> None:
         self.ensemble, self.parts = ensemble, list(parts)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return self.ensemble.offers
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.decoded(student_BC, temperature)

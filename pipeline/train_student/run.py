@@ -45,7 +45,7 @@ from pipeline.train_student.evaluate import (
     rows_digest,
 )
 from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, finished_result, refuse_file
-from pipeline.train_student.losses import Objective, Step
+from pipeline.train_student.losses import Objective, Step, refuse_missing
 from pipeline.train_student.order import decide_grouping, order_warnings
 from pipeline.train_student.search import cut_folds, search_options
 from pipeline.train_student.signal import Signal, check_data
@@ -270,7 +270,7 @@ def train_student(
                 split,
                 signal,
                 validation,
-                folds=store.folds if _cross_fitted(signal) else None,
+                folds=store.folds if "out_of_fold" in signal.offers else None,
                 views=views,
                 preprocessing=scaling,
                 device=device,
@@ -374,13 +374,14 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
                 f" {store.path} are -inf (classes of probability zero); cache it again, which gives them a floor, or"
                 " choose a loss of probabilities"
             )
-    cross_fitted = _cross_fitted(signal)
+    cross_fitted = "out_of_fold" in signal.offers
     names = ", ".join(part.teacher.name for part in teachers_of(signal))
     if "out_of_fold" in objective.needs and not cross_fitted:
         raise ValueError(
             f"loss {objective.name!r} needs out-of-fold answers, but not those of teacher {names} of {store.path}: it"
             " is not cross-fitted; train fold teachers (train-teacher --folds 5) and cache them"
         )
+    refuse_missing(objective, signal.offers)
     if "labels" in objective.needs and (store.labels < 0).all():
         raise ValueError(f"loss {objective.name!r} needs labels, but {store.path} has none; choose a loss without")
     views = Views.from_attributes(store.views)
@@ -412,11 +413,6 @@ def has_masked_classes(teacher: Teacher) -> bool:
         if masked.any():
             return True
     return False
-
-
-def _cross_fitted(signal: Signal) -> bool:
-    """Whether every teacher has left out the rows that it answers: a store may hold others beside it."""
-    return all(part.teacher.row_folds is not None for part in teachers_of(signal))
 
 
 def store_identity(store: Store, signal: Signal) -> dict[str, Any]:

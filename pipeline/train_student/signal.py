@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.datasets import Split
 from pipeline.datasets.split import set_fingerprint
-from pipeline.encoding import decode_log_prob
+from pipeline.encoding import TAIL_RULES, decode_log_prob
 from pipeline.teacher_rows import TeacherRows
 from pipeline.train_student.losses import Answer
 from pipeline.train_student.slab import (
@@ -57,6 +57,11 @@ class Signal(Protocol):
     @property
     def num_views(self) -> int:
         """V; views count from 0."""
+        ...
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Which of ``losses.context.OFFERS`` hold for its answers."""
         ...
 
     def answer(self, rows_B: Tensor, view: View) -> Answer:
@@ -136,6 +141,17 @@ class TeacherSignal:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        found = set()
+        if self.encoding.kind != "topk":
+            found.add("dense")
+        if self.encoding.kind == "dense" or self.tail != "bucket":
+            found.add("fixed_tail")
+        if self.teacher.row_folds is not None:
+            found.add("out_of_fold")
+        return frozenset(found)
 
     def answer(self, rows_B: Tensor, view: View) -> "StoredAnswer":
         return StoredAnswer(self, *self._asked(rows_B, view))
@@ -261,6 +277,10 @@ class StoredAnswer:
         self.signal, self.rows_B, self.view_B = signal, rows_B, view_B
         self._decoded: dict[float, tuple[Tensor | None, Tensor]] = {}
 
+    @property
+    def offers(self) -> frozenset[str]:
+        return self.signal.offers
+
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.decoded(student_BC, temperature)
 
@@ -337,6 +357,12 @@ def refuse_unserved(answer: "StoredAnswer") -> None:
         )
 
 
+def refuse_idle_tail(signals: Sequence[TeacherSignal], tail: str) -> None:
+    """Raises ValueError when a tail rule was chosen and no teacher has a tail."""
+    if tail != TAIL_RULES[0] and all(signal.encoding.kind == "dense" for signal in signals):
+        raise ValueError(f"--tail {tail} does nothing here, since the store keeps every class; leave it out")
+
+
 def _reopened(path: Path, digest: str, name: str, tail: str, device: torch.device, memory_budget: int) -> TeacherSignal:
     """The signal that was pickled, over the same store."""
     signal = TeacherSignal(open_store(path), name=name, tail=tail, device=device, memory_budget=memory_budget)
@@ -403,7 +429,7 @@ def decode_to_file(
         view: Which view.
         temperature: T > 0.
         tail: Tail rule; ``bucket`` has no meaning without a student.
-        rows: ``a:b`` as in a slice, empty for all.
+        rows: ``a:b``, without b, within the store; empty for all.
 
     Returns:
         The shape, and whether the file was written: False when it was there already.
@@ -414,8 +440,9 @@ def decode_to_file(
         raise ValueError(f"--temperature is {temperature}; expected more than 0")
     if not 0 <= view < store.num_views:
         raise ValueError(f"--view is {view}; expected 0 to {store.num_views - 1}")
-    chosen = torch.arange(store.num_examples)[_slice(rows)]
+    chosen = _rows(rows, store.num_examples)
     with closing(TeacherSignal(store, name=teacher, tail=tail)) as signal:
+        refuse_idle_tail([signal], tail)
         served_N = torch.from_numpy(signal.served(view))
         shape = (len(chosen), signal.encoding.num_classes)
 
@@ -431,13 +458,15 @@ def decode_to_file(
         return shape, build(out, make)
 
 
-def _slice(text: str) -> slice:
+def _rows(text: str, num_rows: int) -> Tensor:
+    """Row numbers of ``a:b``, which lie in the store; all for an empty text."""
+    if not text:
+        return torch.arange(num_rows)
     first, colon, last = text.partition(":")
     try:
-        if not text:
-            return slice(None)
-        if not colon:
-            raise ValueError
-        return slice(int(first) if first else None, int(last) if last else None)
+        start, stop = int(first or 0), int(last or num_rows)
     except ValueError:
-        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100") from None
+        start = stop = 0
+    if not colon or not 0 <= start < stop <= num_rows:
+        raise ValueError(f"--rows is {text!r}; expected a:b within 0:{num_rows}, such as 0:{min(100, num_rows)}")
+    return torch.arange(start, stop)

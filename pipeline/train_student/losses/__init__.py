@@ -19,7 +19,7 @@ Section numbers in the references were not checked again; what else could not be
 from .context import Answer, ExactAnswer, Step
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss
-from .objective import Objective, Term
+from .objective import Objective, Term, refuse_missing
 from .parse import parse_objective, takes_setting
 from .table import LOSSES
 
@@ -35,5 +35,6 @@ __all__ = [
     "describe_loss",
     "describe_losses",
     "parse_objective",
+    "refuse_missing",
     "takes_setting",
 ]

@@ -7,7 +7,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -19,6 +19,11 @@ class Answer(Protocol):
     The student's logits (detached) and the temperature matter to the tail rule ``bucket`` only, whose tail takes the
     student's shape.
     """
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Which of ``OFFERS`` hold for the answer."""
+        ...
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         """Dense, finite teacher logits, float [B, C]; rows that are not served hold no answer."""
@@ -33,15 +38,29 @@ class Answer(Protocol):
         ...
 
 
+OFFERS = {
+    "dense": "every class's logit: cache with --encoding dense or topk+tail",
+    "out_of_fold": "answers of a teacher that did not see the row: cache fold teachers",
+    "fixed_tail": "classes outside the top k that do not follow the student: any --tail but bucket",
+}
+"""What a loss may need of an answer, and where to get it."""
+
+
 @dataclass(frozen=True)
 class ExactAnswer:
     """Every class's logit as the teacher itself gave it, such as that of a teacher which runs beside the student.
 
     Attributes:
         logits_BC: Dense and finite.
+        out_of_fold: Whether the teacher has not seen the rows.
     """
 
     logits_BC: Tensor
+    out_of_fold: bool = field(default=False, kw_only=True)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset(OFFERS) if self.out_of_fold else frozenset(OFFERS) - {"out_of_fold"}
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.logits_BC

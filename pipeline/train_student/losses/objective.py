@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..domains import Value
 from ..row_weights import ROW_WEIGHTS, row_temperatures, row_weights
-from .context import Answer, Step
+from .context import OFFERS, Answer, Step
 from .kinds import SEARCH, Loss
 from .numerics import Temperature, raised
 from .standardise import standardised
@@ -48,10 +48,12 @@ class Term:
     @property
     def needs(self) -> frozenset[str]:
         """What the store must offer for this term at these options."""
-        of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset()
+        of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset[str]()
         if self.row_options.get("paced_by") == "teacher":  # one that saw the row is sure of its label
             of_rows |= {"out_of_fold"}
-        return self.loss_needs | of_rows
+        # the mass of a tail that follows the student is exact at one temperature
+        several = len(set(self.temperatures)) > 1 or self.temperature_rule
+        return self.loss_needs | of_rows | (frozenset({"fixed_tail"}) if several else frozenset())
 
     @property
     def fits_teacher(self) -> bool:
@@ -182,7 +184,7 @@ class Objective:
             follow the teacher and keeps those of its label.
 
         Raises:
-            ValueError: When an option is still "auto".
+            ValueError: When an option is still "auto", or the answer lacks what a loss needs.
             TypeError: When the answer is bare logits, which do not say what of them is known.
         """
         if self.search:
@@ -192,6 +194,7 @@ class Objective:
                 "expected an answer, found a tensor: pass signal.answer(rows, view), or ExactAnswer(logits) if a"
                 " teacher gave every logit itself"
             )
+        refuse_missing(self, answer.offers)
         with torch.autocast(student_BC.device.type, enabled=False):
             every = _Rows(raised(student_BC), answer, labels_B.long())
             served_B = answer.served() if self.uses_teacher else None
@@ -211,7 +214,7 @@ class Objective:
         loss_B = own.spread(self._loss(term, own, step), 0.0)
         judged = served if term.weighs_by_teacher else every
         if term.row_weight and len(judged.labels_B):
-            teacher_BC = judged.teacher(term.temperature) if term.weighs_by_teacher else judged.student_BC.detach()
+            teacher_BC = judged.teacher(1.0) if term.weighs_by_teacher else judged.student_BC.detach()
             weight_B = row_weights(term.row_weight, judged.student_BC, teacher_BC, judged.labels_B, term.row_options)
             loss_B = loss_B * judged.spread(weight_B, 1.0)
         return loss_B
@@ -246,6 +249,12 @@ class Objective:
     def _count(self, key: str, rows_B: Tensor) -> None:
         number = rows_B.detach().sum()
         self._counts[key] = self._counts[key] + number if key in self._counts else number
+
+
+def refuse_missing(objective: Objective, offers: frozenset[str]) -> None:
+    """Raises ValueError when an objective needs what answers do not offer."""
+    for need in sorted((objective.needs & OFFERS.keys()) - offers):
+        raise ValueError(f"loss {objective.name!r} needs {OFFERS[need]}, or choose another loss")
 
 
 class _Rows:

@@ -24,7 +24,7 @@ LABELLED: dict[str, Loss] = {
         use="the plainest repair of a wrong teacher: the label takes the top logit",
         setting="CIFAR-100",
         takes={"temperature": temperature(4.0)},
-        needs=LABELS,
+        needs=LABELS | {"fixed_tail"},
         presets={
             "imagenet": {"temperature": 1.0},
             "standardised": {"standardise": True, "temperature": 2.0},
@@ -53,7 +53,7 @@ LABELLED: dict[str, Loss] = {
         use="wrong teachers: their distribution is mixed with the label until the label leads",
         setting="CIFAR-100 and ImageNet",
         takes={"eta": number(0.8, "(0, 1)"), "logit_weight": part(4.0)},
-        needs=LABELS | DENSE_LOGITS,
+        needs=LABELS | DENSE_LOGITS | {"fixed_tail"},
         trusts_labels=True,
         couples_rows=True,
         zero_at_teacher=False,

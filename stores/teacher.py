@@ -96,7 +96,12 @@ class Teacher:
 
     def constant(self, name: str) -> np.ndarray:
         """One array that belongs to the encoding and not to a row."""
-        return read_static(self._root, f"teachers/{self.name}/{name}", self._documents[name], constant_spec(name))
+        values = read_static(self._root, f"teachers/{self.name}/{name}", self._documents[name], constant_spec(name))
+        if not np.isfinite(values).all():
+            raise StoreError(
+                f"{self._where / name} holds NaN or infinity where a number must be; do not use this store"
+            )
+        return values
 
     def constants(self) -> dict[str, np.ndarray]:
         """All arrays that belong to the encoding and not to a row, by name."""

@@ -66,6 +66,10 @@ def _teacher_problems(teacher: Teacher, labels: np.ndarray | None) -> Iterator[P
         except StoreError as error:
             yield Problem(f"{prefix}/{name}", None, None, str(error))
     try:
+        _ = teacher.row_folds
+    except StoreError as error:
+        yield Problem(prefix, None, None, str(error))
+    try:
         faults = teacher.commit_faults()
     except StoreError as error:
         yield Problem(f"{prefix}/committed", None, None, str(error))

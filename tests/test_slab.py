@@ -1,5 +1,6 @@
 """A slab is the same rows however it is held: mapped from a file, in the process's own memory, or block by block."""
 
+import json
 import os
 import re
 import resource
@@ -313,3 +314,38 @@ def test_students_of_one_store_read_the_same_pages(stores: dict[str, Store], tmp
     readers[1].communicate("\n")
     assert readers[1].returncode == 0
     assert not files[0].exists()
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+import torch
+from pipeline.train_student.signal import TeacherSignal
+from pipeline.train_student.slab_file import _lock
+from stores import open_store
+
+signal, rows = TeacherSignal(open_store(sys.argv[1])), torch.arange(5)
+with _lock(Path(os.environ["LOGITBANK_CACHE"]) / "slabs"):  # as a thread that reads ahead may hold it
+    sleeper = os.fork()
+    if not sleeper:
+        time.sleep(60)
+        os._exit(0)
+signal.prefetch(1)
+if not (worker := os.fork()):
+    signal.logits(rows, 1)
+    os._exit(0)
+assert os.waitpid(worker, 0)[1] == 0
+print(signal.logits(rows, 1).tolist())
+os.kill(sleeper, 9)
+signal.close()
+"""
+
+
+def test_a_process_that_is_forked_keeps_nobody_waiting(stores: dict[str, Store], tmp_path: Path) -> None:
+    """Locks that come along with a fork end when their owner's do, and a fork reads with threads of its own."""
+    (tmp_path / "slabs").mkdir()
+    environment = {**os.environ, "LOGITBANK_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", FORKED, str(stores["dense32"].path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50, check=True)
+    expected = TeacherSignal(stores["dense32"]).logits(torch.arange(5), 1)
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), expected)

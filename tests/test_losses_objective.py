@@ -290,6 +290,25 @@ def test_taid_and_truncation_move_by_the_step_also_within_one_epoch() -> None:
     assert held == [False, False, False, True, True, True, True]
 
 
+def test_row_rules_judge_the_teacher_at_temperature_1() -> None:
+    """A bucket tail is another at each temperature."""
+    student_BC, teacher_BC, labels_B = batch()
+
+    class Tempered(ExactAnswer):
+        def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+            return self.logits_BC if temperature == 1.0 else self.logits_BC.flip(1)
+
+    weighted = parse_objective("kd:1", {"row_weight": "confidence", "confidence_power": 2})
+    plain_B = LOSSES["kd"].fn(student_BC, teacher_BC.flip(1), labels_B, temperature=4.0)
+    weight_B = row_weights("confidence", student_BC, teacher_BC, labels_B, {"confidence_power": 2.0})
+    torch.testing.assert_close(weighted(student_BC, Tempered(teacher_BC), labels_B, at()), plain_B * weight_B)
+
+    tempered = parse_objective("kd:1", {"temperature_rule": "difficulty"})
+    temperature_B = row_temperatures("difficulty", student_BC, teacher_BC, 4.0, {})
+    want_B = LOSSES["kd"].fn(student_BC, teacher_BC.flip(1), labels_B, temperature=temperature_B)
+    torch.testing.assert_close(tempered(student_BC, Tempered(teacher_BC), labels_B, at()), want_B)
+
+
 def test_row_rules_enter_the_loss_as_computed_alone() -> None:
     student_BC, teacher_BC, labels_B = batch()
     plain_B = parse_objective("kd:1")(student_BC, ExactAnswer(teacher_BC), labels_B, at())

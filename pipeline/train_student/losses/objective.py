@@ -226,8 +226,13 @@ class Objective:
             pair = (standardised(pair[0]), standardised(pair[1]))
         options: dict[str, Any] = dict(term.options)
         if term.temperature_rule:
+            plain_BC = rows.teacher(1.0)
             temperature: Temperature = row_temperatures(
-                term.temperature_rule, pair[0], pair[1], term.temperature, term.row_options
+                term.temperature_rule,
+                pair[0],
+                standardised(plain_BC) if term.standardise else plain_BC,
+                term.temperature,
+                term.row_options,
             )
             options["temperature"] = temperature
         options |= self._extras(term, rows, step)

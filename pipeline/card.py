@@ -6,7 +6,7 @@ that a stranger wrote is quoted, never interpreted.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +14,9 @@ from pipeline.describe import describe_encoding, describe_kind, describe_store
 from pipeline.encoding import Encoding
 from pipeline.strict_json import to_json
 from stores import StoreError, open_store
+from stores.address import is_url
 from stores.building import build_files
+from stores.cache import place_of
 
 
 def write_card(path: Path, out: Path) -> tuple[list[Path], bool]:
@@ -58,7 +60,8 @@ def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:
         raise StoreError(f"{path} has no teacher to write about; run cli cache-teacher first")
     said, attributes = describe_store(path), store.attributes
     said["teachers"] = {name: said["teachers"][name] for name in store.teachers}  # the finished ones
-    name = path.resolve().name
+    place = place_of(path)
+    name = PurePosixPath(place.partition("?")[0]).name if is_url(place) else Path(place).resolve().name
     licence = str(attributes.get("license", ""))
     sections = [
         _front_matter(said, licence),
@@ -68,7 +71,7 @@ def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:
         f" {_teachers(said)} to {said['num_views']} view(s) of each of {said['num_examples']:,} examples of"
         f" {_text(said['dataset'].get('name'))} {_text(said['dataset'].get('split'))}, {said['num_classes']} classes."
         " No images and no weights are in it.",
-        "## Data\n\n" + _table(_data_rows(said, licence)),
+        "## Data\n\n" + _table([*([("address", place)] if is_url(place) else []), *_data_rows(said, licence)]),
         *(
             _teacher_section(name, teacher) + _picture(name, (pictures or {}).get(name))
             for name, teacher in said["teachers"].items()

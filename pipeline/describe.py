@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.encoding import Encoding
 from stores import Store, Teacher, open_store
+from stores.cache import place_of
 
 
 def describe_store(path: Path) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def describe_store(path: Path) -> dict[str, Any]:
     folds = store.attributes.get("folds")  # of a copy of the folds alone; the teachers have their own
     plan = folds if isinstance(folds, dict) else None
     return {
-        "path": str(path),
+        "path": place_of(path),
         "format_version": store.attributes["version"],
         "complete": bool(teachers) and all(teacher["complete"] for teacher in teachers.values()),
         "num_examples": store.num_examples,

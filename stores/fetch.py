@@ -226,7 +226,9 @@ class Fetcher:
 
     def _fetch(self, path: str, limit: int) -> None:
         target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self._in_place:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # another store may have the file, too
         for attempt in range(ATTEMPTS):
             try:
                 self.source.fetch(path, target, limit)

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from stores.building import build, scratch
 from stores.cells import load_teacher
 from stores.create import RESERVED
 from stores.documents import Document, as_json, examples_sha256, raw_sha256, sealed
-from stores.fetch import FOLDS, Fetcher, Report
+from stores.fetch import FOLDS, Fetcher, Report, row_files
 from stores.files import make_folders, write_document, writing
 from stores.push import Parcel, check_writable, push
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError
-from stores.sources import Source, open_source
+from stores.sources import FolderSource, Source, open_source
+from stores.widen import NOISE, settle, widen
 from stores.zip_file import write_zip
 
 NUM_THREADS = 16
@@ -85,7 +86,7 @@ def _copy(
 
     def make(built: Path) -> None:
         folder = built.with_name("store") if as_zip else built
-        outcome.append(_fetch(origin, folder, num_views, teachers, num_threads, report, folds))
+        outcome.append(fetch_store(origin, folder, num_views, teachers, num_threads, report, folds))
         if as_zip:
             built.unlink(missing_ok=True)  # of a killed process
             write_zip(folder, built)
@@ -103,50 +104,17 @@ def _copy(
         outcome.append(_already_there(origin, there, num_views, teachers))
         return True
 
-    build(path, make, request=request, same=same)
+    settle(path)
+
+    def is_narrower() -> bool:
+        return not as_zip and not folds and path.is_dir() and _is_narrower(origin, path, num_views, teachers)
+
+    if not is_narrower() or not widen(path, make, request, is_narrower):
+        build(path, make, request=request, same=same)
     return outcome[-1]
 
 
-def local_store(
-    place: str | Path,
-    cache: Path | None = None,
-    *,
-    num_views: int | None = None,
-    teachers: Sequence[str] | None = None,
-    report: Report | None = None,
-) -> Path:
-    """The folder of a store that may be elsewhere: copied once into a cache, under a name made of its digests.
-
-    Args:
-        place: A folder, which is returned as it is, or a .zip file or URL.
-        cache: Folder of copies; by default `default_cache()`.
-        num_views: As in `copy_store`.
-        teachers: As in `copy_store`.
-        report: As in `copy_store`.
-    """
-    if not is_url(place) and not is_zip(place):
-        return Path(place)
-    with open_source(place) as origin:
-        digests = _digests(origin, teachers)
-        name = hashlib.sha256(repr((digests, num_views)).encode()).hexdigest()[:16]
-        path = (cache or default_cache()) / f"{name}.zarr"
-        build(
-            path,
-            lambda built: _fetch(origin, built, num_views, teachers, NUM_THREADS, report),
-            request={"operation": "cache", "store": name},
-            same=lambda there: True,
-        )
-    return path
-
-
-def default_cache() -> Path:
-    """Where copies of stores from elsewhere are kept: LOGITBANK_CACHE, or the user's cache folder."""
-    if "LOGITBANK_CACHE" in os.environ:
-        return Path(os.environ["LOGITBANK_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logitbank"
-
-
-def _fetch(
+def fetch_store(
     origin: Source,
     folder: Path,
     num_views: int | None,
@@ -188,8 +156,7 @@ def _push(
 ) -> Copied:
     """Send a store to a bucket; one on this disk is read where it lies, of another a few files at a time lie here."""
     check_writable(url)
-    with contextlib.ExitStack() as stack:
-        folder = origin.root or stack.enter_context(scratch())
+    with _workplace(origin) as folder:
         fetcher = Fetcher(origin, folder, num_threads=num_threads, report=report)
         store, names, unfinished = fetcher.documents(teachers)
         views = _checked_views(num_views, store)
@@ -199,6 +166,16 @@ def _push(
         documents = _documents(store, names, views, whole, {} if folds is None else {FOLDS: folds})
         push(fetcher, Parcel(documents=documents, teachers=loaded, num_views=views), url, num_threads=num_threads)
     return Copied(teachers=tuple(sorted(names)), unfinished=tuple(unfinished), num_views=views)
+
+
+@contextlib.contextmanager
+def _workplace(origin: Source) -> Iterator[Path]:
+    """Where a source's files are looked at: in the folder that it is, or in one for a while."""
+    if origin.root is not None:
+        yield origin.root
+    else:
+        with scratch() as folder:
+            yield folder
 
 
 def _is_whole(
@@ -220,8 +197,8 @@ def _checked_views(num_views: int | None, store: Store) -> int:
 
 def _folds_of(origin: Source, teachers: Sequence[str] | None) -> dict[str, Any]:
     """How the rows of a source were assigned to folds, as its teachers say it."""
-    with scratch() as place:
-        store, names, _ = Fetcher(origin, place, num_threads=NUM_THREADS).documents(teachers)
+    with _workplace(origin) as folder:
+        store, names, _ = Fetcher(origin, folder, num_threads=NUM_THREADS).documents(teachers)
         said = [store.teacher(name).folds for name in names]
         plan = next((folds for folds in [*said, store.attributes.get(FOLDS)] if isinstance(folds, dict)), None)
         if plan is None or "examples/fold" not in store.static_arrays:
@@ -291,11 +268,10 @@ def own_attributes(store: Store) -> dict[str, Any]:
     return {key: value for key, value in store.attributes.items() if key not in RESERVED}
 
 
-def _digests(origin: Source, teachers: Sequence[str] | None) -> dict[str, str]:
+def digests_of(origin: Source, teachers: Sequence[str] | None) -> dict[str, str]:
     """Digests of a store's root ("") and of its teachers, from their documents alone."""
-    with scratch() as place:
-        fetcher = Fetcher(origin, place, num_threads=NUM_THREADS)
-        store, names, _ = fetcher.documents(teachers)
+    with _workplace(origin) as folder:
+        store, names, _ = Fetcher(origin, folder, num_threads=NUM_THREADS).documents(teachers)
         digests = {name: store.teacher(name).digest for name in sorted(names)}
         return {"": store.attributes["digest"], **digests}
 
@@ -303,12 +279,12 @@ def _digests(origin: Source, teachers: Sequence[str] | None) -> dict[str, str]:
 def _already_there(origin: Source, path: Path, num_views: int | None, teachers: Sequence[str] | None) -> Copied:
     """What lies at the target when it is this very copy; StoreError when it is something else."""
     differs = StoreError(f"{path} is there and is not this store; remove it or choose another path")
-    wanted = _digests(origin, teachers)
+    wanted = digests_of(origin, teachers)
     try:
         with open_source(path) as there:
-            found = _digests(there, None)
-            with scratch() as place:
-                store = Fetcher(there, place, num_threads=1).documents(None)[0]
+            found = digests_of(there, None)
+            with _workplace(there) as folder:
+                store = Fetcher(there, folder, num_threads=1).documents(None)[0]
                 attributes, views = store.attributes, store.num_views
     except StoreError as error:
         raise differs from error
@@ -320,3 +296,31 @@ def _already_there(origin: Source, path: Path, num_views: int | None, teachers: 
     if same or (part and set(found) - {""} == set(names)):
         return Copied(teachers=names, num_views=views, already_there=True)
     raise differs
+
+
+def _is_narrower(origin: Source, path: Path, num_views: int | None, teachers: Sequence[str] | None) -> bool:
+    """Whether a folder is a part, and nothing but that, of the part of the source that is asked for."""
+    try:
+        there = Fetcher(FolderSource(path), path.resolve(), num_threads=1)
+        store, names, unfinished = there.documents(None)
+        there.statics(store, [store.teacher(name) for name in names])
+        loaded = [there.cells(store, name) for name in names]
+    except StoreError:
+        return False
+    known = there.wanted.union(*(row_files(teacher, store.num_views) for teacher in loaded))
+    files = (file.relative_to(path) for file in path.rglob("*") if not file.is_dir())
+    strange = (f for f in files if f.as_posix() not in known and not f.name.startswith(".") and f.name not in NOISE)
+    if unfinished or not names or next(strange, None) is not None:
+        return False
+    wanted = digests_of(origin, teachers)
+    step = last_step(store.attributes)
+    own = {"": store.attributes["digest"], **{teacher.name: teacher.digest for teacher in loaded}}
+    if wanted[""] != own[""]:
+        taken = step.get("teachers")
+        if step.get("operation") != "copy" or not isinstance(taken, dict) or set(taken) != set(names):
+            return False
+        own = {"": step.get("digest"), **taken}
+    most = store.num_views if wanted[""] == store.attributes["digest"] else step["num_views"][1]
+    views = most if num_views is None else num_views
+    wider = store.num_views < views or len(own) < len(wanted)
+    return wider and store.num_views <= views and own.items() <= wanted.items()

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stores import StoreError, open_store, verify_store
+from stores import StoreError, copy_store, local_store, open_store, verify_store
 from stores.fetch import CopyProgress
-from stores.share import copy_store, local_store
 from tests.sharing import add_teacher, contents, make_store, memory_bucket, web_server
 
 
@@ -69,7 +68,7 @@ def test_a_part_is_a_sound_store_that_says_what_it_was_taken_from(store: Path, t
     assert part.attributes["license"] == "CC0-1.0"
     again = copy_store(store, tmp_path / "part.zarr", num_views=1, teachers=["b"])
     assert again.already_there
-    for other in ({}, {"num_views": 1}, {"teachers": ["b"]}, {"num_views": 2, "teachers": ["b"]}):
+    for other in ({"teachers": ["a"]}, {"num_views": 1, "teachers": ["a"]}):
         with pytest.raises(StoreError, match="is there and is not this store"):
             copy_store(store, tmp_path / "part.zarr", **other)
     assert nothing_beside(tmp_path, "part.zarr")

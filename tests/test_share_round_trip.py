@@ -104,6 +104,8 @@ def test_the_same_in_commands_over_a_bucket_on_a_server(
         on(a, "train-student", *both, *few, *pupil, "--out", "run")
     (cached,) = (a / "cache").glob("*.zarr")
     assert (open_store(cached).teachers, open_store(cached).num_views) == (("ann", "bob"), 2)
+    heard = json.loads((a / "run" / "result.json").read_text())["store"]["path"]
+    assert heard == f"{url}/both.zarr"  # and not the file of the cache
     for machine in (a, b):
         assert json.loads((machine / "run" / "result.json").read_text())["accuracy"] > 0.5
     assert not list(b.glob("**/*own.zarr/teachers/ann"))  # nothing of A's but the two views

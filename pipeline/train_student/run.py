@@ -54,6 +54,7 @@ from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
 from stores import Store, Teacher
+from stores.cache import place_of
 from stores.schema import GAP_NEVER
 
 COMBINE, TAIL = "mean-prob", "predicted"
@@ -279,7 +280,7 @@ def train_student(
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "weight_bytes": weight_bytes(model, training.weight_bits),
             "weights_sha256": weights_digest(model.state_dict()),
-            "store": {"path": str(store.path), **store_identity(store, signal)},
+            "store": {"path": place_of(store.path), **store_identity(store, signal)},
             "device": str(device or "cpu"),
             "num_threads": torch.get_num_threads(),
             "processes": processes.count,

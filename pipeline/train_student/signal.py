@@ -34,7 +34,7 @@ from pipeline.train_student.slab_file import remove_unused
 from pipeline.views import Views, check_probes
 from stores import Store, open_store
 from stores.building import build
-from stores.share import default_cache
+from stores.cache import default_cache
 
 View = int | Tensor
 

@@ -83,9 +83,9 @@ def format_description(description: dict[str, Any]) -> str:
         state = "examples only, no teacher has answered yet"
     lines = [
         f"{description['path']}  format {description['format_version']}, {state}",
-        f"data      {dataset['name']} {dataset['split']}: {dataset['num_examples']} examples,"
-        f" {dataset['num_classes']} classes, fingerprint {dataset['fingerprint'][:12]}",
-        f"views     {views['num_views']} ({views['transform']}, seed {views['seed']})",
+        f"data      {dataset.get('name')} {dataset.get('split')}: {dataset['num_examples']} examples,"
+        f" {dataset['num_classes']} classes, fingerprint {str(dataset.get('fingerprint'))[:12]}",
+        f"views     {views['num_views']} ({views.get('transform')}, seed {views.get('seed')})",
         f"made with {', '.join(f'{name} {version}' for name, version in views.get('versions', {}).items())}",
     ]
     if description["folds"] and not description["teachers"]:
@@ -98,14 +98,16 @@ def format_description(description: dict[str, Any]) -> str:
 
 def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
     identity, encoding = teacher["identity"], Encoding.from_attributes(teacher["encoding"])
-    digests = identity["weights_sha256"]
+    digests = identity.get("weights_sha256", [])
     folds = teacher["folds"]
     dense = teacher["dense_float16_bytes_per_row"]
     lines = [
-        f"teacher {name!r}: {identity['architecture']}, weights {', '.join(digest[:8] for digest in digests)}",
+        f"teacher {name!r}: {identity.get('architecture')}, weights"
+        f" {', '.join(digest[:8] for digest in digests) or 'not said'}",
         "  folds     none"
         if folds is None
-        else f"  folds     {folds['num_folds']} ({folds['strategy']}, seed {folds['seed']}; proof: {folds['proof']})",
+        else f"  folds     {folds['num_folds']} ({folds.get('strategy')}, seed {folds.get('seed')};"
+        f" proof: {folds.get('proof', 'not said')})",
         f"  encoding  {describe_encoding(encoding)}",
         f"  bytes     {teacher['bytes_per_row']} a row and view on disk, dense float16 is {dense}"
         f" ({dense / teacher['bytes_per_row']:.1f} times as many)",
@@ -115,11 +117,10 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
     if teacher["fidelity"]:
         lines.append(f"  fidelity  {_format_fidelity(teacher['fidelity'])}")
     answers = teacher["answers"]
-    if "accuracy" in answers:
-        lines.append(
-            f"  answers   accuracy {answers['accuracy']:.4f}, NLL {answers['nll']:.4f}, ECE {answers['ece']:.4f}"
-            f" ({describe_kind(answers)})"
-        )
+    if "kind" in answers:
+        names = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+        measured = [f"{names[name]} {answers[name]:.4f}" for name in names if name in answers]
+        lines.append(f"  answers   {', '.join(measured) or 'no labels'} ({describe_kind(answers)})")
         if "per_fold" in answers:
             per_fold = ", ".join(f"{fold.get('accuracy', float('nan')):.4f}" for fold in answers["per_fold"])
             lines.append(f"            by fold: {per_fold}")
@@ -136,9 +137,16 @@ def describe_encoding(encoding: Encoding) -> str:
 
 def _format_fidelity(fidelity: dict[str, Any]) -> str:
     temperatures = [name for name in fidelity if name.replace(".", "", 1).isdigit()]
-    distances = " / ".join(f"{fidelity[name]:.2g}" for name in temperatures)
-    tails = " / ".join(f"{fidelity[f'tail_mass_{name}']:.2g}" for name in temperatures)
-    return (
-        f"KL T^2 {distances} nats and tail mass {tails} at T = {' / '.join(temperatures)},"
-        f" top-1 agreement {fidelity['top1_agreement']:.4f} ({fidelity['num_rows']} rows left out of every fit)"
+    distances, tails = (
+        " / ".join(_short(fidelity.get(f"{of}{name}")) for name in temperatures) for of in ("", "tail_mass_")
     )
+    agreement = fidelity.get("top1_agreement")
+    agreed = "" if agreement is None else f", top-1 agreement {agreement:.4f}"
+    return (
+        f"KL T^2 {distances} nats and tail mass {tails} at T = {' / '.join(temperatures)}{agreed}"
+        f" ({fidelity.get('num_rows')} rows left out of every fit)"
+    )
+
+
+def _short(number: float | None) -> str:
+    return "not said" if number is None else f"{number:.2g}"

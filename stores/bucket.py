@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stores.documents import MAX_DOCUMENT_BYTES
+from stores.plain_json import parse_json
 from stores.schema import StoreError
 from stores.sources import ObjectSource
 from stores.web import TEACHERS_FILE
@@ -72,7 +73,7 @@ class Bucket:
         if data is None:
             return None
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return dict(json.loads(data)["attributes"])
+            return dict(parse_json(data, self.name)["attributes"])
         return {}
 
     def check(self, group: str, digest: str) -> bool:

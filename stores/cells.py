@@ -7,12 +7,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from stores.attributes import TEACHER, check_attributes
 from stores.blocks import REMEDY, read_file
 from stores.documents import Document, array_document, little_endian, raw_sha256, read_document, read_sealed
 from stores.layout import Layout, block_layout, cell_layout
 from stores.schema import (
     CELL_ARRAYS,
-    MAX_CLASSES,
     ROW_ARRAYS,
     RowArray,
     StoreError,
@@ -115,15 +115,12 @@ def array_plan(
     return layout, array_document(layout, ROW_ARRAYS[name], ("view", "example", *row_dims(name, arrays)))
 
 
-def declared_arrays(attributes: Mapping[str, Any], where: Path) -> dict[str, RowArray]:
+def declared_arrays(attributes: Mapping[str, Any]) -> dict[str, RowArray]:
     """Row arrays as a teacher's attributes declare them."""
-    arrays = {}
-    for name, entry in attributes["arrays"].items():
-        shape = entry.get("row_shape") if isinstance(entry, dict) else None
-        if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= MAX_CLASSES for size in shape):
-            raise StoreError(f"{where}: array {name[:100]!r} must have a row_shape, found {str(shape)[:100]}")
-        arrays[name] = RowArray(dtype=str(entry.get("dtype")), row_shape=tuple(shape))
-    return arrays
+    return {
+        name: RowArray(dtype=str(entry.get("dtype")), row_shape=tuple(entry["row_shape"]))
+        for name, entry in attributes["arrays"].items()
+    }
 
 
 def load_teacher(root: Path, name: str, examples: str) -> dict[str, Document]:
@@ -137,11 +134,7 @@ def load_teacher(root: Path, name: str, examples: str) -> dict[str, Document]:
     where = root / "teachers" / name
     document = read_document(root, f"teachers/{name}")
     own = document["attributes"]
-    kinds = {"identity": dict, "encoding": dict, "arrays": dict, "complete": bool, "block_rows": int}
-    kinds |= {"fidelity": dict, "summary": dict}
-    for key, kind in kinds.items():
-        if not isinstance(own.get(key), kind):
-            raise StoreError(f"{where}: attribute {key} is missing or of another kind; fetch the store again")
+    check_attributes(own, TEACHER, where)
     documents = read_sealed(root, f"teachers/{name}", document)
     check_bound(own, examples, where)
     for folder in (*own["arrays"], *CELL_ARRAYS):

@@ -14,6 +14,7 @@ import numpy as np
 
 from stores.files import regular_file
 from stores.layout import Layout, static_layout
+from stores.plain_json import parse_json
 from stores.schema import STATIC_DTYPES, ArraySpec, StoreError, check_name
 
 Document = dict[str, Any]
@@ -158,9 +159,9 @@ def read_document(root: Path, folder: str) -> Document:
     if status.st_size > MAX_DOCUMENT_BYTES:
         raise StoreError(f"{path} must be at most {MAX_DOCUMENT_BYTES} bytes, found {status.st_size}; fetch it again")
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} must be JSON, found {error}; fetch the store again", array=folder) from error
+        document = parse_json(path.read_bytes(), path)
+    except StoreError as error:
+        raise StoreError(str(error), array=folder) from error
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions", array=folder) from error
     if not isinstance(document, dict) or not isinstance(document.get("attributes"), dict):

@@ -5,22 +5,19 @@ their sha256, and every block against the checksum in its commit.
 """
 
 import os
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stores.attributes import ROOT, check_attributes
 from stores.blocks import check_static, read_static
 from stores.documents import Document, check_group, examples_sha256, read_document, read_sealed
 from stores.files import PARTIAL
 from stores.schema import (
     EXAMPLE_ARRAYS,
     FORMAT,
-    MAX_CLASSES,
-    MAX_EXAMPLES,
-    MAX_VIEWS,
     PROBE,
     VERSION,
     StoreError,
@@ -159,8 +156,8 @@ def load_root(path: Path) -> dict[str, Document]:
             f"{path} has format version {str(version)[:20]}, this program reads version {VERSION}; "
             "use a release of logitbank that knows it"
         )
+    check_attributes(attributes, ROOT, path)
     documents = read_sealed(root, "", document)
-    _check_root(attributes, path)
     for name in ("examples", "probes", "teachers", "examples/key", "examples/label"):
         if name not in documents:
             raise StoreError(f"{path}: metadata names no {name}; fetch the store again")
@@ -180,22 +177,6 @@ def load_root(path: Path) -> dict[str, Document]:
                     f"dataset.num_examples says, found shape {list(layout.shape)}; do not use this store"
                 )
     return documents
-
-
-def _check_root(attributes: Mapping[str, Any], path: Path) -> None:
-    """Raise StoreError unless the counts are there and within the format's bounds."""
-    bounds = {
-        ("dataset", "num_examples"): MAX_EXAMPLES,
-        ("dataset", "num_classes"): MAX_CLASSES,
-        ("views", "num_views"): MAX_VIEWS,
-    }
-    for (group, name), most in bounds.items():
-        section = attributes.get(group)
-        value = section.get(name) if isinstance(section, dict) else None
-        if type(value) is not int or not 1 <= value <= most:
-            raise StoreError(
-                f"{path}: {group}.{name} must be 1 to {most}, found {str(value)[:50]}; do not use this store"
-            )
 
 
 def teacher_names(root: Path) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ class Teacher:
         self.fidelity: dict[str, Any] = own["fidelity"]
         self.summary: dict[str, Any] = own["summary"]
         self.complete: bool = own["complete"]
-        self.row_arrays: dict[str, RowArray] = declared_arrays(own, self._where)
+        self.row_arrays: dict[str, RowArray] = declared_arrays(own)
         self.arrays: tuple[str, ...] = tuple(sorted(self.row_arrays))
         check_row_arrays(self.row_arrays, num_classes=attributes["dataset"]["num_classes"], encoding=self.encoding)
         self.block_rows = check_block_rows(own["block_rows"], self.num_examples, self.num_views, self.row_arrays)

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import json
 import re
 import socket
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stores.address import shown, web_address
+from stores.plain_json import parse_json
 from stores.refusals import Refused
 from stores.schema import StoreError, safe_names
 from stores.streams import pieces, save
@@ -83,7 +83,7 @@ class WebSource:
 
     def teachers(self) -> list[str] | None:
         with contextlib.suppress(FileNotFoundError, Refused, ValueError), self._open(f"/{TEACHERS_FILE}") as answer:
-            return safe_names(json.loads(self._listing(answer)))
+            return safe_names(parse_json(self._listing(answer), self.name))
         with contextlib.suppress(FileNotFoundError, Refused), self._open("/teachers/") as answer:
             return safe_names(_HREF.findall(self._listing(answer).decode(errors="replace"))) or None
         return None

@@ -60,7 +60,7 @@ def stored(changes: dict[str, Any]) -> dict[str, Any]:
 
 W = "0.weight"
 ODD: dict[str, Callable[[], bytes]] = {
-    "compressed.pt": lambda: repacked(saved(stored({W: torch.zeros(10**8)})), zipfile.ZIP_DEFLATED),
+    "compressed.pt": lambda: bomb(),
     "bzip.pt": lambda: repacked(saved(network().state_dict()), zipfile.ZIP_BZIP2),
     "buffer.pt": lambda: saved({"w": Buffer()}),
     "buffer.pth": lambda: saved({"w": Buffer()}, _use_new_zipfile_serialization=False),
@@ -85,7 +85,7 @@ ODD: dict[str, Callable[[], bytes]] = {
     "missing.pt": lambda: saved({W: torch.ones(3, 4)}),
     "more.pt": lambda: saved(stored({f"layer{n}": torch.ones(1) for n in range(1000)})),
     "shape.pt": lambda: saved(stored({W: torch.ones(4, 3)})),
-    "deep.pt": lambda: repacked(saved({}), zipfile.ZIP_STORED, {"data.pkl": b"\x80\x02" + b"(" * 10**6 + b"."}),
+    "deep.pt": lambda: repacked(saved({}), zipfile.ZIP_STORED, {"data.pkl": b"\x80\x02" + b"(" * 10**5 + b"."}),
     "long.pt": lambda: repacked(saved({}), zipfile.ZIP_STORED, {"data.pkl": b"\x80\x02" + b"]" * (MAX_PROGRAM + 1)}),
     "no-program.pt": lambda: repacked(saved({}), zipfile.ZIP_STORED).replace(b"data.pkl", b"data.pkx"),
     "empty.pt": lambda: b"",
@@ -106,6 +106,22 @@ ODD: dict[str, Callable[[], bytes]] = {
     "odd-metadata.safetensors": lambda: header('{"__metadata__":{"logitbank":5}}', 0),
     "weights.onnx": lambda: b"",
 }
+
+
+def bomb() -> bytes:
+    """Some hundred kB that unfold into 400 MB of zeros."""
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved({"w": torch.ones(1)}))) as source,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+    ):
+        for entry in source.infolist():
+            if not entry.filename.endswith("data/0"):
+                target.writestr(entry.filename, source.read(entry))
+        with target.open("archive/data/0", "w") as zeros:
+            for _ in range(400):
+                zeros.write(bytes(2**20))
+    return out.getvalue()
 
 
 def header(text: str, num_bytes: int) -> bytes:

@@ -98,7 +98,8 @@ def format_description(description: dict[str, Any]) -> str:
 
 def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
     identity, encoding = teacher["identity"], Encoding.from_attributes(teacher["encoding"])
-    digests = identity.get("weights_sha256", [])
+    said = identity.get("weights_sha256", [])
+    digests = [str(digest) for digest in said] if isinstance(said, list) else [str(said)]
     folds = teacher["folds"]
     dense = teacher["dense_float16_bytes_per_row"]
     lines = [

@@ -88,9 +88,7 @@ ROOT = Object(
 )
 TEACHER = Object(
     {
-        "identity": Object(
-            {"architecture": TEXT, "weights_sha256": [TEXT], "precision": TEXT, "training_fingerprint": Maybe(TEXT)}
-        ),
+        "identity": Object({"architecture": TEXT, "precision": TEXT}),
         "encoding": Object({}),
         "arrays": Object({}, others=Object({"dtype": TEXT, "row_shape": [Whole(1, MAX_CLASSES)]}, ("row_shape",))),
         "folds": Maybe(FOLDS),

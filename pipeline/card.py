@@ -95,7 +95,7 @@ def _front_matter(said: dict[str, Any], licence: str) -> str:
 
 def _data_rows(said: dict[str, Any], licence: str) -> list[tuple[str, str]]:
     dataset, views = said["dataset"], said["views"]
-    versions = ", ".join(f"{name} {version}" for name, version in views.get("versions", {}).items())
+    versions = ", ".join(f"{name} {version}" for name, version in (views.get("versions") or {}).items())
     return [
         ("dataset", f"{dataset.get('name')}, {dataset.get('split')}"),
         ("examples", f"{said['num_examples']:,}"),

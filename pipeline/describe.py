@@ -86,7 +86,7 @@ def format_description(description: dict[str, Any]) -> str:
         f"data      {dataset.get('name')} {dataset.get('split')}: {dataset['num_examples']} examples,"
         f" {dataset['num_classes']} classes, fingerprint {str(dataset.get('fingerprint'))[:12]}",
         f"views     {views['num_views']} ({views.get('transform')}, seed {views.get('seed')})",
-        f"made with {', '.join(f'{name} {version}' for name, version in views.get('versions', {}).items())}",
+        f"made with {', '.join(f'{name} {version}' for name, version in (views.get('versions') or {}).items())}",
     ]
     if description["folds"] and not description["teachers"]:
         folds = description["folds"]

@@ -40,7 +40,14 @@ _COUNT = Whole(0, MAX_EXAMPLES)
 _SEED = Whole(0, 2**64 - 1)
 
 FOLDS = Object(
-    {"num_folds": Whole(1, MAX_FOLDS), "strategy": TEXT, "seed": _SEED, "digest": TEXT, "proof": TEXT}, ("num_folds",)
+    {
+        "num_folds": Whole(1, MAX_FOLDS),
+        "strategy": Maybe(TEXT),
+        "seed": Maybe(_SEED),
+        "digest": Maybe(TEXT),
+        "proof": Maybe(TEXT),
+    },
+    ("num_folds",),
 )
 _MEASURES: dict[str, Any] = {
     "num_rows": _COUNT,
@@ -65,18 +72,18 @@ ROOT = Object(
             {
                 "num_examples": Whole(1, MAX_EXAMPLES),
                 "num_classes": Whole(1, MAX_CLASSES),
-                "class_names": [TEXT],
-                **dict.fromkeys(("name", "split", "fingerprint", "fingerprint_unordered"), TEXT),
+                "class_names": Maybe([TEXT]),
+                **dict.fromkeys(("name", "split", "fingerprint", "fingerprint_unordered"), Maybe(TEXT)),
             },
             ("num_examples", "num_classes"),
         ),
         "views": Object(
             {
                 "num_views": Whole(1, MAX_VIEWS),
-                "transform": TEXT,
-                "seed": _SEED,
-                "code_sha256": TEXT,
-                "versions": Object({}, others=TEXT),
+                "transform": Maybe(TEXT),
+                "seed": Maybe(_SEED),
+                "code_sha256": Maybe(TEXT),
+                "versions": Maybe(Object({}, others=Maybe(TEXT))),
             },
             ("num_views",),
         ),
@@ -88,7 +95,7 @@ ROOT = Object(
 )
 TEACHER = Object(
     {
-        "identity": Object({"architecture": TEXT, "precision": TEXT}),
+        "identity": Object({"architecture": Maybe(TEXT), "precision": Maybe(TEXT)}),
         "encoding": Object({}),
         "arrays": Object({}, others=Object({"dtype": TEXT, "row_shape": [Whole(1, MAX_CLASSES)]}, ("row_shape",))),
         "folds": Maybe(FOLDS),

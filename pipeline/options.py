@@ -128,6 +128,8 @@ def run_spec(context: typer.Context, local: int = 0) -> "RunSpec":
         refuse_idle(context, ("momentum",), f"{options['optimizer']} has none")
     settings = read_settings(options["settings"] or [])
     if options["label_smoothing"]:
+        if not any(term.name == "ce" for term in parse_objective(options["loss"], settings).terms):
+            refuse_idle(context, ("label_smoothing",), f"loss {options['loss']!r} has no hard-label part")
         if "ce.smoothing" in settings:
             raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
         settings["ce.smoothing"] = str(options["label_smoothing"])

@@ -11,9 +11,14 @@ import pytest
 
 import cli
 from pipeline import domains
+from pipeline.cache_teacher.answers import NetworkAnswers
 from pipeline.cache_teacher.compute import PRECISIONS
+from pipeline.cache_teacher.run import cache_teacher
+from pipeline.cache_teacher.teachers import load_teachers
+from pipeline.datasets import Split
 from pipeline.decoding import TAIL_RULES
 from pipeline.domains import TRAINING, Number, Numbers, Words
+from pipeline.encoding import Encoding
 from pipeline.encoding_kinds import KINDS
 from pipeline.export import FORMATS
 from pipeline.fit import OPTIMIZERS, SCHEDULES, Training
@@ -21,6 +26,7 @@ from pipeline.fit.training import PRECISIONS as TRAINING_PRECISIONS
 from pipeline.folds import STRATEGIES
 from pipeline.options import Checked
 from pipeline.train_student.ensemble import COMBINE
+from pipeline.views import Views
 
 # Texts that name something: what reads them refuses what it does not know.
 READ_ELSEWHERE = {
@@ -140,9 +146,14 @@ STUDENT = "train-student --store s.zarr --out r"
         ("cache-teacher --out s --teacher array:x.npy --compile", "--compile does nothing here, because array:x.npy"),
         ("cache-teacher --out s --teacher sklearn:logistic --batch-size 8", "--batch-size does nothing"),
         (f"{STUDENT} --optimizer adamw --momentum 0.5", "--momentum does nothing here, because adamw has none"),
+        (
+            f"{STUDENT} --loss mse --label-smoothing 0.1",
+            "--label-smoothing does nothing here",
+        ),
         (f"{STUDENT} --warmup-epochs 10 --epochs 2", "--warmup-epochs is 10 of 2 epochs"),
         (f"{STUDENT} --accumulate 40", "--accumulate is 40, but each of its passes needs 2 of the 64"),
         ("sweep --store s.zarr --out r --optimizer adamw --momentum 0.5", "--momentum does nothing"),
+        ("sweep --store s.zarr --out r --select beset", "unknown select 'beset', did you mean 'best'"),
         ("verify s.zarr --seed 3", "--seed does nothing here, because no teacher runs without --recompute"),
         ("verify s.zarr --transform own.py:f", "--transform does nothing"),
         ("copy s.zarr t.zarr --folds --teacher a", "--teacher does nothing"),
@@ -160,4 +171,38 @@ def test_what_would_do_nothing_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in call(arguments.split(), monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "s.zarr"
+    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--transform flip-crop", "--transform is flip-crop, but the store's views were made by none"),
+        ("--tail bucket", "does nothing"),
+        ("--combine mean-logit", "does nothing with one teacher"),
+        ("--select best", "--select best needs validation rows"),
+    ],
+)
+def test_what_would_do_nothing_with_this_store_is_refused(
+    store: Path,
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["train-student", "--store", str(store), "--out", "r", "--epochs", "1", *arguments.split()]
+    monkeypatch.setattr(sys, "argv", ["cli", *command])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -160,7 +160,8 @@ def train_student(
     rows, validation = cut_validation(split, val_share)
     if not len(rows):
         raise ValueError(f"--val-share {val_share} of {split.spec} leaves no training rows; take a smaller share")
-    _refuse_idle(split, signal, training, tail=tail, combine=combine)
+    if training.channels_last and not split.is_image:
+        raise ValueError(f"--channels-last does nothing here, because {split.spec} holds no images; leave it out")
     if training.select == "best" and not len(validation):
         raise ValueError("--select best needs validation rows; pass --val-share 0.1")
     folds = cut_folds(split, rows) if objective.search else []
@@ -305,18 +306,6 @@ def train_student(
         save_weights(out / WEIGHTS, model, metadata, keys, complete=complete)
         folder.finish(result)
     return result
-
-
-def _refuse_idle(split: Split, signal: Signal, training: Training, *, tail: str, combine: str) -> None:
-    """Raises ValueError for a setting that would change nothing."""
-    kinds = {part.encoding.kind for part in teachers_of(signal)}
-    for setting, idle, because in (
-        (f"--tail {tail}", tail != TAIL and kinds == {"dense"}, "the store holds every class"),
-        (f"--combine {combine}", combine != COMBINE and not isinstance(signal, Ensemble), "there is one teacher"),
-        ("--channels-last", training.channels_last and not split.is_image, f"{split.spec} holds no images"),
-    ):
-        if idle:
-            raise ValueError(f"{setting} does nothing here, because {because}; leave it out")
 
 
 def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> nn.Module:

@@ -11,6 +11,7 @@ was built appears under its name when it is whole, and replaces nothing.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -46,28 +47,43 @@ def locked(target: Path, *, wait: bool = True) -> Iterator[bool]:
     """
     place = _place(target)
     path = place.with_name(f".{short_name(place.name)}{_LOCK}")
-    lock = FileLock(path, mode=0o666)  # empty: whoever may write to the folder may wait here
     with writing(str(target)):
         make_folders(place.parent)
-        held = _acquire(lock, target, wait)
+        lock = _acquire(path, target, wait)
     try:
-        yield held
+        yield lock is not None
     finally:
-        if held:
+        if lock is not None:
             with contextlib.suppress(OSError):
-                path.unlink()  # who waits for this very file sees that it has no name any more, and makes another
+                path.unlink()  # who waits for this very file sees that it lost its name, and makes another
             lock.release()
 
 
-def _acquire(lock: FileLock, target: Path, wait: bool) -> bool:
-    try:
-        lock.acquire(timeout=_QUIET_SECONDS if wait else 0)
-    except Timeout:
-        if not wait:
-            return False
-        _log.warning("waiting for another process that writes %s", target)
-        lock.acquire()
-    return True
+def _acquire(path: Path, target: Path, wait: bool) -> FileLock | None:
+    """The lock, held; None, without `wait`, when another process has it."""
+    found: list[os.stat_result] = []
+    # empty, and open to all: whoever may write to the folder may wait here
+    lock = FileLock(path, mode=0o666, on_acquired=lambda handle: found.append(os.fstat(handle)))
+    timeout = _QUIET_SECONDS if wait else 0.0
+    while True:
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            if not wait:
+                return None
+            _log.warning("waiting for another process that writes %s", target)
+            timeout = -1.0
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            raise StoreError(
+                f"cannot lock {target}: its file system has no locks; write to another disk, then move it"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):  # on some network drives a file that lost its name lives on
+            if os.path.samestat(path.lstat(), found[-1]):
+                return lock
+        lock.release()
 
 
 def build(

@@ -11,79 +11,20 @@ was built appears under its name when it is whole, and replaces nothing.
 """
 
 import contextlib
-import errno
 import json
-import logging
 import os
 import re
 import secrets
 import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from stores.files import PARTIAL, make_durable, make_folders, short_name, sync_folder, writing
+from stores.files import PARTIAL, make_durable, short_name, sync_folder, writing
+from stores.locks import is_own, lock_path, locked, resolved
 from stores.schema import StoreError
 
-_LOCK, _REQUEST, _BUILT = ".lock", "request.json", "built"
-_QUIET_SECONDS = 1.0  # before somebody who waits is told so
-_SCRATCH = "logitbank-"
-_log = logging.getLogger("logitbank")
-
-
-@contextlib.contextmanager
-def locked(target: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a name alone among all processes; yields False, without `wait`, when another one has it.
-
-    The lock says nothing about what lies there, and needs nothing to lie there. Holding one of several names by
-    threads of one process works the same.
-
-    Raises:
-        StoreError: The folder cannot be written to.
-    """
-    place = _place(target)
-    path = place.with_name(f".{short_name(place.name)}{_LOCK}")
-    with writing(str(target)):
-        make_folders(place.parent)
-        lock = _acquire(path, target, wait)
-    try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()  # who waits for this very file sees that it lost its name, and makes another
-            lock.release()
-
-
-def _acquire(path: Path, target: Path, wait: bool) -> FileLock | None:
-    """The lock, held; None, without `wait`, when another process has it."""
-    found: list[os.stat_result] = []
-    # empty, and open to all: whoever may write to the folder may wait here
-    lock = FileLock(path, mode=0o666, on_acquired=lambda handle: found.append(os.fstat(handle)))
-    timeout = _QUIET_SECONDS if wait else 0.0
-    while True:
-        try:
-            lock.acquire(timeout=timeout)
-        except Timeout:
-            if not wait:
-                return None
-            _log.warning("waiting for another process that writes %s", target)
-            timeout = -1.0
-            continue
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                raise
-            raise StoreError(
-                f"cannot lock {target}: its file system has no locks; write to another disk, then move it"
-            ) from error
-        with contextlib.suppress(FileNotFoundError):  # on some network drives a file that lost its name lives on
-            if os.path.samestat(path.lstat(), found[-1]):
-                return lock
-        lock.release()
+_REQUEST, _BUILT = "request.json", "built"
 
 
 def build(
@@ -111,7 +52,7 @@ def build(
     Raises:
         StoreError: Something else is there, or the place cannot be written to.
     """
-    place = _place(target)
+    place = resolved(target)
     if same is not None and os.path.lexists(place) and not _beside(place):
         _accept(target, same(target))
         return False
@@ -142,7 +83,7 @@ def build_files(folder: Path, names: Sequence[str], make: Callable[[Path], objec
         StoreError: Another file of one of the names is there, or the place cannot be written to.
     """
     target = folder / names[-1]
-    with locked(target), _workplace(_place(target), None) as built:
+    with locked(target), _workplace(resolved(target), None) as built:
         built.mkdir()
         make(built)
         there = [name for name in names if os.path.lexists(folder / name)]
@@ -152,35 +93,6 @@ def build_files(folder: Path, names: Sequence[str], make: Callable[[Path], objec
             if name not in there:
                 _publish(built / name, folder / name)
     return len(there) < len(names)
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for this process alone in the system's temporary folder; those of killed processes are removed."""
-    parent = Path(tempfile.gettempdir())
-    for name in sorted(_scratch_names(parent)):
-        with contextlib.suppress(StoreError), locked(parent / name, wait=False) as abandoned:
-            if abandoned:
-                shutil.rmtree(parent / name, ignore_errors=True)
-    folder = parent / f"{_SCRATCH}{secrets.token_hex(8)}"
-    with locked(folder):
-        try:
-            folder.mkdir(mode=0o700)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _scratch_names(parent: Path) -> set[str]:
-    """Names of scratch folders of this user, of their locks too."""
-    pattern = re.compile(rf"\.?({_SCRATCH}[0-9a-f]{{16}})(?:{re.escape(_LOCK)})?")
-    matches = [(entry, pattern.fullmatch(entry.name)) for entry in os.scandir(parent)]
-    return {match[1] for entry, match in matches if match and _own(entry)}
-
-
-def _place(target: Path) -> Path:
-    """The one path of a target, whatever links lead to its folder; the target itself is not followed."""
-    return target.resolve() if target.name in ("", "..") else target.parent.resolve() / target.name
 
 
 def _accept(target: Path, same: bool) -> None:
@@ -194,26 +106,16 @@ def _taken(target: Path) -> StoreError:
 
 def _beside(target: Path) -> bool:
     """Whether a process builds the target, or left something behind."""
-    return bool(_abandoned(target)) or os.path.lexists(target.with_name(f".{short_name(target.name)}{_LOCK}"))
+    return bool(_abandoned(target)) or os.path.lexists(lock_path(target))
 
 
 def _abandoned(target: Path) -> list[Path]:
     """Work on a target that this user began, and that nobody goes on with if its lock is ours."""
     pattern = re.compile(rf"\.{re.escape(short_name(target.name))}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}", re.DOTALL)
     try:
-        return [Path(e.path) for e in os.scandir(target.parent) if pattern.fullmatch(e.name) and _own(e, folder=True)]
+        return [Path(e.path) for e in os.scandir(target.parent) if pattern.fullmatch(e.name) and is_own(e, folder=True)]
     except OSError:
         return []
-
-
-def _own(entry: os.DirEntry[str], *, folder: bool = False) -> bool:
-    """Whether an entry is this user's own, and no link; systems without users have but one."""
-    try:
-        status = entry.stat(follow_symlinks=False)
-    except OSError:  # gone meanwhile
-        return False
-    kind = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and not folder)
-    return kind and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from stores.address import is_url, is_zip, spelled
-from stores.building import build, scratch
+from stores.building import build
 from stores.cells import load_teacher
 from stores.create import RESERVED
 from stores.documents import Document, as_json, examples_sha256, raw_sha256, sealed
 from stores.fetch import FOLDS, Fetcher, Report, row_files
 from stores.files import make_folders, write_document, writing
+from stores.locks import scratch
 from stores.push import Parcel, check_writable, push
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, StoreError

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stores.address import is_url, is_web, is_zip, shown, spelled
-from stores.building import scratch
 from stores.files import regular_file
+from stores.locks import scratch
 from stores.reader import teacher_names
 from stores.refusals import check_address, client_errors
 from stores.schema import StoreError, safe_names

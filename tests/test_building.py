@@ -16,7 +16,8 @@ import pytest
 from pipeline.exchange import describe_examples
 from pipeline.whole_file import whole_file
 from stores import StoreError, copy_store, create_store, open_store, verify_store
-from stores.building import build, build_files, locked, scratch
+from stores.building import build, build_files
+from stores.locks import locked, scratch
 from stores.merge import merge_stores, subset_store
 from tests.sharing import contents
 from tests.test_merge import ALL, make
@@ -107,7 +108,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_what_a_live_process_holds_is_kept_and_what_a_killed_one_held_is_not(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from stores.building import build, scratch\n"
+        "import sys; from pathlib import Path; from stores.building import build; from stores.locks import scratch\n"
         "def stop(built):\n    built.mkdir()\n    with scratch() as place:\n        print(place, flush=True); input()\n"
         "build(Path(sys.argv[1]), stop)"
     )

@@ -22,7 +22,7 @@ from pipeline.models.weights import read_metadata, save_weights
 from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
-from stores.building import locked
+from stores.locks import locked
 
 SINGLE_FILE = "teacher.safetensors"
 FOLD_FILE = "fold{fold}.safetensors"

@@ -169,6 +169,7 @@ def race(name: str, inputs: Path, out: Path, numbers: tuple[int, int]) -> None:
     start = FORK.Event()
     started = [_start(command, inputs, out, number, start) for number in numbers]
     start.set()
+    assert all(tell.poll(60) for _, tell in started), "they wait for ever"
     said = [tell.recv() for _, tell in started]
     for process, _ in started:
         process.join()
@@ -198,7 +199,10 @@ def kill(name: str, inputs: Path, out: Path, moment: float) -> bool:
     process.join()
     killed = process.exitcode == -signal.SIGKILL
     tell.close()
+    start = FORK.Event()  # the one before may have been killed with its lock held
+    start.set()
     process, tell = _start(command, inputs, out, 1, start)
+    assert tell.poll(60), "it waits for ever"
     assert tell.recv() in (True, False)
     process.join()
     check(name, inputs, out, 1)

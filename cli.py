@@ -582,11 +582,12 @@ def compare(
         from pipeline.report import plot_runs, write_report
 
         if plot:
-            for path in plot_runs(methods, rows, Path(plot)):
-                typer.echo(f"wrote {path}")
+            paths, written = plot_runs(methods, rows, Path(plot))
+            for path in paths:
+                typer.echo(f"{_wrote(written)} {path}")
         if html:
-            write_report(methods, rows, Path(html), title=folder.resolve().name, failed=failed)
-            typer.echo(f"wrote {html}")
+            written = write_report(methods, rows, Path(html), title=folder.resolve().name, failed=failed)
+            typer.echo(f"{_wrote(written)} {html}")
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """The whole job on scikit-learn's handwritten digits, from teachers to table and plot."""
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,14 @@ from pipeline.encoding import Encoding
 from pipeline.fit import Training
 from pipeline.folds import FoldPlan
 from pipeline.plots import plot_comparison
-from pipeline.strict_json import to_json
-from pipeline.train_student.compare import compare, format_table
+from pipeline.train_student.compare import Comparison, compare, format_table
+from pipeline.train_student.folder import read_json, write_json
 from pipeline.train_student.losses import parse_objective
 from pipeline.train_student.run import train_student
 from pipeline.train_student.signal import check_data
 from pipeline.views import Views
 from stores import open_store, verify_store
+from stores.locks import locked
 
 MARKER = "demo.json"
 TEACHER, STUDENT = "cnn", "mlp:8"
@@ -46,14 +46,22 @@ METHODS: dict[str, tuple[str, dict[str, str], str]] = {
 
 
 def run_demo(out: Path, *, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Runs the demo into a folder that it owns: an earlier demo there is replaced, anything else is refused.
+    """Runs the demo into a folder that it owns, or goes on with it; anything else there is refused.
 
     Returns:
         What ``demo.json`` holds: the comparison and how long each stage took.
     """
     if seeds < 3:
         raise ValueError(f"--seeds is {seeds}; expected at least 3, since spread is half of the answer")
-    _clear(out)
+    with locked(out):
+        there = _claim(out, seeds)
+        if "rows" not in there:
+            return _run(out, seeds, say)
+    say(f"already there: {out}\n\n{format_table([Comparison(**row) for row in there['rows']])}")
+    return there
+
+
+def _run(out: Path, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
     torch.set_num_threads(1)  # networks this small lose time to more threads
     started = time.perf_counter()
     train, test = load_split("digits?split=train"), load_split("digits?split=test")
@@ -103,7 +111,7 @@ def run_demo(out: Path, *, seeds: int, say: Callable[[str], None]) -> dict[str, 
         "seconds": {"stage_one": stage_one, "stage_two": stage_two},
         "seeds": seeds,
     }
-    (out / MARKER).write_text(to_json(report, indent=2) + "\n")
+    write_json(out / MARKER, report)
     return report
 
 
@@ -122,9 +130,15 @@ def _students(
     return results
 
 
-def _clear(out: Path) -> None:
-    if out.exists():
-        if any(out.iterdir()) and not (out / MARKER).exists():
-            raise ValueError(f"{out} holds something that is not a finished demo; choose another --out or remove it")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+def _claim(out: Path, seeds: int) -> dict[str, Any]:
+    """What ``demo.json`` says: from the start how many seeds, so that a killed demo goes on; all else at the end."""
+    if (out / MARKER).exists():
+        there: dict[str, Any] = read_json(out / MARKER)
+        if there["seeds"] != seeds:
+            raise ValueError(f"{out} is a demo with --seeds {there['seeds']}; choose another --out or remove it")
+        return there
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds something that is not a demo; choose another --out or remove it")
+    out.mkdir(exist_ok=True)
+    write_json(out / MARKER, {"seeds": seeds})
+    return {"seeds": seeds}

@@ -4,34 +4,44 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.plots import plot_curves, plot_intervals, plot_reliability
 from pipeline.train_student.compare import Comparison, against
 from pipeline.train_student.runs import FinishedRun
-from pipeline.whole_file import whole_file
+from stores.building import build, build_files
 
 Methods = Mapping[str, Mapping[int, FinishedRun]]
 
+PICTURES = ("accuracy.png", "curves.png", "reliability.png")
 
-def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Writes ``accuracy.png``, ``curves.png`` and ``reliability.png``.
+
+def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path) -> tuple[list[Path], bool]:
+    """Writes ``accuracy.png``, ``curves.png`` and ``reliability.png``; nothing is written over.
 
     Args:
         methods: Runs by method and seed.
         rows: Their comparison.
-        folder: Where to write.
+        folder: Where to write; it may hold other files.
+
+    Returns:
+        The files, and whether they were written: False when all were there already.
+
+    Raises:
+        ValueError: Other files of these names are there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png" for name in ("accuracy", "curves", "reliability")]
-    plot_intervals(rows, paths[0])
-    plot_curves({name: [run.history() for run in runs.values()] for name, runs in methods.items()}, paths[1])
+    written = build_files(folder, PICTURES, lambda built: _plot(methods, rows, built))
+    return [folder / name for name in PICTURES], written
+
+
+def _plot(methods: Methods, rows: Sequence[Comparison], folder: Path) -> None:
+    accuracy, curves, reliability = (folder / name for name in PICTURES)
+    plot_intervals(rows, accuracy)
+    plot_curves({name: [run.history() for run in runs.values()] for name, runs in methods.items()}, curves)
     bins = {
         name: [b for run in runs.values() for b in run.result["test"]["reliability"]] for name, runs in methods.items()
     }
-    plot_reliability(bins, {row.name: row.ece for row in rows}, paths[2])
-    return paths
+    plot_reliability(bins, {row.name: row.ece for row in rows}, reliability)
 
 
 def write_report(
@@ -41,20 +51,42 @@ def write_report(
     *,
     title: str,
     failed: Mapping[str, Any],
-) -> None:
-    """Writes one HTML file with the comparison, every run, the pictures and the errors; whole or not at all."""
-    with TemporaryDirectory() as folder:
-        pictures = [
-            (picture.stem, base64.b64encode(picture.read_bytes()).decode())
-            for picture in plot_runs(methods, rows, Path(folder))
-        ]
+) -> bool:
+    """Writes one HTML file with the comparison, every run, the pictures and the errors; whole or not at all.
+
+    Returns:
+        False when this very file was there already.
+
+    Raises:
+        ValueError: Another one is there.
+    """
+
+    def make(built: Path) -> None:
+        _plot(methods, rows, built.parent)
+        pictures = {name: (built.parent / name).read_bytes() for name in PICTURES}
+        built.write_text(_page(methods, rows, pictures, title=title, failed=failed), encoding="utf-8")
+
+    return build(path, make)
+
+
+def _page(
+    methods: Methods,
+    rows: Sequence[Comparison],
+    pictures: Mapping[str, bytes],
+    *,
+    title: str,
+    failed: Mapping[str, Any],
+) -> str:
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{sum(map(len, methods.values()))} runs, {len(methods)} methods. Differences are against"
         f" <b>{html.escape(against(rows))}</b>, paired by seed, with 95&nbsp;% intervals over seeds (Student's t), not"
         " corrected for the number of comparisons; <b>bold</b> ones exclude zero. Click a heading to sort.</p>",
         _table(_METHOD_COLUMNS, [_method_cells(row, methods[row.name]) for row in rows]),
-        *(f'<img alt="{name}" src="data:image/png;base64,{data}">' for name, data in pictures),
+        *(
+            f'<img alt="{Path(name).stem}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+            for name, data in pictures.items()
+        ),
         "<h2>Runs</h2>",
         _table(_RUN_COLUMNS, [_run_cells(name, run) for name, runs in methods.items() for run in runs.values()]),
         "<h2>Classes</h2><p>Accuracy by class, %, mean over seeds.</p>",
@@ -62,9 +94,7 @@ def write_report(
     ]
     if failed:
         body += ["<h2>Failed</h2>", _table(("run", "error"), [((n, n), (str(e), str(e))) for n, e in failed.items()])]
-    page = _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
-    with whole_file(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    return _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
 
 
 Cell = tuple[float | str, str]  # what it is sorted by, and what is shown

@@ -9,6 +9,7 @@ nothing stays beside it, nor in the temporary folder.
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
@@ -27,7 +28,8 @@ from pipeline.export import export_store
 from stores import StoreError, copy_store, open_store, verify_store
 from stores.extend import extend_store
 from stores.merge import merge_stores, subset_store
-from tests.sharing import contents, make_store
+from tests.golden.make_decoded import FOLDER as GOLDEN
+from tests.sharing import contents
 from tests.test_merge import answers, make
 
 FORK = multiprocessing.get_context("fork")
@@ -120,8 +122,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make(folder / name, IDS, name, offset=number)
     for number, name in enumerate("de"):
         make(folder / name, IDS, "t", offset=100 * number)
-    for number, name in enumerate("pq"):
-        make_store(folder / name, ("ab"[number],))
+    for name, kind in (("p", "dense-8"), ("q", "topk-16")):
+        shutil.copytree(GOLDEN / f"{kind}.zarr", folder / name)
     for name, command in COMMANDS.items():
         for number in range(2):
             if command.check is None:

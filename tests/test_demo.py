@@ -31,11 +31,17 @@ def test_the_demo_does_the_whole_job(short: None, tmp_path: Path) -> None:
     assert (out / "demo.png").read_bytes().startswith(PNG_SIGNATURE)
     assert json.loads((out / demo.MARKER).read_text())["seeds"] == 3
     assert len(list(out.glob("students/*/result.json"))) == 3 * len(demo.METHODS)
+    said.clear()
+    assert demo.run_demo(out, seeds=3, say=said.append) == json.loads((out / demo.MARKER).read_text())
+    assert said[0].startswith(f"already there: {out}\n")
+    with pytest.raises(ValueError, match="is a demo with --seeds 3"):
+        demo.run_demo(out, seeds=4, say=said.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_the_demo_replaces_only_a_demo(tmp_path: Path) -> None:
+def test_the_demo_touches_only_a_demo(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="not a finished demo"):
+    with pytest.raises(ValueError, match="not a demo"):
         demo.run_demo(tmp_path, seeds=3, say=lambda _: None)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

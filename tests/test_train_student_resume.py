@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,11 +150,17 @@ def test_a_folder_belongs_to_one_run(store: Store, digits: Split, tmp_path: Path
 def test_two_processes_do_not_train_in_one_folder(store: Store, digits: Split, tmp_path: Path) -> None:
     arguments = (store, digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1), tmp_path / "run")
 
-    def another(record: EpochRecord) -> None:
-        with pytest.raises(ValueError, match="another process trains in it"):
-            train_student(*arguments)
+    results: list[Any] = []
 
-    train_student(*arguments, on_epoch=another)
+    def another(record: EpochRecord) -> None:
+        results.append(pool.submit(train_student, *arguments))
+        with pytest.raises(TimeoutError):
+            results[0].result(timeout=0.5)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = train_student(*arguments, on_epoch=another)
+    assert results[0].result() == json.loads(json.dumps(first))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_option_that_is_auto_is_searched_by_cross_validation(

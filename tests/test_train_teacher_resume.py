@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.datasets import Split
 from pipeline.fit import EpochRecord, Training
 from pipeline.folds import FoldPlan
 from pipeline.models.weights import read_metadata, save_weights
-from stores.building import locked
+from stores.locks import locked
 
 CLI = [sys.executable, str(Path(__file__).parents[1] / "cli.py")]
 CALL = "train-teacher --data digits --model mlp:8 --folds 2 --epochs 8 --transform flip-crop --out"
@@ -120,14 +121,19 @@ def test_what_is_there_without_a_word_is_another_teacher(digits: Split, whole: P
 
 
 def test_one_process_at_a_time(digits: Split, tmp_path: Path) -> None:
-    with locked(tmp_path / "t"), pytest.raises(ValueError, match="another process trains in it"):
-        train(digits, tmp_path / "t")
-    assert not list(tmp_path.iterdir())
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "t"):
+            second = pool.submit(train, digits, tmp_path / "t")
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.5)
+            assert not (tmp_path / "t").exists()
+        second.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
 @pytest.mark.slow
 def test_killed_processes_go_on_and_two_do_not_meet(tmp_path: Path) -> None:
-    """SIGKILL at any moment; while one process trains, a second is refused."""
+    """SIGKILL at any moment; while one process trains, a second waits."""
 
     def call(name: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*CLI, *CALL.split(), name], cwd=tmp_path, capture_output=True, text=True)
@@ -139,9 +145,15 @@ def test_killed_processes_go_on_and_two_do_not_meet(tmp_path: Path) -> None:
             assert time.monotonic() < until
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGSTOP)  # so that it is still there when the second one comes
-        second = call("killed")
+        second = subprocess.Popen(
+            [*CLI, *CALL.split(), "killed"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert second.stderr is not None
+        while "waiting for another process" not in (line := second.stderr.readline()):
+            assert line, "it does not wait"
+        second.kill()
+        second.communicate()
         os.kill(process.pid, signal.SIGKILL)
-    assert (second.returncode, "another process trains in it" in second.stderr) == (2, True)
     names = ["fold0.safetensors", "fold1.safetensors"]
     assert call("killed").stdout.splitlines()[-1] == "wrote killed/fold1.safetensors"
     assert call("whole").stdout.splitlines() == [f"wrote whole/{name}" for name in names]

@@ -77,7 +77,7 @@ def train_teachers(
         The files, in fold order.
 
     Raises:
-        ValueError: The folder holds other teachers, or another process trains in it.
+        ValueError: The folder holds other teachers.
     """
     if architecture.startswith("sklearn:"):
         raise ValueError(f"{architecture} is fitted by cache-teacher itself: pass it there with --teacher, and --folds")
@@ -95,10 +95,8 @@ def train_teachers(
         architecture, build_model(architecture, split), split, views=views, preprocessing=trial, to_train=True
     )
     jobs = list(_jobs(split, architecture, training, out, plan=plan, views=views, given=given))
-    existed = out.exists()
-    with locked(out, wait=False) as alone:
-        if not alone:
-            raise ValueError(f"{out}: another process trains in it; wait for it or choose another --out")
+    with locked(out):
+        existed = out.exists()
         done = _finished(jobs, out)
         out.mkdir(parents=True, exist_ok=True)
         for number, job in enumerate(jobs):

@@ -11,9 +11,8 @@ error.json               of a sweep: why the run failed
 
 import csv
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from pipeline.fit import COLUMNS, EpochRecord
 from pipeline.strict_json import to_json
 from pipeline.whole_file import whole_file
+from stores.locks import locked
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
 CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
@@ -28,7 +28,9 @@ ERROR = "error.json"
 
 
 class RunFolder:
-    """The folder while a run writes to it. A failed run that left nothing to go on from leaves no folder.
+    """The folder while a run writes to it, one process at a time; a second one waits.
+
+    A failed run that left nothing to go on from leaves no folder.
 
     Args:
         path: The folder; new, empty, or of the same run.
@@ -42,14 +44,15 @@ class RunFolder:
         self.path, self.settings = path, json.loads(to_json(settings))
         self.checkpoint = path / CHECKPOINT
         self.result: dict[str, Any] | None = None
-        self._existed = path.exists()
-        self._lock: int | None = None
+        self._existed = False
+        self._held = ExitStack()
 
     def __enter__(self) -> "RunFolder":
         refuse_file(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _exclusive(self.path)
+        self._held.enter_context(locked(self.path))
         try:
+            self._existed = self.path.exists()
+            self.path.mkdir(exist_ok=True)
             self.result = finished_result(self.path, self.settings)
             if self.result is not None:
                 return self
@@ -65,23 +68,18 @@ class RunFolder:
             self.write(SETTINGS, self.settings)
             (self.path / ERROR).unlink(missing_ok=True)
         except BaseException:
-            self._release()
+            self._held.close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._release()
-        begun = self.checkpoint.exists() or (self.path / SEARCH).exists()
-        if kind is not None and self.result is None and not begun:
-            for name in (SETTINGS, HISTORY, WEIGHTS):
-                (self.path / name).unlink(missing_ok=True)
-            if not self._existed and not any(self.path.iterdir()):
-                self.path.rmdir()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        with self._held:
+            begun = self.checkpoint.exists() or (self.path / SEARCH).exists()
+            if kind is not None and self.result is None and not begun:
+                for name in (SETTINGS, HISTORY, WEIGHTS):
+                    (self.path / name).unlink(missing_ok=True)
+                if not self._existed and not any(self.path.iterdir()):
+                    self.path.rmdir()
 
     def read_search(self) -> list[dict[str, Any]]:
         return self._read(SEARCH) or []
@@ -170,18 +168,3 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {
         name: leaf for key, value in items for name, leaf in flat(value, f"{prefix}.{key}" if prefix else key).items()
     }
-
-
-def _exclusive(path: Path) -> int | None:
-    """A lock on the folder that only one process can have; the system releases it, whatever happens to the process."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(folder)
-        raise ValueError(f"{path}: another process trains in it; wait for it or choose another --out") from None
-    return folder

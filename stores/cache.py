@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stores.address import is_url, is_zip, shown, spelled
-from stores.building import build, locked, scratch
+from stores.building import build
 from stores.documents import read_document
 from stores.fetch import Report, row_files
 from stores.files import write_file, writing
+from stores.locks import locked, scratch
 from stores.reader import open_store
 from stores.schema import StoreError
 from stores.share import NUM_THREADS, digests_of, fetch_store, last_step

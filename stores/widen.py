@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stores.building import build, locked
+from stores.building import build
 from stores.files import short_name, sync_folder, writing
+from stores.locks import locked
 
 NOISE = ("Thumbs.db", "desktop.ini")  # and whatever begins with a dot: what file managers leave behind
 

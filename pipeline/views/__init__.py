@@ -103,11 +103,12 @@ class Views:
         Raises:
             ValueError: They need user code that was not named in this process; a store never makes code run.
         """
-        return cls(
-            transform=str(attributes["transform"]),
-            num_views=int(attributes["num_views"]),
-            seed=int(attributes["seed"]),
-        )
+        transform, num_views, seed = (attributes.get(name) for name in ("transform", "num_views", "seed"))
+        if not isinstance(transform, str) or type(num_views) is not int or type(seed) is not int:
+            raise ValueError(
+                f"the store's views are {str(dict(attributes))[:100]}; expected a transform, num_views and a seed to replay"
+            )
+        return cls(transform=transform, num_views=num_views, seed=seed)
 
 
 def _apply(steps: list[tuple[Transform, dict[str, Any]]], samples: Samples, seeds: Seeds) -> Samples:

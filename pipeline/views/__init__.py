@@ -106,7 +106,7 @@ class Views:
         transform, num_views, seed = (attributes.get(name) for name in ("transform", "num_views", "seed"))
         if not isinstance(transform, str) or type(num_views) is not int or type(seed) is not int:
             raise ValueError(
-                f"the store's views are {str(dict(attributes))[:100]}; expected a transform, num_views and a seed to replay"
+                f"the store's views are {str(dict(attributes))[:100]}; expected transform, num_views and seed to replay"
             )
         return cls(transform=transform, num_views=num_views, seed=seed)
 

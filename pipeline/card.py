@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.describe import describe_encoding, describe_kind, describe_store
+from pipeline.describe import describe_encoding, describe_kind, describe_store, recorded_warnings
 from pipeline.encoding import Encoding
 from pipeline.strict_json import to_json
 from stores import StoreError, open_store
@@ -129,6 +129,7 @@ def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
         rows.append(
             ("accuracy by fold", ", ".join(f"{f['accuracy']:.4f}" for f in answers["per_fold"] if "accuracy" in f))
         )
+    rows += [("warning", warning) for warning in recorded_warnings(answers)]
     section = f"## Teacher `{name}`\n\n{_table(rows)}"
     fidelity = {k: v for k, v in teacher["fidelity"].items() if isinstance(v, int | float)}
     temperatures = [key for key in fidelity if re.fullmatch(r"\d+(\.\d+)?", key)]

@@ -125,7 +125,14 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
         if "per_fold" in answers:
             per_fold = ", ".join(f"{fold.get('accuracy', float('nan')):.4f}" for fold in answers["per_fold"])
             lines.append(f"            by fold: {per_fold}")
+    lines += [f"  warning   {warning}" for warning in recorded_warnings(answers)]
     return lines
+
+
+def recorded_warnings(answers: Mapping[str, Any]) -> list[str]:
+    """What stage one warned of, from a teacher's summary; each in one line, since a stranger may have written it."""
+    said = answers.get("warnings")
+    return [" ".join(str(warning).split())[:1000] for warning in said] if isinstance(said, list) else []
 
 
 def describe_encoding(encoding: Encoding) -> str:

@@ -67,6 +67,7 @@ class TeacherWriter:
         folds: Folds of a cross-fitted teacher.
         constants: Arrays that belong to the encoding and not to a row.
         block_rows: Rows of a block; chosen when left out.
+        summary: What is known of a teacher that is begun here, such as what decided its encoding; `finish` replaces it.
 
     Raises:
         StoreError: the teacher is there already and differs, or the description is wrong.
@@ -83,6 +84,7 @@ class TeacherWriter:
         folds: Mapping[str, Any] | None = None,
         constants: Mapping[str, np.ndarray] | None = None,
         block_rows: int | None = None,
+        summary: Mapping[str, Any] | None = None,
     ) -> None:
         self._store = open_store(path, allow_incomplete=True)
         self._root = Path(path).resolve()
@@ -97,7 +99,7 @@ class TeacherWriter:
         }
         check_row_arrays(arrays, num_classes=self._store.num_classes, encoding=attributes["encoding"])
         with writing(str(self._where)):
-            self._create_or_check(attributes, constants or {}, block_rows)
+            self._create_or_check(attributes, constants or {}, block_rows, as_json(dict(summary or {}), "summary"))
         self._teacher = self._load()
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
@@ -195,7 +197,11 @@ class TeacherWriter:
         return Teacher(self._root, self.name, self._store.attributes, self._store, allow_incomplete=True)
 
     def _create_or_check(
-        self, attributes: dict[str, Any], constants: Mapping[str, np.ndarray], block_rows: int | None
+        self,
+        attributes: dict[str, Any],
+        constants: Mapping[str, np.ndarray],
+        block_rows: int | None,
+        summary: dict[str, Any],
     ) -> None:
         for name in constants:
             if check_name(name, "constant") in {*self._arrays, *CELL_ARRAYS}:
@@ -211,7 +217,7 @@ class TeacherWriter:
                 "block_rows": rows,
                 "complete": False,
                 "fidelity": {},
-                "summary": {},
+                "summary": summary,
             }
             documents = {"": group_document(top)}
             for name in (*sorted(self._arrays), *CELL_ARRAYS):

@@ -12,9 +12,13 @@ from tests.test_cli_cache_teacher import Terminal, type_in  # noqa: F401  (a fix
 
 CACHE = "cache-teacher --data digits?limit=60 --teacher mlp:4 --weights random-init --transform flip-crop --out"
 
+BUDGET = CACHE.replace("=60", "=300") + " {out} --kl-budget"
+
 # what is typed -> what else asks for something else at the same place; {out} is that place
 COMMANDS = {
     f"{CACHE} {{out}}": (f"{CACHE} {{out}} --bits 16", f"{CACHE} {{out}} --view-seed 1", f"{CACHE} {{out}} --views 2"),
+    f"{CACHE} {{out}} --encoding topk --top-k 3": (f"{CACHE} {{out}} --encoding topk --top-k 3 --predictor-rows 20",),
+    f"{BUDGET} 0.01": (f"{BUDGET} 0.02", f"{BUDGET} 0.01 --temperatures 1,2"),
     "extend a.zarr --data digits?limit=60 --weights random-init --teacher-arch mlp:4 --views 2 --out {out}": (
         "extend a.zarr --data digits?limit=60 --weights random-init --teacher-arch mlp:4 --views 3 --out {out}",
         "extend same.zarr --data digits?limit=60 --weights random-init --teacher-arch mlp:4 --views 2 --out {out}",

@@ -13,7 +13,9 @@ from pipeline.cache_teacher.networks import Teacher
 from pipeline.cache_teacher.run import cache_teacher
 from pipeline.cache_teacher.sound import LARGEST, ZERO_FLOOR, ask_first, floored, stand_for_logits
 from pipeline.cache_teacher.teachers import TeacherSet
+from pipeline.card import store_card
 from pipeline.datasets import Split, load_split
+from pipeline.describe import describe_store, format_description
 from pipeline.encoding import Encoding
 from pipeline.fit import Training
 from pipeline.models import Preprocessing
@@ -205,6 +207,8 @@ def test_a_teacher_that_does_not_know_the_labels_is_named(split: Split, tmp_path
     logits = np.roll(right_logits(split), 1, axis=0)
     summary = cache_teacher(array(tmp_path, logits, split), tmp_path / "s.zarr", encoding=ENCODINGS["dense-8"])
     assert "no more than luck" in summary["warnings"][0]
+    assert "no more than luck" in format_description(describe_store(tmp_path / "s.zarr"))
+    assert "no more than luck" in store_card(tmp_path / "s.zarr")
     assert "rows are shifted" in summary["warnings"][0]
     told: list[str] = []
     train_student(

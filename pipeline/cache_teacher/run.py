@@ -4,7 +4,7 @@ Shapes: B batch, C classes, N examples.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,8 @@ def cache_teacher(
         refuse_apart(answers.split.keys, answers.folds, answers.split.spec)
     part, answers = part or Part(), ask_first(answers)
     sample = Sample(answers, predictor_rows)
-    writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows)
+    asked = _asked(encoding, predictor_rows)
+    writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows, asked)
     write_cells(writer, answers, encoding, predictor, part, on_progress)
     if writer.pending():
         return {}
@@ -112,6 +113,7 @@ def cache_teacher(
     fidelity = sample.measure(encoding, predictor, temperatures)
     summary = summarise(written, name, answers.seen)
     summary["warnings"] += zero_warnings(fidelity)
+    summary["asked"] = asked
     writer.finish(fidelity=fidelity, summary=summary)
     return summary
 
@@ -130,6 +132,25 @@ def _check_measured(out: Path, teacher: Teacher, temperatures: Sequence[float]) 
         )
 
 
+def _asked(encoding: Encoding | Budget, predictor_rows: int) -> dict[str, Any]:
+    """What decides the encoding or its constants and cannot be read from them."""
+    if isinstance(encoding, Budget):
+        budget = {"kl_budget": encoding.kl, "temperatures": list(encoding.temperatures)}
+        return {"predictor_rows": predictor_rows, **budget}
+    return {} if encoding.kind == "dense" else {"predictor_rows": predictor_rows}
+
+
+def _check_asked(out: Path, there: Teacher, asked: Mapping[str, Any]) -> None:
+    """Raises where a teacher that is there was asked for otherwise; one of an older version does not say how."""
+    found = there.summary.get("asked")
+    if isinstance(found, Mapping) and dict(found) != dict(asked):
+        options = [", ".join(f"{key} {said[key]}" for key in sorted(said)) or "nothing else" for said in (found, asked)]
+        raise StoreError(
+            f"{out}: teacher {there.name!r} was begun with {options[0]}, this call has {options[1]}; use another --name"
+            " or the same --predictor-rows, --kl-budget and --temperatures"
+        )
+
+
 def _open(
     answers: Answers,
     out: Path,
@@ -139,6 +160,7 @@ def _open(
     temperatures: Sequence[float],
     part: Part,
     block_rows: int | None,
+    asked: dict[str, Any],
 ) -> tuple[TeacherWriter, Encoding, TailPredictor | None]:
     """The writer, and what rows are encoded with: found in the store, or else decided here on a sample."""
     if _begun(out):
@@ -153,6 +175,7 @@ def _open(
         sample.measure(encoding, predictor, temperatures)  # a teacher that does not fit is found before a file is made
         there = _find_teacher(out, name)  # another part may have been faster
     if there is not None:
+        _check_asked(out, there, asked)
         encoding = _same_encoding(there, encoding, out)
         predictor = TailPredictor.from_constants(there.constants())
     assert isinstance(encoding, Encoding)
@@ -168,6 +191,7 @@ def _open(
             folds=answers.fold_attributes,
             constants=predictor.constants() if predictor is not None else None,
             block_rows=block_rows,
+            summary={"asked": asked},
         )
 
     try:

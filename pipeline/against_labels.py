@@ -64,10 +64,11 @@ def suspicion(best_N: Ids, labels_N: Ids, num_classes: int) -> str | None:
     if num_known < _FEWEST:
         return None
     best, labels = best_N[known_N], labels_N[known_N]
+    if (labels == labels[0]).all():
+        return None  # nothing to know about them
     accuracy = float((best == labels).mean())
-    shares = [np.bincount(ids, minlength=num_classes) / num_known for ids in (best, labels)]
-    chance = float(shares[0] @ shares[1])
-    at_chance = accuracy <= chance + _CHANCE_SIGMA * np.sqrt(chance * (1 - chance) / num_known)
+    chance, sigma = _luck(best, labels, num_classes)
+    at_chance = accuracy <= min(chance + _CHANCE_SIGMA * sigma, chance + _LEAST_GAIN * (1 - chance))
     said = f"its best class is the label of {accuracy:.1%} of {num_known} rows"
     if at_chance:
         said += f", no more than luck would give ({chance:.1%})"
@@ -85,6 +86,19 @@ def suspicion(best_N: Ids, labels_N: Ids, num_classes: int) -> str | None:
             " class numbers"
         )
     return None
+
+
+def _luck(best_N: Ids, labels_N: Ids, num_classes: int) -> tuple[float, float]:
+    """Mean and standard deviation of the accuracy if the rows of one side were shuffled, exactly.
+
+    References:
+        Hoeffding. A Combinatorial Central Limit Theorem. 1951, theorem 1.
+    """
+    count = len(best_N)
+    a_C, b_C = (np.bincount(ids, minlength=num_classes).astype(np.float64) for ids in (best_N, labels_N))
+    pairs = float(a_C @ b_C)
+    variance = (pairs - float((a_C * b_C) @ (a_C + b_C)) / count + (pairs / count) ** 2) / (count - 1)
+    return pairs / count**2, float(np.sqrt(max(variance, 0.0))) / count
 
 
 def _guesses(best_N: Ids, labels_N: Ids, num_classes: int) -> Iterator[_Guess]:

@@ -13,6 +13,7 @@ References:
 import csv
 import hashlib
 import heapq
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,20 +39,22 @@ def _kfold(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArra
 
 
 def _stratified(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
-    """Every class is spread evenly over the folds."""
+    """Every class is spread evenly over the folds, and so are rows without a label, however few."""
     from sklearn.model_selection import StratifiedKFold
 
     labels_U = split.labels[first_U]
-    _, counts = np.unique(labels_U, return_counts=True)
-    if counts.min() < num_folds:
+    _, counts = np.unique(labels_U[labels_U >= 0], return_counts=True)
+    if counts.min(initial=len(first_U)) < num_folds:
         raise ValueError(
             f"stratified folds need at least {num_folds} different examples of every class, the rarest has"
             f" {counts.min()}; use fewer --folds or --fold-strategy kfold"
         )
     folds = np.empty(len(first_U), dtype=np.int64)
     splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(first_U)), labels_U)):
-        folds[rows] = fold
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # few rows without a label
+        for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(first_U)), labels_U)):
+            folds[rows] = fold
     return folds
 
 

@@ -16,7 +16,10 @@ from pipeline.datasets import Split, load_split
 from pipeline.datasets.limits import check_declared
 from pipeline.datasets.split import check_same_classes
 from pipeline.encoding import Encoding
+from pipeline.fit import Training
 from pipeline.train_student.evaluate import cut_validation
+from pipeline.train_student.losses import parse_objective
+from pipeline.train_student.run import train_student
 from pipeline.train_student.signal import check_data
 from pipeline.views import Views
 from stores import open_store
@@ -103,6 +106,8 @@ def test_gaps_and_rows_of_new_classes_are_named(tmp_path: Path, caplog: pytest.L
         (np.array([0, 2_000_000] * 30), "expected class ids below 1000000"),
         (np.array([None, 1] * 30), "array 'y' holds Python objects"),
         (np.array([b"\xff"] * 60), "no UTF-8 text"),
+        (np.array([-1, 1] * 30), "-1 stands for no label; write the two classes as 0 and 1"),
+        (np.array([-2, 1] * 30), "expected ids from 0, or -1 for unlabelled"),
     ],
 )
 def test_labels_that_are_no_classes(tmp_path: Path, y: np.ndarray, message: str) -> None:
@@ -250,6 +255,10 @@ def test_both_stages_have_the_same_classes(tmp_path: Path, digits: Split) -> Non
     split = load_split(spec)
     answers = NetworkAnswers(split, load_teachers(split, "linear", "random-init"), Views())
     cache_teacher(answers, store, encoding=Encoding(kind="dense", num_classes=3, bits=8))
+    wide_test = load_split(saved(tmp_path, x_test=np.zeros((9, 9, 9), np.uint8), y_test=Y[:9]) + "?split=test")
+    with pytest.raises(ValueError, match=r"cannot read the examples of .*split=test, 9 x 9 x 1"):
+        train_student(open_store(store), split, wide_test, "mlp:2", parse_objective("kd"), Training(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=r"store was written for 3 classes, .* has 5; add classes=3 to the data"):
         check_data(open_store(store), load_split(f"{spec}?classes=5"))
 

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.datasets import limits, load_split, with_split
+from pipeline.datasets.split import check_same_classes
 from tests.realdata import DATA
 
 ADULT = """39, State-gov, 77516, <=50K
@@ -203,3 +204,15 @@ def test_damaged_tables_are_one_line(tmp_path: Path) -> None:
                 load_split(f"{kind}:{path}")
             except ValueError as error:
                 assert "\n" not in str(error)  # noqa: PT017 - either is right
+
+
+def test_columns_are_read_as_in_training(tmp_path: Path) -> None:
+    """Another file learns another scaling from its own rows: a student would be measured on other numbers."""
+    for name, start in (("a", 0), ("b", 50)):
+        rows = "".join(f"{start + number},{number % 2}\n" for number in range(40))
+        (tmp_path / f"{name}.csv").write_text(f"size,bought\n{rows}")
+    train, other = (load_split(f"csv:{tmp_path}/{name}.csv") for name in "ab")
+    together = f"csv:{tmp_path}/a.csv?test={tmp_path}/b.csv"
+    check_same_classes(load_split(together), load_split(f"{together}&split=test&limit=3"))
+    with pytest.raises(ValueError, match=r"b\.csv\S* has other columns than \S*a\.csv.* scales them by other rows"):
+        check_same_classes(train, other)

@@ -35,6 +35,15 @@ def test_stratified_folds_hold_every_class_evenly(digits: Split) -> None:
     assert (table.max(axis=0) - table.min(axis=0) <= 1).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_few_unlabelled_rows_do_not_hinder_stratified_folds(digits: Split) -> None:
+    labels = digits.labels.copy()
+    labels[:2] = -1
+    folds = FoldPlan(num_folds=5).assign(replace(digits, labels=labels))
+    assert np.ptp(np.bincount(folds)) <= 2
+    assert len(set(folds[:2])) == 2
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [

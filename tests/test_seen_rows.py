@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -223,3 +224,20 @@ def test_out_of_fold_is_said_with_its_proof(
     summary = cache_teacher(declared(paths, plan), tmp_path / "b.zarr", encoding=DENSE)
     assert describe_kind(summary) == "out-of-fold as declared"
     assert "as its author declares" in store_card(tmp_path / "b.zarr")
+
+
+def test_examples_that_come_out_otherwise_are_not_called_held_out(tmp_path: Path) -> None:
+    """The same pictures in another size, and the same table scaled by other rows, have other keys."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "photos" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    rows = "".join(f"{number % 7},{number % 2}\n" for number in range(60))
+    (tmp_path / "table.csv").write_text(f"size,bought\n{rows}")
+    photos, table = f"imagefolder:{tmp_path}/photos?size=", f"csv:{tmp_path}/table.csv?test_share="
+    for trained, asked, model in ((f"{photos}8", f"{photos}12", "cnn"), (f"{table}0.5", f"{table}0", "linear")):
+        out = tmp_path / f"{model}-teacher"
+        train_teachers(load_split(trained), model, Training(epochs=1), out)
+        assert (load_teachers(load_split(trained), model, str(out)).seen == SEEN).all()
+        assert (load_teachers(load_split(asked), model, str(out)).seen != UNSEEN).all()

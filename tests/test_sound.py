@@ -171,6 +171,8 @@ def test_probabilities_in_other_clothes_are_noticed(split: Split) -> None:
         np.zeros((9, 9)),
         prob - 0.1,
         5 * np.eye(C)[split.labels],
+        logits.numpy() + 500,
+        logits.numpy() - logits.numpy().min(1, keepdims=True),
     ):
         assert stand_for_logits(values) == ""
 
@@ -253,6 +255,12 @@ def test_likely_causes() -> None:
     confused = np.where((labels == 3) & (rng.random(num_rows) < 0.6), 7, best)
     for honest in (best, weak, confused, np.where(rng.random(num_rows) < 0.5, best, -1)):
         assert suspicion(honest, labels, num_classes) is None
+    rare = (np.arange(100) < 2).astype(np.int64)
+    few = rng.permutation(np.repeat([0, 1], 15))
+    mostly = np.where(np.arange(30) % 5 == 0, 1 - few, few)
+    for best_N, labels_N in ((rare, rare), (mostly, few), (rare, np.zeros(100, np.int64))):
+        assert suspicion(best_N, labels_N, 2) is None  # few labels are no proof of luck
+    assert suspicion(np.zeros(100, np.int64), rare, 2) is not None
     order = np.argsort(labels)
     assert suspicion(best[order], labels[order], num_classes) is None
     assert suspicion(best[:10], np.roll(labels, 1)[:10], num_classes) is None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipeline.datasets import Split
 from pipeline.folds import FoldPlan
 from pipeline.models import Preprocessing
-from pipeline.models.weights import KEYS_COMPLETE, Keys, read_metadata, read_training_keys
+from pipeline.models.weights import KEY_SPACE, KEYS_COMPLETE, Keys, read_metadata, read_training_keys
 
 Seen = npt.NDArray[np.int8]
 SEEN, UNSEEN, UNKNOWN = 1, 0, -1
@@ -42,6 +42,7 @@ class Claims:
         folds: Of a fold teacher.
         training_keys: Content keys of the examples it was trained on, uint64, sorted.
         keys_complete: It has seen no others.
+        key_space: What these keys are hashes of; an example of data with others cannot be looked up.
         all_labelled: It was trained on every labelled example of the dataset (but for its fold).
     """
 
@@ -52,6 +53,7 @@ class Claims:
     folds: FoldClaim | None = None
     training_keys: Keys | None = None
     keys_complete: bool = False
+    key_space: str | None = None
     all_labelled: bool = False
 
     @classmethod
@@ -71,6 +73,7 @@ class Claims:
                 folds=_fold_claim(said.get("folds")),
                 training_keys=read_training_keys(path),
                 keys_complete=said.get(KEYS_COMPLETE) is True,
+                key_space=_text(said, KEY_SPACE),
                 all_labelled="loss" not in said,  # a student may have left out validation rows
             )
         except ValueError as error:
@@ -79,7 +82,7 @@ class Claims:
     def seen(self, split: Split) -> Seen:
         """Which examples the weights were trained on, int8 [N]: SEEN, UNSEEN or UNKNOWN. Equal examples count alike."""
         if self.training_keys is not None:
-            others = UNSEEN if self.keys_complete else UNKNOWN
+            others = UNSEEN if self.keys_complete and self.key_space == split.key_space else UNKNOWN
             return np.where(np.isin(split.keys, self.training_keys), SEEN, others).astype(np.int8)
         if self.fingerprint == split.fingerprint and self.folds is None and self.all_labelled:
             return trained_on(split)

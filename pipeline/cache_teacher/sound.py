@@ -20,6 +20,7 @@ LARGEST = 1e5
 """Of a row's best logit; beyond it float32 has no room for differences of a hundredth."""
 _ASKED, _AT_ONCE = 256, 8192  # rows
 _EVIDENCE = 64  # numbers between 0 and 1 that are not so by luck
+_NEXT_TO_NONE = 0.1  # of the mean: what an unlikely class has of a percentage, and logits far above 0 never
 # Rows may differ by this much of a logit, or by this share of the row's spread, from one batch to another.
 _NOISE = {"float32": (0.05, 1e-3), "bfloat16": (0.3, 0.1), "float16": (0.3, 0.05)}
 _MOST_UNLIKE = 0.1  # of the rows: a single choice may tip over in half precision
@@ -144,8 +145,8 @@ def stand_for_logits(values_BC: npt.NDArray[np.floating]) -> str:
     kept_B = (values_BC > 0).sum(1)
     if len(sum_B) < 8 or kept_B.max() == 1:  # a label times a number may be a logit
         return ""
-    if np.allclose(sum_B, sum_B.mean(), rtol=1e-2):
+    if np.allclose(sum_B, sum_B.mean(), rtol=1e-2) and values_BC.min() <= _NEXT_TO_NONE * values_BC.mean():
         return f"no number is negative and each row adds to {sum_B.mean():.3g}"
-    if kept_B.max() == kept_B.min() < values_BC.shape[1]:
+    if kept_B.max() == kept_B.min() < values_BC.shape[1] - 1:  # all but one: logits above the row's least
         return f"no number is negative and each row has {kept_B[0]} classes that are not 0"
     return ""

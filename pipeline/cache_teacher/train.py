@@ -18,7 +18,7 @@ from pipeline.folds import FoldPlan, fold_digest
 from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import read_metadata, save_weights
+from pipeline.models.weights import KEY_SPACE, read_metadata, save_weights
 from pipeline.user_code import is_factory
 from pipeline.versions import library_versions
 from pipeline.views import Views
@@ -198,6 +198,7 @@ def _jobs(
             "input_shape": list(split.input_shape),
             "dataset": f"{split.name} {split.split}",
             "data_fingerprint": split.fingerprint,
+            KEY_SPACE: split.key_space,
             "preprocessing": scaling.attributes(),
             "transform": views.transform,
             "training": training.attributes(),

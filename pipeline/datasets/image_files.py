@@ -60,9 +60,13 @@ class ImageFiles:
         """Some of the images, in the order of ``rows``; nothing is decoded."""
         return ImageFiles([self.paths[row] for row in rows], self.size, broken=self.broken[rows])
 
+    @property
+    def key_space(self) -> str:
+        return f"file {self.size}"
+
     def content_keys(self) -> npt.NDArray[np.uint64]:
         """uint64 [N]; reads every file once and decodes none."""
-        person = hashlib.blake2b(f"file {self.size}".encode(), digest_size=16).digest()
+        person = hashlib.blake2b(self.key_space.encode(), digest_size=16).digest()
 
         def key(path: Path) -> bytes:
             return hashlib.blake2b(_read(path), digest_size=KEY_BYTES, person=person).digest()

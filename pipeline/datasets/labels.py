@@ -70,6 +70,10 @@ def place_labels(
         return find_labels(texts[chosen].tolist(), names, spec), max(len(names), 2), names if len(names) >= 2 else ()
     numbers = [part.astype(np.int64) for part in parts]
     used = np.unique(np.concatenate(numbers))
+    if used.min(initial=0) < -1:
+        raise ValueError(f"{spec}: labels run from {used[0]} to {used[-1]}; expected ids from 0, or -1 for unlabelled")
+    if used.tolist() == [-1, 1]:
+        raise ValueError(f"{spec}: labels are -1 and 1, and -1 stands for no label; write the two classes as 0 and 1")
     used = used[used >= 0]
     highest = int(used.max(initial=-1))
     labels, number, names = number_classes(numbers[chosen], highest, own, classes, spec)

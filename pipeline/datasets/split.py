@@ -49,7 +49,12 @@ def set_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer
 
 
 def check_same_classes(split: "Split", other: "Split") -> None:
-    """Raises ValueError when two splits do not have the same classes under the same ids."""
+    """Raises ValueError when two splits do not have the same classes under the same ids, or columns read otherwise."""
+    if split.learnt != other.learnt:
+        raise ValueError(
+            f"{other.spec} has other columns than {split.spec}, or scales them by other rows; name both files in one"
+            " spec, csv:TRAIN?test=TEST"
+        )
     if split.num_classes != other.num_classes:
         few, many = sorted((split, other), key=lambda each: each.num_classes)
         raise ValueError(
@@ -82,6 +87,7 @@ class Split:
         class_names: Names in label order, or empty.
         groups: uint64 [N], examples that belong together (one patient, one problem), or None.
         readable: bool [N], False where an example could not be read and is blank; None: all are. A store masks them.
+        learnt: What was learnt from training rows to make the samples, as a short text; empty when they are as stored.
     """
 
     name: str
@@ -93,6 +99,7 @@ class Split:
     class_names: tuple[str, ...] = field(default=())
     groups: npt.NDArray[np.uint64] | None = None
     readable: npt.NDArray[np.bool_] | None = None
+    learnt: str = ""
 
     def __post_init__(self) -> None:
         if len(self.samples) != len(self.labels):
@@ -136,6 +143,12 @@ class Split:
     def keys(self) -> npt.NDArray[np.uint64]:
         own = getattr(self.samples, "content_keys", None)
         return content_keys(self.samples) if own is None else own()
+
+    @property
+    def key_space(self) -> str:
+        """What the keys are hashes of: an example has one key only where this text is the same."""
+        own = getattr(self.samples, "key_space", None)
+        return f"{own or f'{self.samples.dtype.str} {self.input_shape}'} {self.learnt}".strip()
 
     @cached_property
     def rows_by_key(self) -> npt.NDArray[np.int64]:

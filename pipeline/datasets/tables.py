@@ -4,6 +4,7 @@ learnt from the training rows alone.
 Shapes: N rows, D features.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets.classes import known_classes
-from pipeline.datasets.columns import Column, Columns, fit_feature
+from pipeline.datasets.columns import Column, Columns, Feature, fit_feature
 from pipeline.datasets.csv_file import DECIMALS, SEPARATORS, Form, read_csv
 from pipeline.datasets.labels import MISSING, class_names, find_labels
 from pipeline.datasets.limits import check_fits
@@ -144,7 +145,8 @@ def _load(options: TableOptions, read: Reader) -> Split:
     used = [name for name in names if name not in {label, options.group, *options.dropped}]
     if not used or not len(train[label]) or not len(chosen[label]):
         raise ValueError(f"{spec}: no columns or no rows are left; expected at least one of each")
-    samples = _encode(used, train, chosen, options)
+    features = [fit_feature(name, train[name], options.decimal) for name in used]
+    samples = _encode(features, chosen, options)
     texts = _labels(train[label], options)
     found = known_classes(class_names(texts, options.classes, spec), options.classes, spec)
     wanted = _labels(chosen[label], options)
@@ -158,6 +160,7 @@ def _load(options: TableOptions, read: Reader) -> Split:
         num_classes=max(len(found), 2),
         class_names=found if len(found) >= 2 else (),
         groups=_groups(chosen[options.group]) if options.group else None,
+        learnt=hashlib.sha256(repr(features).encode()).hexdigest()[:16],
     )
 
 
@@ -208,10 +211,9 @@ def _divide(columns: Columns, options: TableOptions, read: Reader) -> tuple[Colu
     return train, test
 
 
-def _encode(used: list[str], train: Columns, chosen: Columns, options: TableOptions) -> npt.NDArray[np.float32]:
-    features = [fit_feature(name, train[name], options.decimal) for name in used]
+def _encode(features: list[Feature], chosen: Columns, options: TableOptions) -> npt.NDArray[np.float32]:
     width = sum(feature.width for feature in features)
-    check_fits(options.spec, 4 * width * len(chosen[used[0]]))
+    check_fits(options.spec, 4 * width * len(chosen[features[0].name]))
     samples = np.concatenate([feature.encode(chosen[feature.name]) for feature in features], axis=1)
     return np.ascontiguousarray(samples)
 

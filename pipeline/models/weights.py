@@ -21,6 +21,7 @@ from stores.plain_json import parse_json
 METADATA_KEY = "logitbank"
 TRAINING_KEYS = "logitbank.training_keys"
 KEYS_COMPLETE = "training_keys_complete"  # in the metadata: the weights have seen no other examples
+KEY_SPACE = "training_keys_of"  # in the metadata: what the keys are hashes of, see ``Split.key_space``
 MAX_METADATA = 2**20  # characters
 MAX_TRAINING_KEYS = 8 * 2**20  # a safetensors header has at most 100 MB
 

@@ -25,6 +25,7 @@ from pipeline.models import Preprocessing, build_model, own_preprocessing
 from pipeline.models.check import check_network
 from pipeline.models.preprocessing import fit_preprocessing
 from pipeline.models.weights import (
+    KEY_SPACE,
     KEYS_COMPLETE,
     load_into,
     load_state,
@@ -173,6 +174,8 @@ def train_student(
     for warning in warnings if on_warning is not None and processes.first else ():
         on_warning(warning)  # type: ignore[misc]
     fresh = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
+    if test is not None:
+        check_network(student, fresh, test, views=Views(), preprocessing=scaling)
     check_network(student, fresh, split, views=views, preprocessing=scaling, to_train=True)
     settings = {
         "student": student,
@@ -297,6 +300,7 @@ def train_student(
             "input_shape": list(split.input_shape),
             "dataset": f"{split.name} {split.split}",
             "data_fingerprint": split.fingerprint,
+            KEY_SPACE: split.key_space,
             "preprocessing": scaling.attributes(),
             "loss": objective.name,
             "training": training.attributes(),
@@ -324,7 +328,9 @@ def _training_keys(
     if init is not None:
         before = read_training_keys(init)
         keys = keys if before is None else np.union1d(keys, before)
-        complete = complete and before is not None and read_metadata(init).get(KEYS_COMPLETE) is True
+        said = read_metadata(init)
+        known = before is not None and said.get(KEYS_COMPLETE) is True and said.get(KEY_SPACE) == split.key_space
+        complete = complete and known
     return keys, complete
 
 

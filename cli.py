@@ -623,6 +623,7 @@ def verify(
     """Check every byte and row of a store; with --data that they are the examples', with --recompute to the teacher."""
     from pipeline.describe import describe_teachers
     from stores import open_store, verify_store
+    from stores.cache import fresh_store
 
     if recompute and not data:
         raise ValueError("--recompute needs the examples; pass --data")
@@ -634,7 +635,7 @@ def verify(
     if not data:
         refuse_idle(context, ("transform",), "nothing is shown without --data")
 
-    store = here(store)
+    store = context.with_resource(fresh_store(store))
     problems = verify_store(store)
     if len(problems) == 1 and problems[0].array is None:  # no store at all
         raise ValueError(problems[0].message)

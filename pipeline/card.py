@@ -39,6 +39,8 @@ def write_card(path: Path, out: Path) -> tuple[list[Path], bool]:
 
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"{out}: expected a file, such as README.md, in a folder that is there; pass another --out")
+    if out.suffix.lower() in (".zip", ".zarr"):
+        raise ValueError(f"{out}: a card is Markdown; pass an --out such as README.md")
     store = open_store(path)
     pictures = {name: f"{out.stem}-{name}.png" for name in store.teachers}
     text = store_card(path, pictures)
@@ -79,7 +81,8 @@ def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:
         *([_lineage(attributes["lineage"])] if attributes.get("lineage") else []),
         _usage(name, said),
     ]
-    return "\n\n".join(sections) + "\n"
+    text = "\n\n".join(sections) + "\n"
+    return text.encode(errors="replace").decode()  # a store's name on the disk may be any bytes
 
 
 def _front_matter(said: dict[str, Any], licence: str) -> str:

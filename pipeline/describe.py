@@ -150,10 +150,9 @@ def _format_fidelity(fidelity: dict[str, Any]) -> str:
     )
     agreement = fidelity.get("top1_agreement")
     agreed = "" if agreement is None else f", top-1 agreement {agreement:.4f}"
-    return (
-        f"KL T^2 {distances} nats and tail mass {tails} at T = {' / '.join(temperatures)}{agreed}"
-        f" ({fidelity.get('num_rows')} rows left out of every fit)"
-    )
+    rows = fidelity.get("num_rows")
+    measured = "" if rows is None else f" ({rows} rows left out of every fit)"
+    return f"KL T^2 {distances} nats and tail mass {tails} at T = {' / '.join(temperatures)}{agreed}{measured}"
 
 
 def _short(number: float | None) -> str:

@@ -179,6 +179,9 @@ class TailPredictor:
         """The predictor that a store's constants hold, None when they hold none."""
         if "tail_matrix" not in constants:
             return None
+        absent = next((name for name in ("tail_bias", "tail_gauge") if name not in constants), None)
+        if absent is not None:
+            raise ValueError(f"expected {absent} beside tail_matrix, found none; fetch the store again")
         matrix, bias, gauge = (
             torch.from_numpy(np.array(constants[f"tail_{part}"])) for part in ("matrix", "bias", "gauge")
         )

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stores.address import is_url, is_zip, shown, spelled
@@ -60,6 +60,16 @@ def local_store(
         with writing(str(entry)):
             write_file(entry.with_suffix(_PLACE), shown(place).encode())
     return entry
+
+
+@contextlib.contextmanager
+def fresh_store(place: str | Path) -> Iterator[Path]:
+    """The folder of a store as its place has it now: what is elsewhere is copied for a while, past every cache."""
+    if not is_url(place) and not is_zip(place):
+        yield Path(place)
+        return
+    with scratch() as folder:
+        yield local_store(place, folder)
 
 
 def place_of(path: str | Path) -> str:

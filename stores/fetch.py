@@ -5,8 +5,9 @@ the calling process and are gone when a function returns.
 """
 
 import contextlib
+import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 from stores.blocks import available_memory, check_static
 from stores.cells import check_bound
 from stores.documents import MAX_DOCUMENT_BYTES, examples_sha256, read_document
+from stores.files import writing
 from stores.layout import Layout, file_name
 from stores.reader import Store, load_root, open_store
 from stores.schema import CELL_ARRAYS, EXAMPLE_ARRAYS, PROBE, StoreError, check_name, constant_spec
@@ -26,6 +28,7 @@ from stores.teacher import Teacher
 FOLDS = "folds"  # the root's attribute that says how rows were assigned, in a store without teachers
 MAX_NODES = 1000  # arrays that one group may name
 MAX_FILES = 2**21  # of one array, or of the rows of a store
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of this disk, which no second attempt mends
 _OVERHEAD = 4096  # what codecs may add to a file, beside a sixteenth
 
 
@@ -175,7 +178,8 @@ class Fetcher:
         path = f"{folder}/zarr.json".lstrip("/")
         self._fetch(path, MAX_DOCUMENT_BYTES)
         self.wanted.add(path)
-        return read_document(self.folder, folder)
+        with self._at_source():
+            return read_document(self.folder, folder)
 
     def _below(self, top: str) -> None:
         """Documents of all nodes that the group `top` names."""
@@ -198,7 +202,8 @@ class Fetcher:
             again = [path for path in paths if attempt or not self._has(path)]
             self._in_threads([partial(self._fetch, path, limit) for path in again])
             try:
-                check()
+                with self._at_source():
+                    check()
                 return
             except StoreError:
                 if attempt + 1 == ATTEMPTS:
@@ -213,7 +218,8 @@ class Fetcher:
             if attempt or not self._has(path):
                 self._fetch(path, limit)
             try:
-                teacher.block(view, block, [name])
+                with self._at_source():
+                    teacher.block(view, block, [name])
                 break
             except StoreError as error:
                 if attempt + 1 == ATTEMPTS:
@@ -238,11 +244,23 @@ class Fetcher:
                     f"{self.source.name}: {path} is not there; check the address or fetch it whole"
                 ) from error
             except OSError as error:
+                if error.errno in _NO_ROOM:
+                    with writing(str(self.folder)):
+                        raise
                 if attempt + 1 == ATTEMPTS:
                     raise StoreError(
                         f"{self.source.name}: cannot copy {path}: {error}; run the command again"
                     ) from error
                 time.sleep(PAUSE * 2**attempt)
+
+    @contextlib.contextmanager
+    def _at_source(self) -> Iterator[None]:
+        """Let a refusal name the file at its source: where it was brought to is gone when somebody reads that."""
+        try:
+            yield
+        except StoreError as error:
+            text = str(error).replace(str(self.folder.resolve()), self.source.name)
+            raise StoreError(text.replace(str(self.folder), self.source.name)) from error
 
     def _has(self, path: str) -> bool:
         return (self.folder / path).is_file()

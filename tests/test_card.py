@@ -1,5 +1,6 @@
 """The card of a store, and two teachers side by side."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,12 @@ def test_a_stranger_s_words_are_quoted(tmp_path: Path) -> None:
     card = store_card(target)
     assert "<script>" not in card
     assert "license: cc0-1.0" in card
+
+
+def test_a_store_whose_name_is_no_text_has_a_card(tmp_path: Path) -> None:
+    path = make_store(tmp_path / os.fsdecode(b"\xff.zarr"), ("a",))
+    write_card(path, tmp_path / "README.md")
+    assert "# ?.zarr" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_teacher_does_not_differ_from_itself(store: Path, tmp_path: Path) -> None:

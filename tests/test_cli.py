@@ -179,6 +179,8 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
         (("cache-teacher", "--teacher", "array:none.npy", "--out", "new"), "not a readable .npy"),
         (("decode", "s.zarr", "--view", "1", "--out", "new.npy"), "--view is 1; expected 0 to 0"),
         (("decode", "s.zarr", "--rows", "5", "--out", "new.npy"), "expected a:b"),
+        (("decode", "s.zarr", "--out", "new.zarr.zip"), "a .npy file is written"),
+        (("card", "s.zarr", "--out", "new.zarr.zip"), "a card is Markdown"),
         (("cache-teacher", "--weights", "none", "--out", "new"), "no weights at"),
         (("cache-teacher", "--weights", "t", "--out", "new"), "pass --teacher mlp:32"),
         (("cache-teacher", "--weights", "t", "--teacher", "mlp:32", "--out", "new", "--mean", "1"), "belong together"),

@@ -1,13 +1,16 @@
 """Zip files as people make them, and as disks and networks damage them; what file managers leave in a store."""
 
+import os
 import random
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stores import StoreError, copy_store, open_store, verify_store
+from stores import StoreError, copy_store, local_store, open_store, verify_store
+from stores.cache import fresh_store
 from tests.sharing import contents, make_store, memory_bucket
 
 NOISE = (".DS_Store", "._zarr.json", "Thumbs.db", "desktop.ini", ".nfs000000000000001")
@@ -122,3 +125,47 @@ def test_what_file_managers_leave_in_a_store_is_as_if_not_there(store: Path, tmp
         copy_store(bucket, tmp_path / "e.zarr")
     for name in "cde":
         assert contents(tmp_path / f"{name}.zarr") == contents(store)
+
+
+def test_a_damaged_zip_file_is_not_sound_because_a_sound_copy_is_in_the_cache(store: Path, tmp_path: Path) -> None:
+    local_store(zip_by_hand(store, tmp_path / "s.zip"), tmp_path / "cache")
+    folder = shutil.copytree(store, tmp_path / "d.zarr")
+    rows = next((folder / "teachers" / "a" / "logsumexp" / "c").rglob("0"))
+    rows = next(file for file in [rows, *rows.rglob("*")] if file.is_file())
+    rows.write_bytes(bytes([rows.read_bytes()[0] ^ 1]) + rows.read_bytes()[1:])
+    damaged = zip_by_hand(folder, tmp_path / "d.zip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOGITBANK_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(StoreError, match="does not hold the rows committed"), fresh_store(damaged):
+            pass
+        with fresh_store(tmp_path / "s.zip") as sound:
+            assert verify_store(sound) == []
+        assert not sound.exists()
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_a_damaged_source_is_named_and_not_where_it_was_copied_to(store: Path, tmp_path: Path, as_zip: bool) -> None:
+    source = shutil.copytree(store, tmp_path / "d.zarr")
+    label = next(file for file in (source / "examples" / "label" / "c").rglob("*") if file.is_file())
+    other = make_store(tmp_path / "o.zarr", ("a",), labels=np.zeros(300, dtype=np.int64))
+    shutil.copyfile(other / label.relative_to(source), label)
+    if as_zip:
+        source = zip_by_hand(source, tmp_path / "d.zip")
+    with pytest.raises(StoreError, match="values do not match") as refusal:
+        copy_store(source, tmp_path / "c.zarr")
+    assert str(source / "examples" / "label") in str(refusal.value)
+    assert "partial" not in str(refusal.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process")
+def test_a_copy_to_a_full_disk_says_so(store: Path, tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(StoreError, match="cannot write .*c.zarr: File too large; .* free space") as refusal:
+            copy_store(store, tmp_path / "c.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "partial" not in str(refusal.value)

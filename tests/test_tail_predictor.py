@@ -264,3 +264,10 @@ def test_codes_pack_and_unpack_for_every_width() -> None:
 def test_constants_that_do_not_fit_are_refused(name: str, damage: np.ndarray, fitted: TailPredictor) -> None:
     with pytest.raises(ValueError, match="fetch the store again"):
         TailPredictor.from_constants({**fitted.constants(), name: damage})
+
+
+@pytest.mark.parametrize("name", ["tail_bias", "tail_gauge"])
+def test_a_predictor_without_one_of_its_constants_is_refused(name: str, fitted: TailPredictor) -> None:
+    rest = {key: array for key, array in fitted.constants().items() if key != name}
+    with pytest.raises(ValueError, match=f"expected {name} beside tail_matrix, found none"):
+        TailPredictor.from_constants(rest)

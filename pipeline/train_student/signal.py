@@ -434,6 +434,8 @@ def decode_to_file(
     Returns:
         The shape, and whether the file was written: False when it was there already.
     """
+    if out.suffix != ".npy":
+        raise ValueError(f"{out}: a .npy file is written; let --out end so")
     if tail == "bucket":
         raise ValueError("tail rule 'bucket' takes the student's shape and there is no student here; choose another")
     if not temperature > 0:

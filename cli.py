@@ -529,6 +529,7 @@ def sweep(
         spec, out, losses=read_names("--loss", loss), students=read_names("--student", student), grid=grid, seeds=seeds
     )
     failed: list[Event] = []
+    warned: set[str] = set()
     with tqdm(total=total_epochs(planned), unit="epoch", disable=None) as bar:
         counts = {"done": 0, "skipped": 0, "failed": 0}
 
@@ -536,12 +537,17 @@ def sweep(
             if event.kind == "epoch":
                 bar.update()
                 return
+            if event.kind == "warning":
+                if event.text not in warned:  # other seeds have the same
+                    warned.add(event.text)
+                    bar.write(f"warning: {event.run}: {event.text}", file=sys.stderr)
+                return
             counts[event.kind] += 1
             if event.kind == "skipped":
                 bar.update(spec.training.epochs)
             if event.kind == "failed":
                 failed.append(event)
-                bar.write(f"failed: {event.run}: {event.error}", file=sys.stderr)
+                bar.write(f"failed: {event.run}: {event.text}", file=sys.stderr)
             bar.set_postfix(runs=len(planned), **counts)
 
         try:
@@ -552,7 +558,7 @@ def sweep(
             raise typer.Exit(130) from None
     typer.echo(f"{out}: {counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed")
     if failed:
-        raise ValueError(f"{len(failed)} of {len(planned)} runs failed, the first: {failed[0].run}: {failed[0].error}")
+        raise ValueError(f"{len(failed)} of {len(planned)} runs failed, the first: {failed[0].run}: {failed[0].text}")
     typer.echo(f"compare them: cli compare {out}")
 
 

@@ -67,6 +67,12 @@ def test_an_image_model_refuses_a_table() -> None:
         build_model("resnet20", TABLE)
 
 
+@pytest.mark.parametrize("name", ["mlp:0", "mlp:08", "mlp:8x0"])
+def test_a_width_is_a_number_with_one_spelling(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown model"):
+        build_model(name, TABLE)
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [("resnet2", "resnet20"), ("timm:resnet1888", "resnet18"), ("torchvision:resnet19", "resnet18")],

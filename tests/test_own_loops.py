@@ -173,7 +173,7 @@ def test_a_copy_of_a_dataset_has_an_epoch_of_its_own(dataset: DistillationDatase
 
 
 def test_a_view_of_two_examples_has_no_label(digits: Split, tmp_path: Path) -> None:
-    np.save(tmp_path / "logits.npy", np.zeros((1, len(digits), 10), np.float32) + np.arange(10))
+    np.save(tmp_path / "logits.npy", np.zeros((1, len(digits), 10), np.float32) - np.arange(10))
     answers = ArrayAnswers(tmp_path / "logits.npy", digits, Views(transform="mixup"))
     cache_teacher(answers, tmp_path / "s.zarr", encoding=TOP_3)
     assert DistillationDataset(open_store(tmp_path / "s.zarr"), digits)[0].label == -1

@@ -47,7 +47,7 @@ def test_a_grid_is_every_combination_that_a_loss_knows(tmp_path: Path) -> None:
         plan(tmp_path, seeds=0)
 
 
-numbers = st.floats(min_value=1e-6, max_value=1e6)
+numbers = st.floats(min_value=0.01, max_value=1000.0)
 
 
 @settings(max_examples=50, deadline=None)
@@ -91,6 +91,7 @@ def swept(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "s: 4 runs trained, 0 were there, 2 failed" in done.stdout
     assert done.stderr.count("failed: sel_corrected-mlp_8-seed") == 2
     assert done.stderr.splitlines()[-1].startswith("error: 2 of 6 runs failed")
+    assert done.stderr.count("mass outside the stored top 3") == 1  # a warning of both seeds of kd
     before = {path: path.stat().st_mtime_ns for path in cwd.rglob(RESULT)}
     assert len(before) == 4
     again = cli(*arguments, cwd=cwd)
@@ -182,7 +183,7 @@ def test_a_worker_that_is_killed_costs_its_run_only(
     run_sweep(planned, tmp_path, jobs=1, threads=1, on_event=kill)
     ended = {event.run: event for event in events if event.kind != "epoch"}
     assert ended["kd-cnn-seed0"].kind == "failed"
-    assert "exit code -9" in ended["kd-cnn-seed0"].error
+    assert "killed by signal 9" in ended["kd-cnn-seed0"].text
     assert ended["ce-mlp_8-seed0"].kind == "done"
     assert (tmp_path / "kd-cnn-seed0" / "checkpoint.safetensors").exists()
 

@@ -233,6 +233,22 @@ def test_warnings_say_what_the_loss_would_rather_have(stores: dict[str, Store], 
     assert result["warnings"] == []
 
 
+def test_test_rows_that_the_student_learns_from_are_counted(
+    stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path
+) -> None:
+    def warned(test: Split, val_share: float = 0.0) -> list[str]:
+        out = tmp_path / f"{test.split}{val_share}"
+        objective = parse_objective("kd", {})
+        training = Training(epochs=1)
+        found = train_student(stores["dense32"], digits, test, "mlp:4", objective, training, out, val_share=val_share)
+        return list(found["warnings"])
+
+    assert warned(digits_test) == []
+    assert f"{len(digits)} of the {len(digits)} rows" in warned(digits)[0]
+    held = len(digits) - round(0.25 * len(digits))
+    assert f"{held} of the {len(digits)} rows" in warned(digits, 0.25)[0]
+
+
 def test_a_run_never_overwrites(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
     arguments = (stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1))
     (tmp_path / "other").mkdir()

@@ -22,7 +22,7 @@ from pipeline.user_code import call_factory, is_factory
 __all__ = ["MODELS", "Model", "Preprocessing", "build_model", "own_preprocessing"]
 
 _CRD_WIDTHS = (32, 64, 128, 256)
-_MLP = re.compile(r"mlp:(\d{1,5})(?:x(\d{1,2}))?")
+_MLP = re.compile(r"mlp:([1-9]\d{0,4})(?:x([1-9]\d?))?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,9 @@
-"""What a run's length and the way its steps are cut mean for its loss: said before the first step."""
+"""What a run's length, its cut into passes and its test data mean for its figures: said before the first step."""
 
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.datasets import Split
 from pipeline.fit import Processes, Training
 from pipeline.train_student.losses import Objective
 
@@ -20,3 +24,14 @@ def cautions(objective: Objective, training: Training, processes: Processes) -> 
             f" of {training.batch_size} (--accumulate, processes): it is not the loss of one pass of that size"
         )
     return lines
+
+
+def seen_warnings(test: Split, keys: npt.NDArray[np.uint64]) -> list[str]:
+    """A warning when test rows are among those, of these content keys, that the student is trained on."""
+    seen = int(np.isin(test.keys, keys).sum())
+    if not seen:
+        return []
+    return [
+        f"{seen} of the {len(test)} rows of {test.spec} (--eval-data) are among those that the student is trained on:"
+        " its test figures are too good to that extent; pass data that it does not learn from"
+    ]

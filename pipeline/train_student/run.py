@@ -34,7 +34,7 @@ from pipeline.models.weights import (
     save_weights,
     weights_digest,
 )
-from pipeline.train_student.cautions import cautions
+from pipeline.train_student.cautions import cautions, seen_warnings
 from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
 from pipeline.train_student.evaluate import (
     VALIDATION_SEED,
@@ -171,12 +171,15 @@ def train_student(
     views = Views.from_attributes(store.views)
     scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows)
     scaling.check(split)
-    for warning in warnings if on_warning is not None and processes.first else ():
-        on_warning(warning)  # type: ignore[misc]
     fresh = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
     if test is not None:
         check_network(student, fresh, test, views=Views(), preprocessing=scaling)
     check_network(student, fresh, split, views=views, preprocessing=scaling, to_train=True)
+    keys, complete = _training_keys(split, None if views.mixes else rows, init, student)
+    if test is not None:
+        warnings += seen_warnings(test, keys)
+    for warning in warnings if on_warning is not None and processes.first else ():
+        on_warning(warning)  # type: ignore[misc]
     settings = {
         "student": student,
         "objective": objective.settings,
@@ -306,7 +309,6 @@ def train_student(
             "training": training.attributes(),
             "versions": library_versions(),
         }
-        keys, complete = _training_keys(split, None if views.mixes else rows, init, student)
         save_weights(out / WEIGHTS, model, metadata, keys, complete=complete)
         folder.finish(result)
     return result

@@ -38,13 +38,13 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What happens in a sweep: kind is "skipped", "epoch", "done" or "failed"."""
+    """What happens in a sweep: kind is "warning" or "epoch", then "skipped", "done" or "failed"; text says why."""
 
     kind: str
     run: str
     epoch: int = 0
     accuracy: float | None = None
-    error: str = ""
+    text: str = ""
 
 
 def plan_runs(
@@ -156,17 +156,17 @@ def _events(waiting: Sequence[Planned], jobs: int, threads: int) -> Iterator[Eve
                     event = Event(**connection.recv())
                 except (EOFError, OSError):
                     worker.process.join()
-                    error = f"its process ended with exit code {worker.process.exitcode}; perhaps out of memory"
-                    event = Event(kind="failed", run=worker.run.folder.name, error=error)
+                    error = _ended(worker.process.exitcode)
+                    event = Event(kind="failed", run=worker.run.folder.name, text=error)
                     workers.remove(worker)
                     run, worker = worker.run, _start(threads)
                     worker.run = run
                     workers.append(worker)
-                if event.kind != "epoch":
+                if event.kind not in ("warning", "epoch"):
                     assert worker.run is not None
                     if event.kind == "failed" and not (worker.run.folder / RESULT).exists():
                         worker.run.folder.mkdir(parents=True, exist_ok=True)
-                        write_json(worker.run.folder / ERROR, {"error": event.error})
+                        write_json(worker.run.folder / ERROR, {"error": event.text})
                     _give(worker, queue)
                 yield event
     finally:
@@ -185,6 +185,13 @@ def _start(threads: int) -> _Worker:
     process.start()
     theirs.close()
     return _Worker(process=process, connection=ours)
+
+
+def _ended(code: int | None) -> str:
+    """What is known of a process that ended without a word: only a killed one may have lacked memory."""
+    if code is not None and code < 0:
+        return f"its process was killed by signal {-code}; perhaps out of memory"
+    return f"its process ended with exit code {code}"
 
 
 def _give(worker: _Worker, queue: list[Planned]) -> None:
@@ -221,11 +228,14 @@ def _work(connection: Connection, threads: int) -> None:
                 on_epoch=lambda record, name=out.name: connection.send(  # type: ignore[misc]
                     {"kind": "epoch", "run": name, "epoch": record.epoch}
                 ),
+                on_warning=lambda text, name=out.name: connection.send(  # type: ignore[misc]
+                    {"kind": "warning", "run": name, "text": text}
+                ),
             )
         except Exception as error:  # whatever it is, the other runs go on
             line = " ".join(str(error).split())
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            connection.send({"kind": "failed", "run": out.name, "error": kind + line})
+            connection.send({"kind": "failed", "run": out.name, "text": kind + line})
         else:
             kind = "skipped" if there else "done"
             connection.send({"kind": kind, "run": out.name, "accuracy": result.get("accuracy")})

@@ -71,6 +71,9 @@ def test_what_is_no_row_is_named_with_its_number(pics: Path, caplog: pytest.LogC
     assert "1 folders hold no images and are no classes: dog" in said
     assert "1 folders beside train are not read: masks" in said
     assert "1 files hold several frames, the first is read" in said
+    (pics / "val").mkdir()
+    load_split(f"imagefolder:{pics}?size=8")
+    assert "2 folders beside train are not read: masks, val" in caplog.text
 
 
 def _loose(pics: Path) -> None:

@@ -122,6 +122,7 @@ def test_labels_of_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         ('a,b\n1,"2\n3,4\n', "", "not a readable .csv file"),
         ("a,b\n1,2\n3\n", "", "line 3 has another number of fields"),
         ("a,b\n1,inf\n2,3\n", "label=a", "holds infinite values"),
+        ("a,b\n1e308,2\n-1e308,3\n", "label=b&test_share=0", "column 'a' holds numbers up to 1e.308, too large"),
         ("a,b\n1,2\n3,4\n", "label=a&drop=a", "one column is two of label"),
         ("a,b\n1,2\n3,4\n", "group=b", "one column is two of label"),
         ("a,b\n1,2\n3,4\n", "test=X.csv&test_share=0.5", "test_share says nothing"),
@@ -216,3 +217,9 @@ def test_columns_are_read_as_in_training(tmp_path: Path) -> None:
     check_same_classes(load_split(together), load_split(f"{together}&split=test&limit=3"))
     with pytest.raises(ValueError, match=r"b\.csv\S* has other columns than \S*a\.csv.* scales them by other rows"):
         check_same_classes(train, other)
+
+
+def test_lines_of_separators_are_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, t="size,bought\n1,0\n,\n2,1\n,\n")
+    assert len(load_split(f"csv:{tmp_path}/t.csv?test_share=0")) == 2
+    assert "2 lines hold separators alone, and are no rows" in caplog.text

@@ -92,7 +92,8 @@ def ask_first(answers: Answers) -> SoundAnswers:
     if reason:
         raise ValueError(
             f"the teacher's answers look like probabilities, expected logits: {reason}; leave out a network's last"
-            " softmax or sigmoid, save np.log(array) of probabilities"
+            " softmax or sigmoid, save np.log(array) of probabilities; when they are logits, subtract a number from all"
+            " of them, which changes no softmax"
         )
     first_BC = floored(raw_BC)
     order = np.random.default_rng(0).permutation(len(rows))

@@ -141,7 +141,10 @@ def _fit_numbers(name: str, column: Column, decimal: str) -> Feature:
     numbers = values[~np.isnan(values)]
     if not len(numbers):
         return Feature(name=name, decimal=decimal)
-    std = float(numbers.std())
+    with np.errstate(over="ignore", invalid="ignore"):
+        std = float(numbers.std())
+    if not np.isfinite(std):
+        raise ValueError(f"column {name!r} holds numbers up to {np.abs(numbers).max():g}, too large to be scaled")
     return Feature(name=name, mean=float(numbers.mean()), std=std if std > 1e-12 else 1.0, decimal=decimal)
 
 

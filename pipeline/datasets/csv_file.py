@@ -47,11 +47,18 @@ def read_csv(path: Path, form: Form) -> Columns:
     check_fits(path, _TIMES * path.stat().st_size)
     try:
         with path.open(newline="", encoding=form.encoding) as file:
-            lines = list(_records(file, form))
+            lines, num_blank = [], 0
+            for number, fields in _records(file, form):
+                if any(fields):
+                    lines.append((number, fields))
+                else:
+                    num_blank += len(fields) > 1
     except (UnicodeError, LookupError) as error:
         raise ValueError(f"{path}: no text in {form.encoding} ({error}); pass encoding=, such as latin-1") from error
     except csv.Error as error:
         raise ValueError(f"{path}: not a readable .csv file ({error}); mend it, or pass sep=") from error
+    if num_blank:
+        tell(f"{path}: {num_blank} lines hold separators alone, and are no rows")
     if not lines:
         raise ValueError(f"{path}: no rows; expected at least one")
     first = lines[0][0]
@@ -72,9 +79,7 @@ def _records(file: TextIO, form: Form) -> Iterator[tuple[int, list[str]]]:
         if alike and form.separator != " ":
             tell(f"{file.name}: {len(alike)} of the skipped lines look like rows: {shown(alike, 1).strip()}")
         skipped = []
-        stripped = [field.strip() for field in fields]
-        if any(stripped) or len(stripped) > 1:
-            yield form.skip + reader.line_num, stripped
+        yield form.skip + reader.line_num, [field.strip() for field in fields]
 
 
 def _data(file: TextIO, form: Form) -> Iterator[str]:

@@ -67,10 +67,11 @@ def find_folder(path: str, split: str, spec: str) -> Path:
 
 
 def beside(folder: Path, root: Path) -> list[str]:
-    """Folders beside that of a split that are no split themselves, and so are not read."""
+    """Folders beside that of a split that no split reads: no splits, or other names of the test split."""
     if folder == root:
         return []
-    return [name for name in _folders(root) if name not in (*TRAIN_NAMES, *TEST_NAMES)]
+    read = {*TRAIN_NAMES, next((name for name in TEST_NAMES if (root / name).is_dir()), "")}
+    return [name for name in _folders(root) if name not in read]
 
 
 def read_tree(folder: Path, spec: str) -> Tree:

@@ -14,8 +14,10 @@ def test_creating_again_is_the_same_or_an_error(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     create_store(path, **description())
     before = (path / "zarr.json").read_bytes()
-    create_store(path, **description(attributes={"license": "MIT"}))
+    create_store(path, **description())
     assert (path / "zarr.json").read_bytes() == before
+    with pytest.raises(StoreError, match="license is null in the store"):
+        create_store(path, **description(attributes={"license": "MIT"}))
     other = description()["dataset"] | {"fingerprint": "9a", "split": "test"}
     with pytest.raises(StoreError, match=r"3f.*9a"):
         create_store(path, **description(dataset=other))

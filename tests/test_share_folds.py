@@ -81,7 +81,12 @@ def test_there_must_be_folds(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
-def test_what_a_stranger_calls_folds_is_only_shown(tmp_path: Path) -> None:
-    for number, folds in enumerate(("many", ["a"], {"num_folds": {"a": 1}})):
-        path = make_store(tmp_path / f"{number}.zarr", (), attributes={"folds": folds})
-        assert "no teacher has answered yet" in format_description(describe_store(path))
+def test_what_a_stranger_calls_folds_is_refused(tmp_path: Path) -> None:
+    cases = [
+        ("many", "folds must be an object"),
+        (["a"], "folds must be an object"),
+        ({"num_folds": {"a": 1}}, "num_folds"),
+    ]
+    for number, (folds, reason) in enumerate(cases):
+        with pytest.raises(StoreError, match=reason):
+            make_store(tmp_path / f"{number}.zarr", (), attributes={"folds": folds})

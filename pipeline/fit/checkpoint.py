@@ -58,7 +58,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
-        self.path, self.about = path, json.loads(json.dumps(about or {}))
+        self.path, self.about = path, json.loads(json.dumps(about or {}, allow_nan=False))
 
     def save(self, run: Run, training: Training) -> None:
         """Writes beside and renames: a kill at any moment leaves the last whole checkpoint."""

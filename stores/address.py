@@ -10,6 +10,8 @@ from stores.schema import StoreError
 
 _COLLAPSED = re.compile(r"^(https?|s3|gs|gcs|hf|memory):/(?=[^/])")
 
+_HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
+
 
 def spelled(place: str | Path) -> str:
     """A place as text; a URL that went through `Path` gets its second slash back."""
@@ -42,6 +44,8 @@ def shown(place: str | Path) -> str:
     protocol, _, rest = text.partition("://")
     rest, question, _ = rest.partition("?")
     host, slash, path = rest.partition("#")[0].partition("/")
+    if is_web(text) and "@" in path and not _HOST.fullmatch(host.rpartition("@")[2]):  # a password with a slash in it
+        host, slash, path = path.rpartition("@")[2].partition("/")
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}{'?...' if question else ''}"
 
 

@@ -260,3 +260,16 @@ def test_an_answer_that_is_too_short_is_asked_for_again(
         copy_store(f"{url}/s.zarr.zip", tmp_path / "c.zarr")
     assert len(asked) == 2
     assert contents(tmp_path / "c.zarr") == contents(store)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("http://u:p/SECRET@h:80/s.zip?k=SECRET", "http://h:80/s.zip?..."),
+        ("http://u:SECRET@h/@scope/s.zip#SECRET", "http://h/@scope/s.zip"),
+        ("http://[::1]:80/@a/s.zip", "http://[::1]:80/@a/s.zip"),
+        ("hf://datasets/a/b@main/s.zarr", "hf://datasets/a/b@main/s.zarr"),
+    ],
+)
+def test_what_of_an_address_is_shown(url: str, text: str) -> None:
+    assert shown(url) == text

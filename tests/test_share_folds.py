@@ -88,5 +88,6 @@ def test_what_a_stranger_calls_folds_is_refused(tmp_path: Path) -> None:
         ({"num_folds": {"a": 1}}, "num_folds"),
     ]
     for number, (folds, reason) in enumerate(cases):
+        path = make_store(tmp_path / f"{number}.zarr", (), attributes={"folds": folds})
         with pytest.raises(StoreError, match=reason):
-            make_store(tmp_path / f"{number}.zarr", (), attributes={"folds": folds})
+            describe_store(path)

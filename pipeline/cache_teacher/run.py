@@ -175,8 +175,8 @@ def _open(
         sample.measure(encoding, predictor, temperatures)  # a teacher that does not fit is found before a file is made
         there = _find_teacher(out, name)  # another part may have been faster
     if there is not None:
-        _check_asked(out, there, asked)
         encoding = _same_encoding(there, encoding, out)
+        _check_asked(out, there, asked)
         predictor = TailPredictor.from_constants(there.constants())
     assert isinstance(encoding, Encoding)
     _describe(answers, out)

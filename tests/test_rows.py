@@ -171,7 +171,7 @@ def test_every_command_refuses_such_rows(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     commands: list[list[str]] = [
         ["verify", path],
-        ["decode", path, "--out", out],
+        ["decode", path, "--out", f"{out}.npy"],
         ["diff", path, other],
         ["export", path, f"{out}.npz"],
         ["card", path, "--out", f"{out}.md"],

@@ -8,6 +8,7 @@ from pipeline.cache_teacher.again import differences
 from pipeline.cache_teacher.answers import Answers
 from pipeline.cache_teacher.parts import Part
 from pipeline.cache_teacher.run import Progress, write_cells
+from pipeline.cache_teacher.sample import zero_warnings
 from pipeline.cache_teacher.sound import ask_first
 from pipeline.cache_teacher.summary import summarise
 from pipeline.encoding import Encoding
@@ -67,5 +68,7 @@ def extend_views(
     if written.teacher().complete:
         return dict(written.teacher().summary)
     summary = summarise(written, teacher.name, answers.seen)
+    summary["warnings"] += zero_warnings(teacher.fidelity)
+    summary |= {key: teacher.summary[key] for key in ("asked",) if key in teacher.summary}
     writer.finish(fidelity=teacher.fidelity, summary=summary)
     return summary

@@ -99,12 +99,12 @@ class Sample:
 
 def zero_warnings(fidelity: Mapping[str, Any]) -> list[str]:
     """A line about probabilities of zero that were raised to the floor."""
-    share = fidelity["zero_share"]
-    if not share:
+    share, floor = fidelity.get("zero_share"), fidelity.get("zero_floor")  # an older store has none
+    if not share or floor is None:
         return []
     return [
         f"{share:.1%} of the teacher's probabilities are zero (a logit of -inf, or far below the best): they are kept"
-        f" as {fidelity['zero_floor']:g}, or as the row's least other probability where that is lower"
+        f" as {floor:g}, or as the row's least other probability where that is lower"
     ]
 
 

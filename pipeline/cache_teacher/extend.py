@@ -69,6 +69,7 @@ def extend_views(
         return dict(written.teacher().summary)
     summary = summarise(written, teacher.name, answers.seen)
     summary["warnings"] += zero_warnings(teacher.fidelity)
-    summary |= {key: teacher.summary[key] for key in ("asked",) if key in teacher.summary}
+    if "asked" in teacher.summary:  # an older store does not say
+        summary["asked"] = teacher.summary["asked"]
     writer.finish(fidelity=teacher.fidelity, summary=summary)
     return summary

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import TeacherSet, load_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.views import Views
 
 BATCH = 256
 GOAL = 1.05

@@ -24,15 +24,16 @@ import torch
 from torch import Tensor
 
 from bench.losses import KEEP_MEMORY
-from pipeline.cache_teacher.answers import ArrayAnswers
-from pipeline.cache_teacher.fidelity import fit_predictor
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding, encode, prepare
-from pipeline.tail_predictor import TailPredictor
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.views import Views
-from stores import TeacherWriter, create_store, open_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
+from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding, prepare
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.views import Views
+from logitbank.stores import TeacherWriter, create_store, open_store
 
 CLASSES, TOP_K, BATCH, CORES = 1000, 10, 256, 2
 TOPK = Encoding(kind="topk", num_classes=CLASSES, top_k=TOP_K)

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.fidelity import bytes_estimate, fit_predictor
-from pipeline.decoding import decode, finite
-from pipeline.encoding import Encoding, encode
-from pipeline.train_student.losses import LOSSES
+from logitbank.pipeline.cache_teacher.fidelity import bytes_estimate, fit_predictor
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.decode import decode, finite
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.train_student.losses import LOSSES
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 TOP_K = (10, 20, 50)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.train_student.losses import LOSSES
+from logitbank.pipeline.train_student.losses import LOSSES
 
 SHAPES = ((256, 1000), (256, 21841))
 GOAL = 2.5

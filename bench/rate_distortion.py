@@ -28,9 +28,10 @@ import torch
 from numcodecs import Blosc  # type: ignore[import-untyped]
 from torch import Tensor
 
-from pipeline.encoding import Encoding, decode, encode
-from pipeline.tail_fit import TailFit, mean_kl
-from pipeline.tail_predictor import TailPredictor
+from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_fit import TailFit, mean_kl
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 SHUFFLES = {"index": Blosc.BITSHUFFLE, "tail_code": Blosc.NOSHUFFLE}

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from stores import RowArray, TeacherWriter, create_store, open_store, verify_store
+from logitbank.stores import RowArray, TeacherWriter, create_store, open_store, verify_store
 
 V, C, K, BATCH = 8, 1000, 10, 256
 ARRAYS = {
@@ -132,7 +132,7 @@ def gather_ratio(path: Path, packed: bool) -> float:
 MEMORY = """
 import sys
 from pathlib import Path
-from stores import open_store
+from logitbank.stores import open_store
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 teacher = open_store(sys.argv[1]).teacher()

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import ArrayAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.fit import BatchLoss, Training, fit
-from pipeline.models import Preprocessing, build_model
-from pipeline.models.weights import load_into, load_state
-from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from pipeline.train_student.run import DistillationLoss
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.views import Views
-from stores import Store, open_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import BatchLoss, Training, fit
+from logitbank.pipeline.models import Preprocessing, build_model
+from logitbank.pipeline.models.weights import load_into, load_state
+from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.run import DistillationLoss
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, open_store
 
 ROWS, BATCH, STEPS = 50_000, 128, 2
 MAIN_LOSSES = ("kd", "redistill", "rld", "dkd", "dist")
@@ -43,9 +43,9 @@ VIEWS = Views(transform="flip-crop", num_views=2)
 FIRST_STEP = """
 import sys, time, torch, torch._dynamo  # the first optimiser imports it
 from pathlib import Path
-from pipeline.train_student.spec import RunSpec
-from pipeline.train_student.run import DistillationLoss
-from pipeline.fit import Training
+from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.run import DistillationLoss
+from logitbank.pipeline.fit import Training
 torch.set_num_threads(1)
 started = time.process_time()
 spec = RunSpec(store=sys.argv[1], data=sys.argv[2], student="resnet20", loss="kd", settings={},

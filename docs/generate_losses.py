@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.train_student.domains import Option
-from pipeline.train_student.losses import LOSSES
-from pipeline.train_student.losses.describe import (
+from logitbank.pipeline.train_student.losses import LOSSES
+from logitbank.pipeline.train_student.losses.describe import (
     allowed,
     arguments,
     needs,
@@ -22,8 +21,9 @@ from pipeline.train_student.losses.describe import (
     restriction,
     sections,
 )
-from pipeline.train_student.losses.kinds import Loss
-from pipeline.train_student.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
+from logitbank.pipeline.train_student.losses.domains import Option
+from logitbank.pipeline.train_student.losses.kinds import Loss
+from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
 
 FOLDER = Path(__file__).parent
 COLUMNS = (

@@ -9,11 +9,11 @@ import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.cache_teacher.estimators import ESTIMATORS
-from pipeline.datasets import SOURCES
-from pipeline.folds import STRATEGIES
-from pipeline.models import MODELS
-from pipeline.views.transforms import TRANSFORMS
+from logitbank.pipeline.cache_teacher.teachers.estimators import ESTIMATORS
+from logitbank.pipeline.datasets import SOURCES
+from logitbank.pipeline.folds import STRATEGIES
+from logitbank.pipeline.models import MODELS
+from logitbank.pipeline.views.transforms import TRANSFORMS
 
 PAGE = Path(__file__).parent / "reference" / "parts.md"
 

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split, load_split, with_split
-from pipeline.encoding import Encoding
-from pipeline.fit import BatchLoss, Training, fit
-from pipeline.models import Preprocessing, build_model
-from pipeline.models.weights import weights_digest
-from pipeline.train_student.compare import compare, format_table
-from pipeline.train_student.evaluate import evaluate_test
-from pipeline.train_student.folder import RESULT
-from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from pipeline.train_student.runs import load_runs
-from pipeline.train_student.spec import RunSpec
-from pipeline.train_student.sweep import plan_runs
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split, load_split, with_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import BatchLoss, Training, fit
+from logitbank.pipeline.models import Preprocessing, build_model
+from logitbank.pipeline.models.weights import weights_digest
+from logitbank.pipeline.train_student.compare import compare, format_table
+from logitbank.pipeline.train_student.evaluate import evaluate_test
+from logitbank.pipeline.train_student.folder import RESULT
+from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.runs import load_runs
+from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.sweep import plan_runs
+from logitbank.pipeline.views import Views
 
 TEACHER, STUDENT = "resnet20", "cnn"
 SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -1,10 +1,18 @@
 """Two stages that meet in a store.
 
     STAGE ONE, once                                       STAGE TWO, many times
-    data -> replayable view -> teacher -> encode -> STORE -> slab -> dense signal -> loss -> student
+    data -> replayable view -> teacher -> encode -> STORE -> slab -> dense answers -> loss -> student
 
-``pipeline.cache_teacher`` runs the teacher and writes its compressed answers; ``pipeline.train_student``
-trains students from them. The stages never import each other: what they share is the data
-(``pipeline.datasets``), the models (``pipeline.models``), the views (``pipeline.views``), the encoding
-(``pipeline.encoding``) and the store itself (``stores``).
+`cache_teacher` runs the teacher and writes its compressed answers; `train_student` trains students from them. The
+stages never import each other. Rooms that both may use stand below them:
+
+    datasets, views, models       examples, what is shown of them, networks
+    encoding                      what a row stores, and how it becomes logits again
+    alignment, folds              row i is example i; which teacher may answer it
+    answers                       what one teacher, or several, say about rows of a view
+    fit, processes                the one training loop; who runs it
+    files, metrics, domains, spelling, user_code
+
+and above them what people use: `look`, `exchange`, `commands`. Each room says what it may import; tests/test_imports.py
+holds it.
 """

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.spelling import unknown
+from logitbank.pipeline.spelling import unknown
 
 LARGEST = 2**31 - 1  # of whole numbers, unless something smaller is
 LARGEST_SEED = 2**32 - 1  # scikit-learn's
@@ -127,7 +127,7 @@ TRAINING: dict[str, Number | Words] = {
     "select": Words(("last", "best")),
     "seed": SEED,
 }
-"""The settings of ``pipeline.fit.Training`` that are numbers or words."""
+"""The settings of ``logitbank.pipeline.fit.Training`` that are numbers or words."""
 FOLDS = Number(low=0, high=2**16, whole=True, without=(1,))
 FOLD_STRATEGIES = Words(("stratified", "kfold", "group", "hash"))
 VIEWS = whole(1, 2**20)

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Split
-from pipeline.spelling import unknown
-from pipeline.views import draw, view_seeds
-from stores.building import build
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.spelling import unknown
+from logitbank.pipeline.views import draw, view_seeds
+from logitbank.stores.write.building import build
 
 Folds = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]

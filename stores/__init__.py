@@ -1,16 +1,27 @@
 """The teacher-logit store: what stage one leaves behind and all that stage two needs besides the data.
 
 Format and engine need numpy and zarr, never torch. `README.md` beside this file is the format.
+
+    format/   what a store may hold: arrays, documents, layout of files; with files.py and locks.py
+    read/     opening, checked rows, verifying
+    write/    creating, cells, stores out of stores
+    share/    elsewhere: zip files, web servers, buckets
+
+Each may import what stands before it. `share` is imported when it is asked for: it brings clients of the network.
 """
 
-from stores.cache import local_store
-from stores.create import create_store
-from stores.reader import Store, open_store
-from stores.schema import FORMAT, VERSION, Cell, RowArray, StoreError
-from stores.share import copy_store
-from stores.teacher import Teacher
-from stores.verify import Problem, verify_store
-from stores.writer import TeacherWriter
+from typing import TYPE_CHECKING, Any
+
+from logitbank.stores.format.schema import FORMAT, VERSION, Cell, RowArray, StoreError
+from logitbank.stores.read.reader import Store, open_store
+from logitbank.stores.read.teacher import Teacher
+from logitbank.stores.read.verify import Problem, verify_store
+from logitbank.stores.write.create import create_store
+from logitbank.stores.write.writer import TeacherWriter
+
+if TYPE_CHECKING:
+    from logitbank.stores.share.cache import local_store
+    from logitbank.stores.share.copy import copy_store
 
 __all__ = [
     "FORMAT",
@@ -28,3 +39,15 @@ __all__ = [
     "open_store",
     "verify_store",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "copy_store":
+        from logitbank.stores.share.copy import copy_store
+
+        return copy_store
+    if name == "local_store":
+        from logitbank.stores.share.cache import local_store
+
+        return local_store
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

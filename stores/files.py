@@ -20,7 +20,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from stores.schema import StoreError
+from logitbank.stores.format.schema import StoreError
 
 PARTIAL = ".partial"
 STALE_SECONDS = 6 * 3600

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stores.files import make_folders, short_name, writing
-from stores.schema import StoreError
+from logitbank.stores.files import make_folders, short_name, writing
+from logitbank.stores.format.schema import StoreError
 
 _LOCK = ".lock"
 _QUIET_SECONDS = 1.0  # before somebody who waits is told so

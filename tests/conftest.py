@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split, load_split
-from pipeline.fit import Training
-from pipeline.folds import FoldPlan
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.folds import FoldPlan
 
 torch.set_num_threads(1)
 

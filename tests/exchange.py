@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.cache_teacher.answers import ArrayAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.folds import FoldPlan
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.views import Views
 
 N, C, V = 120, 10, 2
 FLIPS = Views(transform="flip-crop", num_views=V, seed=3)

@@ -24,7 +24,7 @@ from typing import Any
 
 import typer
 
-import cli
+from logitbank import cli
 
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoding import Encoding, encode
-from stores import TeacherWriter, create_store, open_store
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.stores import TeacherWriter, create_store, open_store
 from tests.golden.make import KINDS, C, N, V, arrays_of
 
 CONSTANTS = {"tail_matrix": np.arange(C * 2, dtype=np.float16).reshape(1, C, 2)}

@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(patch: pytest.MonkeyPatch, command: str) -> None:
-    import cli
+    from logitbank import cli
 
     patch.setattr("sys.argv", ["cli", *command.split()])
     with pytest.raises(SystemExit) as exited:

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import ArrayAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.train_student.ensemble import open_signal
-from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from pipeline.train_student.run import check_needs
-from pipeline.views import Views
-from stores import Store, open_store
+from logitbank.pipeline.answers.ensemble import open_signal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.run import check_needs
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, open_store
 
 TEMPERATURE = 4.0
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.exchange import describe_examples
-from pipeline.whole_file import whole_file
-from stores import StoreError, copy_store, create_store, open_store, verify_store
-from stores.building import build, build_files
-from stores.locks import locked, scratch
-from stores.merge import merge_stores, subset_store
+from logitbank.pipeline.alignment import describe_examples
+from logitbank.pipeline.files.whole import whole_file
+from logitbank.stores import StoreError, copy_store, create_store, open_store, verify_store
+from logitbank.stores.locks import locked, scratch
+from logitbank.stores.write.building import build, build_files
+from logitbank.stores.write.merge import merge_stores, subset_store
 from tests.sharing import contents
 from tests.test_merge import ALL, make
 
@@ -108,7 +108,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_what_a_live_process_holds_is_kept_and_what_a_killed_one_held_is_not(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from stores.building import build; from stores.locks import scratch\n"
+        "import sys; from pathlib import Path\n"
+        "from logitbank.stores.write.building import build; from logitbank.stores.locks import scratch\n"
         "def stop(built):\n    built.mkdir()\n    with scratch() as place:\n        print(place, flush=True); input()\n"
         "build(Path(sys.argv[1]), stop)"
     )
@@ -159,9 +160,9 @@ def test_work_on_another_merge_is_not_gone_on_with(stores: dict[str, Path], tmp_
         merge_stores([stores["a"], stores[second]], out, describe=describe_examples)
 
     def stopped() -> None:
-        import stores.building
+        import logitbank.stores.write.building
 
-        stores.building._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        logitbank.stores.write.building._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         merge("b")
 
     process = START.Process(target=stopped)

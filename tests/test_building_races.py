@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.card import write_card
-from pipeline.exchange import describe_examples
-from pipeline.export import export_store
-from stores import StoreError, copy_store, open_store, verify_store
-from stores.extend import extend_store
-from stores.merge import merge_stores, subset_store
+from logitbank.pipeline.alignment import describe_examples
+from logitbank.pipeline.exchange import export_store
+from logitbank.pipeline.look.card import write_card
+from logitbank.stores import StoreError, copy_store, open_store, verify_store
+from logitbank.stores.write.extend import extend_store
+from logitbank.stores.write.merge import merge_stores, subset_store
 from tests.golden.make_decoded import FOLDER as GOLDEN
 from tests.sharing import contents
 from tests.test_merge import answers, make

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
-from pipeline.cache_teacher.networks import Teacher
-from pipeline.cache_teacher.run import Budget, cache_teacher
-from pipeline.cache_teacher.teachers import TeacherSet, load_teachers
-from pipeline.datasets import Split
-from pipeline.datasets.split import content_keys
-from pipeline.encoding import Encoding
-from pipeline.models import Preprocessing
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.views import Views
-from stores import StoreError, open_store, verify_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import Budget, cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
+from logitbank.pipeline.cache_teacher.teachers.networks import Teacher
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.split import content_keys
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.views import Views
+from logitbank.stores import StoreError, open_store, verify_store
 
 LOSSLESS = Encoding(kind="dense", num_classes=10, bits=32)
 AS_IS = Preprocessing(mean=(0.0,), std=(1.0,))

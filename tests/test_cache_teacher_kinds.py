@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.ahead import in_order
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
-from pipeline.cache_teacher.compute import Compute
-from pipeline.cache_teacher.estimators import EstimatorAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.sound import ask_first
-from pipeline.cache_teacher.summary import leak_warning, suspected_leaks
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.folds import FoldPlan
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import load_state
-from pipeline.views import Views
-from stores import open_store
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.sound import ask_first
+from logitbank.pipeline.cache_teacher.summary import leak_warning, suspected_leaks
+from logitbank.pipeline.cache_teacher.teachers.compute import Compute
+from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorAnswers
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.ahead import in_order
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import load_state
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.parts import Part, find_part
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.views import Views
-from stores import open_store, verify_store
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.processes.parts import Part, find_part
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store, verify_store
 
 BLOCK_ROWS, NUM_VIEWS = 100, 2
 TOP_K = Encoding(kind="topk", num_classes=10, top_k=3)

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.answer_figures import answer_figures
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.card import store_card, write_card
-from pipeline.datasets import Split
-from pipeline.diff import diff_teachers, format_diff
-from pipeline.encoding import Encoding
-from pipeline.exchange import describe_examples
-from pipeline.folds import FoldPlan
-from pipeline.plots import plot_answers
-from pipeline.views import Views
-from stores import StoreError, copy_store, open_store
-from stores.merge import subset_store
+from logitbank.pipeline.alignment import describe_examples
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.look.card import store_card, write_card
+from logitbank.pipeline.look.diff import diff_teachers, format_diff
+from logitbank.pipeline.look.figures import answer_figures
+from logitbank.pipeline.look.plots import plot_answers
+from logitbank.pipeline.views import Views
+from logitbank.stores import StoreError, copy_store, open_store
+from logitbank.stores.write.merge import subset_store
 from tests.sharing import make_store
 
 

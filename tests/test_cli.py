@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import typer
 
-import cli
+from logitbank import cli
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
-from pipeline.datasets import load_split
-from pipeline.folds import FoldPlan
-from stores import open_store
+from logitbank import cli
+from logitbank.pipeline.datasets import load_split
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.stores import open_store
 
 
 class Terminal:

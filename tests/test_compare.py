@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.train_student.compare import Comparison, compare, format_table
-from pipeline.train_student.runs import choose_baselines, load_runs
+from logitbank.pipeline.train_student.compare import Comparison, compare, format_table
+from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
 
 
 def result(accuracy: float, seed: int = 0, store: str = "s.zarr") -> dict[str, Any]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import SOURCES, Split, load_split, shuffled_rows, with_split
-from pipeline.datasets.split import content_keys, order_fingerprint, set_fingerprint
+from logitbank.pipeline.datasets import SOURCES, Split, load_split, shuffled_rows, with_split
+from logitbank.pipeline.datasets.split import content_keys, order_fingerprint, set_fingerprint
 
 
 def test_digits_are_split_once_and_for_all(digits: Split, digits_test: Split) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import load_split
-from pipeline.datasets.pictures import decode_image
+from logitbank.pipeline.datasets import load_split
+from logitbank.pipeline.datasets.pictures import decode_image
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -10,17 +10,18 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import load_split, with_split
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.train_student.signal import TeacherSignal, check_data
-from pipeline.views import Views
-from stores import open_store, verify_store
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import load_split, with_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store, verify_store
 
 PEOPLE = """age, job, city, income
 30, clerk, A, low

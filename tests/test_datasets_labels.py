@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split, load_split
-from pipeline.datasets.limits import check_declared
-from pipeline.datasets.split import check_same_classes
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.train_student.evaluate import cut_validation
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.train_student.signal import check_data
-from pipeline.views import Views
-from stores import open_store
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.datasets.limits import check_declared
+from logitbank.pipeline.datasets.split import check_same_classes
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.train_student.evaluate import cut_validation
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
 
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 3, 60)

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from pipeline.datasets import SOURCES, Split, load_split, with_split
-from pipeline.datasets.spec import parse, spell
+from logitbank.pipeline.datasets import SOURCES, Split, load_split, with_split
+from logitbank.pipeline.datasets.spec import parse, spell
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES = 24, 6, 3
 Y = np.arange(NUM_TRAIN + NUM_TEST) % NUM_CLASSES

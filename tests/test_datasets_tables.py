@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.datasets import limits, load_split, with_split
-from pipeline.datasets.split import check_same_classes
+from logitbank.pipeline.datasets import limits, load_split, with_split
+from logitbank.pipeline.datasets.split import check_same_classes
 from tests.realdata import DATA
 
 ADULT = """39, State-gov, 77516, <=50K

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import demo
-from pipeline.fit import Training
+from logitbank.pipeline.commands import demo
+from logitbank.pipeline.fit import Training
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

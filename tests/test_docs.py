@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate_cli, generate_parts
-from pipeline.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from tests.pages import ROOT, anchors, blocks, commands, known_options, links, options_of, run_page
 
 DOCS = ROOT / "docs"

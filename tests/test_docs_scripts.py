@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from docs import semiparametric, students
-from pipeline.datasets import load_split
-from pipeline.models import build_model
-from pipeline.models.weights import save_weights
+from logitbank.pipeline.datasets import load_split
+from logitbank.pipeline.models import build_model
+from logitbank.pipeline.models.weights import save_weights
 
 
 @pytest.fixture

@@ -9,24 +9,24 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-import cli
-from pipeline import domains
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.compute import PRECISIONS
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.decoding import TAIL_RULES
-from pipeline.domains import TRAINING, Number, Numbers, Words
-from pipeline.encoding import Encoding
-from pipeline.encoding_kinds import KINDS
-from pipeline.export import FORMATS
-from pipeline.fit import OPTIMIZERS, SCHEDULES, Training
-from pipeline.fit.training import PRECISIONS as TRAINING_PRECISIONS
-from pipeline.folds import STRATEGIES
-from pipeline.options import Checked
-from pipeline.train_student.ensemble import COMBINE
-from pipeline.views import Views
+from logitbank import cli
+from logitbank.pipeline import domains
+from logitbank.pipeline.answers.ensemble import COMBINE
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.commands.options import Checked
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.domains import TRAINING, Number, Numbers, Words
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.decode import TAIL_RULES
+from logitbank.pipeline.encoding.kinds import KINDS
+from logitbank.pipeline.exchange import FORMATS
+from logitbank.pipeline.fit import OPTIMIZERS, SCHEDULES, Training
+from logitbank.pipeline.fit.training import PRECISIONS as TRAINING_PRECISIONS
+from logitbank.pipeline.folds import STRATEGIES
+from logitbank.pipeline.views import Views
 
 # Texts that name something: what reads them refuses what it does not know.
 READ_ELSEWHERE = {

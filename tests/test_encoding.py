@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, encode, finite
+from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite
+from logitbank.pipeline.encoding.encode import encode
 
 CLASSES = 12
 ENCODINGS = [

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoding import Encoding, encode
-from pipeline.export import export_store, open_export, parquet, tar, values
-from pipeline.export.tar import write_shards
-from pipeline.export.values import Values
-from stores import StoreError, TeacherWriter, create_store, open_store
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.exchange import export_store, open_export, parquet, tar, values
+from logitbank.pipeline.exchange.tar import write_shards
+from logitbank.pipeline.exchange.values import Values
+from logitbank.stores import StoreError, TeacherWriter, create_store, open_store
 from tests.exchange import FLIPS, C, N, V, make_data, make_store, read_plain
 from tests.golden.make_decoded import FOLDER, KINDS
 
@@ -246,7 +247,7 @@ def test_a_killed_export_shows_nothing_and_the_next_one_tidies_up(store: Path, t
     program = f"""
 import os, signal
 from pathlib import Path
-from pipeline.export import export_store
+from logitbank.pipeline.exchange import export_store
 calls = []
 def die(rows):
     calls.append(rows)

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache_teacher.again import answer_again
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.extend import extend_views
-from pipeline.cache_teacher.parts import Part
-from pipeline.cache_teacher.run import Progress, cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.exchange import describe_examples
-from pipeline.fit import Training
-from pipeline.train_student.signal import check_data
-from pipeline.views import Views
-from stores import StoreError, copy_store, layout, open_store, verify_store
-from stores.extend import extendable
-from stores.merge import merge_stores, subset_store
+from logitbank.pipeline.alignment import check_data, describe_examples
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.extend import extend_views
+from logitbank.pipeline.cache_teacher.rerun import answer_again
+from logitbank.pipeline.cache_teacher.run import Progress, cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.processes.parts import Part
+from logitbank.pipeline.views import Views
+from logitbank.stores import StoreError, copy_store, open_store, verify_store
+from logitbank.stores.format import layout
+from logitbank.stores.write.extend import extendable
+from logitbank.stores.write.merge import merge_stores, subset_store
 from tests.sharing import contents
 from tests.test_cli import fails, run
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache_teacher.fidelity import (
+from logitbank.pipeline.cache_teacher.fidelity import (
     bytes_estimate,
     choose_encoding,
     fit_predictor,
     ladder,
     measure_fidelity,
 )
-from pipeline.encoding import Encoding
+from logitbank.pipeline.encoding import Encoding
 from tests.realdata import DATA, needs_real_data
 from tests.test_tail_predictor import teacher_logits
 

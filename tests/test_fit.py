@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.datasets import Split
-from pipeline.fit import BatchLoss, Diverged, Training, fit, predict
-from pipeline.fit.weights import (
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit import BatchLoss, Diverged, Training, fit, predict
+from logitbank.pipeline.fit.weights import (
     BUCKET,
     round_in_place,
     rounded,
@@ -18,10 +18,10 @@ from pipeline.fit.weights import (
     running_average,
     weight_bytes,
 )
-from pipeline.models import build_model
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.train_student.evaluate import cut_validation
-from pipeline.views import Views
+from logitbank.pipeline.models import build_model
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.train_student.evaluate import cut_validation
+from logitbank.pipeline.views import Views
 
 
 class Labels(BatchLoss):

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import Processes
-from pipeline.models.weights import load_state
-from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SETTINGS, WEIGHTS
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Processes
+from logitbank.pipeline.models.weights import load_state
+from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SETTINGS, WEIGHTS
+from logitbank.pipeline.views import Views
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,8 +89,8 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
     (tmp_path / "net.py").write_text(DROPOUT)
     options = ("--epochs", "3", "--student-bits", "4", "--student", f"{tmp_path / 'net.py'}:dropout")
     code = (
-        "import sys, shutil; from pathlib import Path; sys.argv[0] = 'cli'; import cli\n"
-        "from pipeline.fit.checkpoint import Checkpoint\n"
+        "import sys, shutil; from pathlib import Path; sys.argv[0] = 'cli'; from logitbank import cli\n"
+        "from logitbank.pipeline.fit.checkpoint import Checkpoint\n"
         "save = Checkpoint.save\n"
         "def kept(self, run, training):\n"
         "    save(self, run, training)\n"

@@ -9,11 +9,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.folds import STRATEGIES, FoldPlan, fold_digest, group_ids
-from pipeline.models import build_model
-from pipeline.models.weights import METADATA_KEY, load_state
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.folds import STRATEGIES, FoldPlan, fold_digest, group_ids
+from logitbank.pipeline.models import build_model
+from logitbank.pipeline.models.weights import METADATA_KEY, load_state
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline.train_student.signal import TeacherSignal
-from stores import open_store, verify_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.stores import open_store, verify_store
 from tests.golden.make_decoded import FOLDER, KINDS, N
 
 Array = npt.NDArray[Any]

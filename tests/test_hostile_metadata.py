@@ -13,19 +13,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from cli import app
-from pipeline.cache_teacher.build import build_answers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import load_split
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.folds import FoldPlan
-from pipeline.models.weights import METADATA_KEY, TRAINING_KEYS, load_state
-from pipeline.views import Views
-from stores import StoreError, open_store
-from stores.documents import fingerprint
-from stores.plain_json import MAX_DEPTH, parse_json
+from logitbank.cli import app
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.build import build_answers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.models.weights import METADATA_KEY, TRAINING_KEYS, load_state
+from logitbank.pipeline.views import Views
+from logitbank.stores import StoreError, open_store
+from logitbank.stores.format.documents import fingerprint
+from logitbank.stores.format.plain_json import MAX_DEPTH, parse_json
 
 DATA = "digits?limit=60"
 NESTED: list[Any] = []

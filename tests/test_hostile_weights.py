@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from pipeline.models.torch_files import MAX_PROGRAM
-from pipeline.models.weights import load_into, load_state, read_metadata, read_training_keys
+from logitbank.pipeline.models.torch_files import MAX_PROGRAM
+from logitbank.pipeline.models.weights import load_into, load_state, read_metadata, read_training_keys
 
 MOST_MEMORY = 300 * 2**20  # bytes that all of it may add to this process's peak
 

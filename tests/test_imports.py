@@ -8,27 +8,60 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted([ROOT / "cli.py", *(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stores").rglob("*.py")])
+import logitbank
 
-# package -> prefixes that it must not import; the longest matching package rules.
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stores").rglob("*.py")])
+LINKS = ("pipeline", "stores", "cli.py")  # of the folder logitbank, so that there is one name
+
+# what stage one alone needs of the encoding
+_FITTING = ("pipeline.encoding.encode", "pipeline.encoding.tail_fit")
+
+# room -> rooms and libraries that it must not import; the longest matching room rules.
+_ABOVE = ("cli", "typer", "pipeline.commands", "pipeline.look", "pipeline.exchange")
+_STAGES = ("pipeline.cache_teacher", "pipeline.train_student")
+_BELOW_ALL = ("pipeline.", *_ABOVE, "torch", "torchvision", "timm", "zarr", "numpy")
 FORBIDDEN = {
     "stores": ("torch", "torchvision", "timm", "pipeline", "cli", "typer"),
-    "pipeline": ("cli", "typer", "pipeline.cache_teacher", "pipeline.train_student"),
-    "pipeline.cache_teacher": ("cli", "typer", "pipeline.train_student"),
-    "pipeline.train_student": ("cli", "typer", "pipeline.cache_teacher"),
+    "stores.format": (
+        "torch",
+        "pipeline",
+        "cli",
+        "typer",
+        "stores.read",
+        "stores.write",
+        "stores.share",
+        "stores.locks",
+    ),
+    "stores.read": ("torch", "pipeline", "cli", "typer", "stores.write", "stores.share"),
+    "stores.write": ("torch", "pipeline", "cli", "typer", "stores.share"),
+    "pipeline": (*_ABOVE, *_STAGES),
+    "pipeline.spelling": _BELOW_ALL,
+    "pipeline.domains": tuple(name for name in _BELOW_ALL if name != "pipeline."),
+    "pipeline.files": ("torch", *_ABOVE, *_STAGES, "pipeline.datasets", "pipeline.views", "pipeline.models"),
+    "pipeline.datasets": (*_ABOVE, *_STAGES, "pipeline.views", "pipeline.models", "pipeline.answers", "pipeline.fit"),
+    "pipeline.views": (*_ABOVE, *_STAGES, "pipeline.models", "pipeline.answers", "pipeline.fit"),
+    "pipeline.models": (*_ABOVE, *_STAGES, "pipeline.answers", "pipeline.fit", "pipeline.encoding"),
+    "pipeline.processes": ("pipeline.", *_ABOVE),
+    "pipeline.encoding": (*_ABOVE, *_STAGES, "pipeline.datasets", "pipeline.views", "pipeline.models", "pipeline.fit"),
+    "pipeline.answers": (*_ABOVE, *_STAGES, "pipeline.models", "pipeline.fit", *_FITTING),
+    "pipeline.fit": (*_ABOVE, *_STAGES, "pipeline.answers", "pipeline.encoding"),
+    "pipeline.cache_teacher": ("cli", "typer", "pipeline.commands", "pipeline.look", "pipeline.train_student"),
+    "pipeline.train_student": (*_ABOVE, "pipeline.cache_teacher", *_FITTING),
     "pipeline.train_student.losses": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr"),
-    "pipeline.train_student.row_weights": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr"),
-    "pipeline.train_student.domains": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr", "torch"),
-    # what runs both stages one after the other, as the command line does
-    "pipeline.demo": ("cli", "typer"),
-    "pipeline.plots": ("cli", "typer", "pipeline.cache_teacher"),
-    "pipeline.report": ("cli", "typer", "pipeline.cache_teacher"),
-    "pipeline.options": ("cli", "pipeline.cache_teacher"),  # the command line's own options
-    "cli": (),
+    "pipeline.train_student.losses.domains": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr", "torch"),
+    "pipeline.look": ("cli", "typer", "pipeline.commands"),
+    "pipeline.exchange": ("cli", "typer", "pipeline.commands", "pipeline.look", *_STAGES, *_FITTING),
+    "pipeline.commands": ("cli",),
 }
-_LOSSES = tuple(f"pipeline.train_student.{name}" for name in ("losses", "row_weights", "domains"))
-ALLOWED = dict.fromkeys(_LOSSES, _LOSSES)
+# what a room may import although its rule names it
+ALLOWED = {
+    "pipeline.train_student.losses": ("pipeline.train_student.losses",),
+    "pipeline.train_student.losses.domains": ("pipeline.train_student.losses",),
+    "pipeline.answers": ("pipeline.train_student.losses",),  # the words in which a loss asks
+    "pipeline.processes": ("pipeline.processes",),
+    "pipeline.cache_teacher": (),
+}
 
 
 def module_name(path: Path) -> str:
@@ -44,14 +77,16 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")
             base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
-            yield ".".join(filter(None, (base, node.module)))
+            yield ".".join(filter(None, ("logitbank" if base else "", base, node.module)))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_keep_the_architecture(path: Path) -> None:
     module = module_name(path)
     package = max((name for name in FORBIDDEN if f"{module}.".startswith(f"{name}.")), key=len)
-    for imported in imports(path):
+    for full in imports(path):
+        assert not f"{full}.".startswith(("pipeline.", "stores.")), f"{module} imports {full}; say logitbank.{full}"
+        imported = full.removeprefix("logitbank.")
         if any(f"{imported}.".startswith(f"{name}.") for name in ALLOWED.get(package, ())):
             continue
         for prefix in FORBIDDEN[package]:
@@ -62,9 +97,9 @@ def test_imports_keep_the_architecture(path: Path) -> None:
 
 def test_the_reader_of_imports_sees_every_kind() -> None:
     path = ROOT / "pipeline" / "train_student" / "run.py"
-    assert {"torch", "stores", "pipeline.train_student.losses", "pathlib"} <= set(imports(path))
+    assert {"torch", "logitbank.stores", "logitbank.pipeline.train_student.losses", "pathlib"} <= set(imports(path))
     relative = ROOT / "pipeline" / "train_student" / "losses" / "table_recipes.py"
-    assert "pipeline.train_student.losses.decoupled" in set(imports(relative))
+    assert "logitbank.pipeline.train_student.losses.decoupled" in set(imports(relative))
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -74,17 +109,48 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_stage_two_loads_nothing_of_stage_one() -> None:
-    loaded = loaded_after("import pipeline.train_student.run")
-    assert "pipeline.train_student.run" in loaded
-    assert not {name for name in loaded if name.startswith("pipeline.cache_teacher")}
+    loaded = loaded_after("import logitbank.pipeline.train_student.run")
+    assert "logitbank.pipeline.train_student.run" in loaded
+    fitting = {f"logitbank.{name}" for name in _FITTING}
+    assert not {name for name in loaded if name.startswith("logitbank.pipeline.cache_teacher") or name in fitting}
 
 
-def test_a_store_is_read_without_torch() -> None:
-    loaded = loaded_after("import stores")
+def test_a_store_is_read_and_written_without_torch_or_network() -> None:
+    loaded = loaded_after("from logitbank.stores import create_store, open_store")
     assert "zarr" in loaded
-    assert not loaded & {"torch", "torchvision", "pipeline"}
+    assert not loaded & {"torch", "torchvision", "logitbank.pipeline", "fsspec.implementations.http", "aiohttp"}
+    assert not {name for name in loaded if name.startswith(("logitbank.stores.share", "urllib.request", "http.client"))}
 
 
 def test_help_needs_no_heavy_library() -> None:
-    loaded = loaded_after("import cli")
+    loaded = loaded_after("from logitbank import cli")
     assert not loaded & {"torch", "torchvision", "zarr", "numpy", "sklearn", "matplotlib"}
+
+
+def test_the_public_names_load_nothing_until_they_are_asked_for() -> None:
+    loaded = loaded_after("import logitbank; dir(logitbank)")
+    assert not loaded & {"torch", "zarr", "numpy", "logitbank.pipeline", "logitbank.stores"}
+
+
+@pytest.mark.parametrize("name", logitbank.__all__)
+def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(logitbank, name).__doc__
+
+
+def test_a_name_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(AttributeError, match="train_student"):
+        _ = logitbank.train_students
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_the_package_is_the_folders_at_the_top(name: str) -> None:
+    assert (ROOT / "logitbank" / name).samefile(ROOT / name)
+
+
+def test_no_more_than_eight_loose_files() -> None:
+    assert len(list((ROOT / "pipeline").glob("*.py"))) <= 8
+    assert len(list((ROOT / "stores").glob("*.py"))) <= 8
+
+
+def test_the_command_line_only_builds_the_application() -> None:
+    assert len((ROOT / "cli.py").read_text().splitlines()) < 150

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
-from pipeline.train_student.losses.standardise import standardised
+from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.losses.standardise import standardised
 from tests.loss_references import BATCH_REFERENCES, REFERENCES
 
 FIRST = Step(step=0, steps_per_epoch=1, num_epochs=2)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from docs.generate_losses import page
-from pipeline.train_student.losses import LOSSES
+from logitbank.pipeline.train_student.losses import LOSSES
 
 DOCS = Path(__file__).parent.parent / "docs"
 

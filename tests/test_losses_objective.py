@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.fit import Processes, Training
-from pipeline.train_student.cautions import cautions
-from pipeline.train_student.losses import LOSSES, SEARCH, ExactAnswer, Step, parse_objective
-from pipeline.train_student.row_weights import row_temperatures, row_weights
+from logitbank.pipeline.fit import Processes, Training
+from logitbank.pipeline.train_student.cautions import cautions
+from logitbank.pipeline.train_student.losses import LOSSES, SEARCH, ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.losses.row_weights import row_temperatures, row_weights
 
 
 def batch(num_rows: int = 6, num_classes: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

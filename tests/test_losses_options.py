@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.train_student.domains import Interval, Option, Switch, Words
-from pipeline.train_student.losses import LOSSES, parse_objective, takes_setting
-from pipeline.train_student.losses.plan import RULE_OPTIONS
-from pipeline.train_student.row_weights import ROW_WEIGHTS, row_temperatures, row_weights
+from logitbank.pipeline.train_student.losses import LOSSES, parse_objective, takes_setting
+from logitbank.pipeline.train_student.losses.domains import Interval, Option, Switch, Words
+from logitbank.pipeline.train_student.losses.plan import RULE_OPTIONS
+from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from tests.test_losses import call, gradient, rows
 
 OPTIONS = [(name, key) for name, loss in LOSSES.items() for key in loss.takes]

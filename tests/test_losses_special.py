@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.train_student.losses import LOSSES, describe_loss, describe_losses
-from pipeline.train_student.losses.divergences import power_divergence
-from pipeline.train_student.losses.kernel import alpha_beta_rows
-from pipeline.train_student.losses.numerics import MAX_EXPONENT, bounded_exp, log_probs
+from logitbank.pipeline.train_student.losses import LOSSES, describe_loss, describe_losses
+from logitbank.pipeline.train_student.losses.divergences import power_divergence
+from logitbank.pipeline.train_student.losses.kernel import alpha_beta_rows
+from logitbank.pipeline.train_student.losses.numerics import MAX_EXPONENT, bounded_exp, log_probs
 from tests.test_losses import call, gradient, rows
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.exchange import describe_examples
-from stores import RowArray, StoreError, TeacherWriter, create_store, open_store, verify_store
-from stores.merge import merge_stores, subset_store
-from stores.schema import Cell
+from logitbank.pipeline.alignment import describe_examples
+from logitbank.stores import RowArray, StoreError, TeacherWriter, create_store, open_store, verify_store
+from logitbank.stores.format.schema import Cell
+from logitbank.stores.write.merge import merge_stores, subset_store
 
 C, V = 4, 2
 ALL = np.arange(40)

@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.models import MODELS, Preprocessing, build_model, own_preprocessing
-from pipeline.models.check import check_network
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import load_into, load_state, read_metadata, save_weights, weights_digest
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.views import Views
-from stores import open_store
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.models import MODELS, Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import load_into, load_state, read_metadata, save_weights, weights_digest
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
 
 
 def images(size: int = 32, channels: int = 3, num_classes: int = 7) -> Split:

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset, WeightedRandomSampler
 
-from pipeline.cache_teacher.answers import ArrayAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.models.weights import save_weights
-from pipeline.torchvision_ops import prepare_torchvision
-from pipeline.train_student.dataset import DistillationDataset, Example
-from pipeline.train_student.folder import HISTORY
-from pipeline.train_student.losses import Answer, Objective, Step, parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.views import Views
-from stores import Store, open_store
+from logitbank.pipeline.answers.dataset import DistillationDataset, Example
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.models.weights import save_weights
+from logitbank.pipeline.train_student.folder import HISTORY
+from logitbank.pipeline.train_student.losses import Answer, Objective, Step, parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, open_store
 from tests.pages import ROOT, blocks
 
 VIEWS = Views(transform="flip-crop", num_views=3)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train_student.losses import LOSSES
+from logitbank.pipeline.train_student.losses import LOSSES
 from tests.pages import ROOT, blocks, commands, known_options, options_of, run_page
 from tests.test_cli import OPTIONS
 

@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from pipeline.cache_teacher.again import answer_again
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers, Rows
-from pipeline.cache_teacher.compute import Compute
-from pipeline.cache_teacher.recompute import ROUNDING, Recomputed, recompute
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.exchange import describe_examples
-from pipeline.fit import Training
-from pipeline.folds import FoldPlan
-from pipeline.models import Preprocessing
-from pipeline.views import Views
-from stores import open_store
-from stores.merge import merge_stores, subset_store
+from logitbank.pipeline.alignment import describe_examples
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers, Rows
+from logitbank.pipeline.cache_teacher.recompute import ROUNDING, Recomputed, recompute
+from logitbank.pipeline.cache_teacher.rerun import answer_again
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.compute import Compute
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
+from logitbank.stores.write.merge import merge_stores, subset_store
 from tests.realdata import needs_real_data
 from tests.test_cli import fails, run
 

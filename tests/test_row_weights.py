@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from pipeline.train_student.row_weights import (
+from logitbank.pipeline.train_student.losses.row_weights import (
     ROW_WEIGHTS,
     TEMPERATURE_RULES,
     difficulty_temperature,

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding, encode
-from pipeline.train_student.signal import check_data
-from pipeline.views import Views, probe
-from stores import StoreError, TeacherWriter, create_store, open_store, verify_store
-from stores.rows import broken_rows
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.views import Views, probe
+from logitbank.stores import StoreError, TeacherWriter, create_store, open_store, verify_store
+from logitbank.stores.read.rows import broken_rows
 from tests.test_stores_hostile import edit
 
 N, C = 240, 12

@@ -8,12 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cli import app
-from pipeline.cache_teacher.fidelity import fit_predictor
-from pipeline.datasets import load_split
-from pipeline.encoding import Encoding, encode
-from pipeline.views import Views, probe
-from stores import RowArray, TeacherWriter, create_store, verify_store
+from logitbank.cli import app
+from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
+from logitbank.pipeline.datasets import load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.views import Views, probe
+from logitbank.stores import RowArray, TeacherWriter, create_store, verify_store
 
 DATA, N, C = "digits?limit=120", 120, 10
 FLOATS = (np.nan, np.inf, -np.inf, 0.0, 1e30, -1e30, 65504.0, -65504.0, 1e-30, 5.0)

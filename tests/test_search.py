@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.datasets import Split
-from pipeline.fit import Diverged, Training
-from pipeline.train_student.losses import Objective, parse_objective
-from pipeline.train_student.search import Rows, cut_folds, search_options
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit import Diverged, Training
+from logitbank.pipeline.train_student.losses import Objective, parse_objective
+from logitbank.pipeline.train_student.search import Rows, cut_folds, search_options
 
 
 def test_candidates_reach_the_peak_learning_rate() -> None:

@@ -13,26 +13,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from cli import app
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.build import LimitedAnswers, build_answers
-from pipeline.cache_teacher.claims import SEEN, UNKNOWN, UNSEEN, Claims
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.card import store_card
-from pipeline.datasets import Split, load_split
-from pipeline.describe import describe_kind, describe_store, format_description
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.folds import STRATEGIES, FoldPlan, apart_from_equals, write_assignment
-from pipeline.models import build_model
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import METADATA_KEY, load_state, read_training_keys, save_weights
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.views import Views
-from stores import open_store
+from logitbank.cli import app
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.build import LimitedAnswers, build_answers
+from logitbank.pipeline.cache_teacher.teachers.claims import SEEN, UNKNOWN, UNSEEN, Claims
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.folds import STRATEGIES, FoldPlan, apart_from_equals, write_assignment
+from logitbank.pipeline.look.card import store_card
+from logitbank.pipeline.look.describe import describe_kind, describe_store, format_description
+from logitbank.pipeline.models import build_model
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import METADATA_KEY, load_state, read_training_keys, save_weights
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
 
 DENSE = Encoding(kind="dense", num_classes=10, bits=8)
 

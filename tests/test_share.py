@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stores import StoreError, copy_store, local_store, open_store, verify_store
-from stores.fetch import CopyProgress
+from logitbank.stores import StoreError, copy_store, local_store, open_store, verify_store
+from logitbank.stores.share.fetch import CopyProgress
 from tests.sharing import add_teacher, contents, make_store, memory_bucket, web_server
 
 
@@ -109,7 +109,7 @@ def test_a_part_that_was_interrupted_is_nothing_to_the_whole(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("stores.building.make_durable", lambda folder: 1 / 0)
+        patch.setattr("logitbank.stores.write.building.make_durable", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             copy_store(store, tmp_path / "c.zarr", num_views=1, teachers=["b"])
     (left,) = tmp_path.glob(".c.zarr.*.partial")
@@ -150,7 +150,7 @@ def test_damage_under_way_is_fetched_again_and_damage_at_the_source_is_refused(
 
 
 def test_a_server_that_stumbles_is_asked_again(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.fetch.PAUSE", 0.0)
+    monkeypatch.setattr("logitbank.stores.share.fetch.PAUSE", 0.0)
     asked: dict[str, int] = {}
 
     def stumble(handler: http.server.BaseHTTPRequestHandler) -> bool:
@@ -273,7 +273,7 @@ def test_the_second_of_two_copies_to_one_place_waits(store: Path, tmp_path: Path
 def test_mistakes_are_answered_in_one_line(
     store: Path, tmp_path: Path, source: str, target: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.fetch.PAUSE", 0.0)
+    monkeypatch.setattr("logitbank.stores.share.fetch.PAUSE", 0.0)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     wanted = source if "://" in source else str(store.parent / source)

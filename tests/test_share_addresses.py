@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from stores import StoreError, copy_store
-from stores.address import is_zip, shown, web_address
+from logitbank.stores import StoreError, copy_store
+from logitbank.stores.format.address import is_zip, shown, web_address
 from tests.sharing import contents, make_store, s3_server, web_server
 from tests.test_cli import fails
 
@@ -146,8 +146,8 @@ def test_a_web_server_that_refuses(
     body: bytes,
     message: str,
 ) -> None:
-    monkeypatch.setattr("stores.fetch.PAUSE", 0.0)
-    monkeypatch.setattr("stores.sources.PAUSE", 0.0)
+    monkeypatch.setattr("logitbank.stores.share.fetch.PAUSE", 0.0)
+    monkeypatch.setattr("logitbank.stores.share.sources.PAUSE", 0.0)
     with web_server(tmp_path, answers(status, headers, body)) as (url, _), pytest.raises(StoreError) as raised:
         copy_store(f"{url}/{name}?sig=S3cr3tSignature", tmp_path / "c.zarr")
     said = str(raised.value)
@@ -224,9 +224,9 @@ def trickle(handler: http.server.BaseHTTPRequestHandler) -> None:
 def test_a_server_that_trickles_does_not_hold_a_copy(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr("stores.streams.WINDOW", 0.2)
-    monkeypatch.setattr("stores.web._TIMEOUT", 0.3)
-    monkeypatch.setattr("stores.fetch.PAUSE", 0.0)
+    monkeypatch.setattr("logitbank.stores.share.streams.WINDOW", 0.2)
+    monkeypatch.setattr("logitbank.stores.share.web._TIMEOUT", 0.3)
+    monkeypatch.setattr("logitbank.stores.share.fetch.PAUSE", 0.0)
 
     def slow(handler: http.server.BaseHTTPRequestHandler) -> bool:
         if part == "headers":
@@ -249,7 +249,7 @@ def test_a_server_that_trickles_does_not_hold_a_copy(
 def test_an_answer_that_is_too_short_is_asked_for_again(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.sources.PAUSE", 0.0)
+    monkeypatch.setattr("logitbank.stores.share.sources.PAUSE", 0.0)
     asked: list[str] = []
 
     def short(handler: http.server.BaseHTTPRequestHandler) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.card import store_card
-from pipeline.describe import describe_store
-from stores import StoreError, copy_store, local_store, open_store, verify_store
-from stores.cache import place_of
+from logitbank.pipeline.look.card import store_card
+from logitbank.pipeline.look.describe import describe_store
+from logitbank.stores import StoreError, copy_store, local_store, open_store, verify_store
+from logitbank.stores.share.cache import place_of
 from tests.sharing import add_teacher, contents, make_store, memory_bucket, web_server
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import typer
 
-import cli
+from logitbank import cli
+from logitbank.pipeline.commands import exchange
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "sharing.md").read_text()
@@ -32,7 +33,7 @@ def test_the_page_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             cli.main()
         assert not exited.value.code, command
     decoded = np.load("dense.npy")  # of the store in a zip file
-    cli.decode(Path("mine.zarr"), Path("same.npy"), rows="0:100", temperature=4.0)
+    exchange.decode(Path("mine.zarr"), Path("same.npy"), rows="0:100", temperature=4.0)
     assert np.array_equal(decoded, np.load("same.npy"))
 
 

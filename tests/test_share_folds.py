@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split
-from pipeline.describe import describe_store, format_description
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.folds import FoldPlan
-from pipeline.train_student.signal import check_data
-from pipeline.views import Views
-from stores import StoreError, copy_store, open_store, verify_store
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.look.describe import describe_store, format_description
+from logitbank.pipeline.views import Views
+from logitbank.stores import StoreError, copy_store, open_store, verify_store
 from tests.sharing import contents, make_store, memory_bucket, web_server
 
 DENSE = Encoding(kind="dense", num_classes=10, bits=8)

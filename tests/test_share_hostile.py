@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stores import StoreError, open_store, verify_store
-from stores.documents import sealed
-from stores.share import copy_store
+from logitbank.stores import StoreError, open_store, verify_store
+from logitbank.stores.format.documents import sealed
+from logitbank.stores.share.copy import copy_store
 from tests.sharing import contents, make_store, web_server
 
 

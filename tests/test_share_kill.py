@@ -26,7 +26,7 @@ def test_a_killed_copy_fetches_nothing_twice_that_arrived_sound(tmp_path: Path) 
 
     with web_server(tmp_path, slow) as (url, requests):
         places = f"{url + '/s.zarr'!r}, {str(tmp_path / 'c.zarr')!r}"
-        code = f"from stores import copy_store; copy_store({places}, num_threads=1)"
+        code = f"from logitbank.stores import copy_store; copy_store({places}, num_threads=1)"
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
         while files(requests) < 45 and process.poll() is None:
             time.sleep(0.005)

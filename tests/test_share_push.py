@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from stores import StoreError, copy_store, open_store
+from logitbank.stores import StoreError, copy_store, open_store
 from tests.sharing import add_teacher, contents, make_store, memory_bucket
 
 GOLDEN = Path(__file__).parent / "golden" / "topk.zarr"

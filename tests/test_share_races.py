@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stores import StoreError, copy_store, verify_store
+from logitbank.stores import StoreError, copy_store, verify_store
 from tests.sharing import add_teacher, contents, make_store, s3_server
 
 PUSHERS = multiprocessing.get_context("forkserver")
-PUSHERS.set_forkserver_preload(["s3fs", "stores.push", "tests.test_share_races"])
+PUSHERS.set_forkserver_preload(["s3fs", "logitbank.stores.share.push", "tests.test_share_races"])
 
 
 @dataclass

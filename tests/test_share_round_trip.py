@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.exchange import describe_examples
-from pipeline.fit import Training
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.train_student.signal import check_data
-from pipeline.views import Views
-from stores import copy_store, local_store, open_store, verify_store
-from stores.merge import merge_stores
+from logitbank.pipeline.alignment import check_data, describe_examples
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import copy_store, local_store, open_store, verify_store
+from logitbank.stores.write.merge import merge_stores
 from tests.sharing import memory_bucket, s3_server
 from tests.test_cli import run
 

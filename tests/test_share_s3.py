@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.share import copy_store
+from logitbank.stores.share.copy import copy_store
 from tests.sharing import add_teacher, contents, make_store, s3_server
 
 

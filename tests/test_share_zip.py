@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stores import StoreError, copy_store, local_store, open_store, verify_store
-from stores.cache import fresh_store
+from logitbank.stores import StoreError, copy_store, local_store, open_store, verify_store
+from logitbank.stores.share.cache import fresh_store
 from tests.sharing import contents, make_store, memory_bucket
 
 NOISE = (".DS_Store", "._zarr.json", "Thumbs.db", "desktop.ini", ".nfs000000000000001")

@@ -16,22 +16,22 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache_teacher.answers import ArrayAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding, decode, finite
-from pipeline.fit import Training
-from pipeline.models.weights import load_state, weights_digest
-from pipeline.tail_predictor import TailPredictor
-from pipeline.train_student.folder import WEIGHTS
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.order import order_warnings
-from pipeline.train_student.run import DistillationLoss, train_student
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.train_student.slab import BlockedSlabs, Grouping
-from pipeline.train_student.slab_file import map_slab, remove_unused
-from pipeline.views import Views
-from stores import Store, StoreError, open_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.slab import BlockedSlabs, Grouping
+from logitbank.pipeline.answers.slab_file import map_slab, remove_unused
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding, decode, finite
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.models.weights import load_state, weights_digest
+from logitbank.pipeline.train_student.folder import WEIGHTS
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.order import order_warnings
+from logitbank.pipeline.train_student.run import DistillationLoss, train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, StoreError, open_store
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 200
@@ -276,8 +276,8 @@ def test_pieces_that_fail_leave_nothing_that_could_be_mapped(tmp_path: Path) -> 
 READER = """
 import sys
 import torch
-from pipeline.train_student.signal import TeacherSignal
-from stores import open_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.stores import open_store
 signal = TeacherSignal(open_store(sys.argv[1]))
 signal.logits(torch.arange(4), 0)
 print("loaded", flush=True)
@@ -320,9 +320,9 @@ FORKED = """
 import os, sys, time
 from pathlib import Path
 import torch
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.train_student.slab_file import _lock
-from stores import open_store
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.slab_file import _lock
+from logitbank.stores import open_store
 
 signal, rows = TeacherSignal(open_store(sys.argv[1])), torch.arange(5)
 with _lock(Path(os.environ["LOGITBANK_CACHE"]) / "slabs"):  # as a thread that reads ahead may hold it

@@ -7,23 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.against_labels import suspicion
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
-from pipeline.cache_teacher.networks import Teacher
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.sound import LARGEST, ZERO_FLOOR, ask_first, floored, stand_for_logits
-from pipeline.cache_teacher.teachers import TeacherSet
-from pipeline.card import store_card
-from pipeline.datasets import Split, load_split
-from pipeline.describe import describe_store, format_description
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.models import Preprocessing
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import check_needs, train_student
-from pipeline.train_student.signal import TeacherSignal
-from pipeline.views import Views
-from stores import open_store, verify_store
+from logitbank.pipeline.answers.against_labels import suspicion
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.sound import LARGEST, ZERO_FLOOR, ask_first, floored, stand_for_logits
+from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
+from logitbank.pipeline.cache_teacher.teachers.networks import Teacher
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.look.card import store_card
+from logitbank.pipeline.look.describe import describe_store, format_description
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import check_needs, train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store, verify_store
 
 N, C = 300, 10
 ENCODINGS = {

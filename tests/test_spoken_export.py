@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-import cli
-from pipeline.cache_teacher.build import LimitedAnswers, build_answers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding, decode
-from pipeline.export import export_store
-from pipeline.folds import FoldPlan
-from pipeline.tail_predictor import TailPredictor
-from pipeline.views import Views
-from stores import Store, open_store
+from logitbank import cli
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.build import LimitedAnswers, build_answers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.exchange import export_store
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, open_store
 from tests.exchange import FLIPS, C, N, V, make_data, make_store
 
 TARGETS = ("x.npz", "x.parquet", "x.tar", "shards")

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cache_teacher.build import build_answers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.export import export_store, open_export, parquet
-from pipeline.export.npz import npy_header
+from logitbank.pipeline.cache_teacher.teachers.build import build_answers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.exchange import export_store, open_export, parquet
+from logitbank.pipeline.exchange.npz import npy_header
 from tests.exchange import FLIPS, C, N, make_data, make_store
 
 MOST = 20e6  # bytes; what is declared below is a million times as much

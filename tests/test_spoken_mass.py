@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache_teacher.sparse import from_probabilities, sparse_logits
-from pipeline.encoding import Encoding, decode, encode
+from logitbank.pipeline.cache_teacher.teachers.sparse import from_probabilities, sparse_logits
+from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.encoding.encode import encode
 from tests.realdata import DATA, needs_real_data
 
 

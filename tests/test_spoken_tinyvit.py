@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cache_teacher.build import build_answers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.tinyvit import TinyVitAnswers
-from pipeline.datasets import Split, load_split
-from pipeline.encoding import Encoding
-from pipeline.views import Views
-from stores import open_store
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.build import build_answers
+from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitAnswers
+from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
 from tests.exchange import C, N, make_data, make_logits
 
 K = 4

@@ -15,7 +15,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stores import Cell, RowArray, Store, StoreError, TeacherWriter, create_store, open_store, verify_store
+from logitbank.stores import Cell, RowArray, Store, StoreError, TeacherWriter, create_store, open_store, verify_store
 
 N, V, C, K = 1500, 2, 100, 5
 ARRAYS = {

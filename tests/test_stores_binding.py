@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stores import StoreError, copy_store, create_store, open_store, verify_store
-from stores.documents import examples_sha256, sealed
-from stores.reader import load_root
+from logitbank.stores import StoreError, copy_store, create_store, open_store, verify_store
+from logitbank.stores.format.documents import examples_sha256, sealed
+from logitbank.stores.read.reader import load_root
 from tests.golden.make import C, N, V
 from tests.sharing import add_teacher
 

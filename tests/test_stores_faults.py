@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stores import Cell, RowArray, StoreError, create_store, open_store, verify_store
+from logitbank.stores import Cell, RowArray, StoreError, create_store, open_store, verify_store
 from tests.test_stores import ARRAYS, K, N, description, finished, rows, writer
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_cell_can_be_written_again(tmp_path: Path) -> None:
 FULL_DISK = """
 import sys, resource, signal
 from pathlib import Path
-from stores import StoreError
+from logitbank.stores import StoreError
 from tests.test_stores import rows, writer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 teacher = writer(Path(sys.argv[1]))
@@ -213,7 +213,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-from stores import StoreError, create_store
+from logitbank.stores import StoreError, create_store
 from tests.test_stores import description, rows, writer
 path = Path(sys.argv[1])
 teacher = writer(path)

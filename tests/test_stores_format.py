@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from stores import FORMAT, VERSION, RowArray, StoreError, open_store, verify_store
-from stores.schema import (
+from logitbank.stores import FORMAT, VERSION, RowArray, StoreError, open_store, verify_store
+from logitbank.stores.format.schema import (
     CELL_ARRAYS,
     CONSTANTS,
     EXAMPLE_ARRAYS,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from stores import Cell, create_store, open_store, verify_store
-from stores.documents import sealed
+from logitbank.stores import Cell, create_store, open_store, verify_store
+from logitbank.stores.format.documents import sealed
 from tests.test_stores import C, K, N, V, description, finished, rows, writer
 from tests.test_stores_faults import everything, one_line
 
@@ -180,7 +180,7 @@ def test_a_piece_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
 
 def test_a_slab_larger_than_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = finished(tmp_path / "s.zarr")
-    monkeypatch.setattr("stores.blocks.available_memory", lambda: 1000)
+    monkeypatch.setattr("logitbank.stores.read.blocks.available_memory", lambda: 1000)
     one_line(lambda: open_store(path).teacher().slab(0), "block by block")
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stores import Cell, StoreError, create_store, open_store, verify_store
+from logitbank.stores import Cell, StoreError, create_store, open_store, verify_store
 from tests.test_stores import description, rows, writer
 
 BLOCK_ROWS = 96
 WORKER = f"""
 import sys
 from pathlib import Path
-from stores import StoreError
+from logitbank.stores import StoreError
 from tests.test_stores import rows, writer
 path, part, num_parts, seed = Path(sys.argv[1]), *map(int, sys.argv[2:])
 print("ready", flush=True)
@@ -160,7 +160,9 @@ def test_leftovers_of_others_are_kept(tmp_path: Path) -> None:
     teacher.write(Cell(0, 0), rows(teacher, Cell(0, 0)))
     folder = path / "teachers/t/logsumexp/c/0"
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    code = "from stores.files import partial_path; from pathlib import Path; print(partial_path(Path('1')).name)"
+    code = (
+        "from logitbank.stores.files import partial_path; from pathlib import Path; print(partial_path(Path('1')).name)"
+    )
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     machine, pid = dead.split(".")[2].split("-")[:2]
     elsewhere = dead.replace(machine, "0" * 12)

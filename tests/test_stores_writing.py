@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stores import Cell, StoreError, create_store, open_store
+from logitbank.stores import Cell, StoreError, create_store, open_store
 from tests.test_stores import ARRAYS, C, K, N, V, description, finished, rows, writer
 
 

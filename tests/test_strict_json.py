@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.strict_json import to_json
-from pipeline.train_student.folder import write_json
+from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.train_student.folder import write_json
 
 ROOT = Path(__file__).parents[1]
 

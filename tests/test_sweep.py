@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import Training
-from pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
-from pipeline.train_student.runs import choose_baselines, load_runs
-from pipeline.train_student.spec import RunSpec
-from pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
+from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
+from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
+from logitbank.pipeline.views import Views
 
 ROOT = Path(__file__).parents[1]
 BASE = RunSpec(store="s.zarr", data="digits", student="", loss="", training=Training(epochs=2), settings={})

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.fidelity import PredictorFit, fit_predictor
-from pipeline.encoding import Encoding, decode, decode_log_prob, encode, finite, prepare
-from pipeline.tail_basis import TailBasis, allocate_bits, gaussian_error, gaussian_levels
-from pipeline.tail_fit import TailFit, mean_kl
-from pipeline.tail_predictor import TailPredictor, shift_to_mass
+from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, fit_predictor
+from logitbank.pipeline.encoding import Encoding, decode, decode_log_prob, finite, prepare
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_basis import TailBasis, allocate_bits, gaussian_error, gaussian_levels
+from logitbank.pipeline.encoding.tail_fit import TailFit, mean_kl
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor, shift_to_mass
 
 CLASSES = 40
 TOPK = Encoding(kind="topk", num_classes=CLASSES, top_k=6)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import EpochRecord, Training
-from pipeline.train_student.spec import RunSpec
-from pipeline.train_student.tensorboard import FOLDER
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.tensorboard import FOLDER
+from logitbank.pipeline.views import Views
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_curves_hold_every_epoch_once(spec: RunSpec, tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_it_is_said_at_once(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.train_student.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("logitbank.pipeline.train_student.tensorboard.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"--tensorboard needs another package: pip install 'logitbank\[tensorboard\]'"
     ):

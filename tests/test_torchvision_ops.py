@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 LOADABLE = """
 import torch
-from pipeline.torchvision_ops import _compiled_library
+from logitbank.pipeline.datasets.torchvision_ops import _compiled_library
 library = _compiled_library()
 try:
     torch.ops.load_library(str(library))
@@ -18,7 +18,7 @@ except OSError:
 """
 
 USE = """
-from pipeline.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 print("declared" if prepare_torchvision() else "loaded")
 prepare_torchvision()
 import torch

@@ -12,22 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import BatchLoss, Training, fit
-from pipeline.models import build_model
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import load_state, read_metadata, weights_digest
-from pipeline.train_student.ensemble import open_signal
-from pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
-from pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.train_student.signal import TeacherSignal, check_data, decode_to_file
-from pipeline.views import Views
-from stores import Store, open_store
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.answers.ensemble import open_signal
+from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.exchange.decode import decode_to_file
+from logitbank.pipeline.fit import BatchLoss, Training, fit
+from logitbank.pipeline.models import build_model
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import load_state, read_metadata, weights_digest
+from logitbank.pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
+from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, open_store
 
 VIEWS = Views(transform="flip-crop", num_views=3, seed=1)
 ENCODINGS = {

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache_teacher.answers import NetworkAnswers
-from pipeline.cache_teacher.run import cache_teacher
-from pipeline.cache_teacher.teachers import load_teachers
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding
-from pipeline.fit import EpochRecord, Training
-from pipeline.models.weights import load_state, weights_digest
-from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.views import Views
-from stores import Store, open_store
+from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.models.weights import load_state, weights_digest
+from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.datasets import Split
-from pipeline.encoding import Encoding, encode
-from pipeline.fit import Training
-from pipeline.train_student.ensemble import open_signal, parse_teachers
-from pipeline.train_student.losses import LOSSES, ExactAnswer, Objective, Step, parse_objective
-from pipeline.train_student.run import DistillationLoss, check_needs, train_student
-from pipeline.views import Views, probe
-from stores import RowArray, Store, TeacherWriter, create_store, open_store
+from logitbank.pipeline.answers.ensemble import open_signal, parse_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Objective, Step, parse_objective
+from logitbank.pipeline.train_student.run import DistillationLoss, check_needs, train_student
+from logitbank.pipeline.views import Views, probe
+from logitbank.stores import RowArray, Store, TeacherWriter, create_store, open_store
 
 ROWS = 120
 ENCODING = Encoding(kind="dense", num_classes=10, bits=32)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cache_teacher.train import train_teachers
-from pipeline.datasets import Split
-from pipeline.fit import EpochRecord, Training
-from pipeline.folds import FoldPlan
-from pipeline.models.weights import read_metadata, save_weights
-from stores.locks import locked
+from logitbank.pipeline.cache_teacher.train import train_teachers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.folds import FoldPlan
+from logitbank.pipeline.models.weights import read_metadata, save_weights
+from logitbank.stores.locks import locked
 
 CLI = [sys.executable, str(Path(__file__).parents[1] / "cli.py")]
 CALL = "train-teacher --data digits --model mlp:8 --folds 2 --epochs 8 --transform flip-crop --out"

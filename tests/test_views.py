@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import Split
-from pipeline.user_code import load_factory
-from pipeline.views import TRANSFORMS, Views, allow_transform, check_probes, draw, mix64, probe, view_seeds
-from pipeline.views.mixing import own_share, partners
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.user_code import load_factory
+from logitbank.pipeline.views import TRANSFORMS, Views, allow_transform, check_probes, draw, mix64, probe, view_seeds
+from logitbank.pipeline.views.mixing import own_share, partners
 
 
 def test_mix64_is_splitmix64() -> None:
@@ -180,7 +180,8 @@ def nothing():
 def test_user_code_runs_only_when_its_file_is_named(
     colours: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.views.transforms._user_code", {})  # other tests of this process name files too
+    # other tests of this process name files too
+    monkeypatch.setattr("logitbank.pipeline.views.transforms._user_code", {})
     (tmp_path / "own.py").write_text(USER)
     stored = {"transform": "own.py:invert", "num_views": 1, "seed": 0}
     with pytest.raises(ValueError, match="name its path"):

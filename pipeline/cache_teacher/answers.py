@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.ahead import in_order
-from pipeline.cache_teacher.claims import Seen, nothing_known
-from pipeline.cache_teacher.compute import PRECISIONS, Compute
-from pipeline.cache_teacher.teachers import TeacherSet, fold_attributes
-from pipeline.datasets import Split
-from pipeline.folds import FoldPlan, Folds
-from pipeline.models.check import check_network
-from pipeline.views import Views
+from logitbank.pipeline.cache_teacher.teachers.claims import Seen, nothing_known
+from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS, Compute
+from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, fold_attributes
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.ahead import in_order
+from logitbank.pipeline.folds import FoldPlan, Folds
+from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
 

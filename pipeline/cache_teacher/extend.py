@@ -4,18 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache_teacher.again import differences
-from pipeline.cache_teacher.answers import Answers
-from pipeline.cache_teacher.parts import Part
-from pipeline.cache_teacher.run import Progress, write_cells
-from pipeline.cache_teacher.sample import zero_warnings
-from pipeline.cache_teacher.sound import ask_first
-from pipeline.cache_teacher.summary import summarise
-from pipeline.encoding import Encoding
-from pipeline.tail_predictor import TailPredictor
-from pipeline.views import probe
-from stores import Store, open_store
-from stores.extend import extend_store, extendable
+from logitbank.pipeline.cache_teacher.answers import Answers
+from logitbank.pipeline.cache_teacher.rerun import differences
+from logitbank.pipeline.cache_teacher.run import Progress, write_cells
+from logitbank.pipeline.cache_teacher.sample import zero_warnings
+from logitbank.pipeline.cache_teacher.sound import ask_first
+from logitbank.pipeline.cache_teacher.summary import summarise
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.processes.parts import Part
+from logitbank.pipeline.views import probe
+from logitbank.stores import Store, open_store
+from logitbank.stores.write.extend import extend_store, extendable
 
 
 def extend_views(

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.encoding import Encoding, decode, encode
-from pipeline.tail_fit import TailFit, mean_kl, no_prediction
-from pipeline.tail_predictor import Gauge, TailPredictor
+from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_fit import TailFit, mean_kl, no_prediction
+from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 _CHUNK = 1024

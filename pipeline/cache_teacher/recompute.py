@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.again import differences
-from pipeline.cache_teacher.answers import Answers
-from pipeline.cache_teacher.sound import SoundAnswers
-from pipeline.encoding import encode, finite
-from pipeline.tail_predictor import TailPredictor
-from pipeline.teacher_rows import TeacherRows
-from stores import Store, Teacher
+from logitbank.pipeline.answers.teacher_rows import TeacherRows
+from logitbank.pipeline.cache_teacher.answers import Answers
+from logitbank.pipeline.cache_teacher.rerun import differences
+from logitbank.pipeline.cache_teacher.sound import SoundAnswers
+from logitbank.pipeline.encoding import finite
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.stores import Store, Teacher
 
 NUM_PAIRS = 64
 # KL T^2 is half the variance of the logits' error: these are errors of 0.045 and 0.2, several times what convolutions

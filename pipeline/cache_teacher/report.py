@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.cache_teacher.run import Progress
-from pipeline.strict_json import to_json
+from logitbank.pipeline.cache_teacher.run import Progress
+from logitbank.pipeline.files.strict_json import to_json
 
 
 class Report:

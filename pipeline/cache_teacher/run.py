@@ -15,19 +15,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import Answers
-from pipeline.cache_teacher.fidelity import TEMPERATURES
-from pipeline.cache_teacher.parts import Part
-from pipeline.cache_teacher.sample import Sample, folds_of, zero_warnings
-from pipeline.cache_teacher.sound import ask_first
-from pipeline.cache_teacher.summary import summarise
-from pipeline.encoding import Encoding, encode
-from pipeline.folds import refuse_apart
-from pipeline.tail_predictor import TailPredictor
-from pipeline.versions import library_versions
-from pipeline.views import probe
-from stores import Cell, RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
-from stores.address import check_folder
+from logitbank.pipeline.cache_teacher.answers import Answers
+from logitbank.pipeline.cache_teacher.fidelity import TEMPERATURES
+from logitbank.pipeline.cache_teacher.sample import Sample, folds_of, zero_warnings
+from logitbank.pipeline.cache_teacher.sound import ask_first
+from logitbank.pipeline.cache_teacher.summary import summarise
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.files.versions import library_versions
+from logitbank.pipeline.folds import refuse_apart
+from logitbank.pipeline.processes.parts import Part
+from logitbank.pipeline.views import probe
+from logitbank.stores import Cell, RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
+from logitbank.stores.format.address import check_folder
 
 PREDICTOR_ROWS = 20_000
 SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher

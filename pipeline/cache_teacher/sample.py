@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import Answers
-from pipeline.cache_teacher.fidelity import PredictorFit, choose_encoding, measure_fidelity
-from pipeline.cache_teacher.sound import ZERO_FLOOR, SoundAnswers, floored, is_zero
-from pipeline.encoding import Encoding
-from pipeline.tail_predictor import TailPredictor
+from logitbank.pipeline.cache_teacher.answers import Answers
+from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, choose_encoding, measure_fidelity
+from logitbank.pipeline.cache_teacher.sound import ZERO_FLOOR, SoundAnswers, floored, is_zero
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 FIDELITY_ROWS = 1000  # at most; few rows of a small dataset, since answering them costs a second time
 _CHUNK_ROWS = 4096

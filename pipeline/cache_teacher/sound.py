@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.cache_teacher.answers import Answers, ArrayAnswers, Rows
+from logitbank.pipeline.cache_teacher.answers import Answers, ArrayAnswers, Rows
 
 ZERO_FLOOR = 1e-6
 """The probability that stands for one of zero, whose log no student can reach."""

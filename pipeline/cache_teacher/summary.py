@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.against_labels import label_warnings
-from pipeline.cache_teacher.claims import SEEN, UNKNOWN, Seen
-from pipeline.encoding import Encoding, decode
-from pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
-from stores import Store
+from logitbank.pipeline.answers.against_labels import label_warnings
+from logitbank.pipeline.cache_teacher.teachers.claims import SEEN, UNKNOWN, Seen
+from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
+from logitbank.stores import Store
 
 LEAK_LEVEL = 0.003  # chance that a store whose fold teachers are honest is accused
 _SPREAD, _SPREAD_FREEDOM = 0.25, 4  # of honest teachers' log NLL: what is assumed, and how many folds that is worth

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.datasets import Split
-from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Training, fit
-from pipeline.folds import FoldPlan, fold_digest
-from pipeline.models import Preprocessing, build_model, own_preprocessing
-from pipeline.models.check import check_network
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import KEY_SPACE, read_metadata, save_weights
-from pipeline.user_code import is_factory
-from pipeline.versions import library_versions
-from pipeline.views import Views
-from stores.locks import locked
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.files.versions import library_versions
+from logitbank.pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Training, fit
+from logitbank.pipeline.folds import FoldPlan, fold_digest
+from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import KEY_SPACE, read_metadata, save_weights
+from logitbank.pipeline.user_code import is_factory
+from logitbank.pipeline.views import Views
+from logitbank.stores.locks import locked
 
 SINGLE_FILE = "teacher.safetensors"
 FOLD_FILE = "fold{fold}.safetensors"

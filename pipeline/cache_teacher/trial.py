@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache_teacher.answers import Answers
-from pipeline.cache_teacher.fidelity import bytes_estimate
-from pipeline.cache_teacher.run import Budget
-from pipeline.cache_teacher.sample import Sample
-from pipeline.cache_teacher.sound import ask_first
-from pipeline.encoding import Encoding
+from logitbank.pipeline.cache_teacher.answers import Answers
+from logitbank.pipeline.cache_teacher.fidelity import bytes_estimate
+from logitbank.pipeline.cache_teacher.run import Budget
+from logitbank.pipeline.cache_teacher.sample import Sample
+from logitbank.pipeline.cache_teacher.sound import ask_first
+from logitbank.pipeline.encoding import Encoding
 
 TIMED_ROWS = 1024
 _WARM_ROWS = 64

@@ -8,17 +8,17 @@ from inspect import signature
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.digits import load_digits
-from pipeline.datasets.hf import load_hf
-from pipeline.datasets.image_folder import load_image_folder
-from pipeline.datasets.npz import load_npz
-from pipeline.datasets.own import load_own
-from pipeline.datasets.spec import check_options, parse, read_whole, spell
-from pipeline.datasets.split import Split
-from pipeline.datasets.tables import load_csv, load_parquet
-from pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
-from pipeline.spelling import unknown
-from pipeline.user_code import is_file_factory
+from logitbank.pipeline.datasets.digits import load_digits
+from logitbank.pipeline.datasets.hf import load_hf
+from logitbank.pipeline.datasets.image_folder import load_image_folder
+from logitbank.pipeline.datasets.npz import load_npz
+from logitbank.pipeline.datasets.own import load_own
+from logitbank.pipeline.datasets.spec import check_options, parse, read_whole, spell
+from logitbank.pipeline.datasets.split import Split
+from logitbank.pipeline.datasets.tables import load_csv, load_parquet
+from logitbank.pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
+from logitbank.pipeline.spelling import unknown
+from logitbank.pipeline.user_code import is_file_factory
 
 __all__ = ["SOURCES", "Source", "Split", "few_rows", "load_split", "take", "with_split"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.spec import read_whole, shown
+from logitbank.pipeline.datasets.spec import read_whole, shown
 
 MAX_CLASSES = 1_000_000
 _MAX_BYTES = 2**26

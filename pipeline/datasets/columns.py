@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.labels import MISSING
-from pipeline.datasets.spec import tell
+from logitbank.pipeline.datasets.labels import MISSING
+from logitbank.pipeline.datasets.spec import tell
 
 MAX_CATEGORIES = 256
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")

@@ -8,9 +8,9 @@ from typing import TextIO
 
 import numpy as np
 
-from pipeline.datasets.columns import Column, Columns, is_number
-from pipeline.datasets.limits import check_fits
-from pipeline.datasets.spec import shown, tell
+from logitbank.pipeline.datasets.columns import Column, Columns, is_number
+from logitbank.pipeline.datasets.limits import check_fits
+from logitbank.pipeline.datasets.spec import shown, tell
 
 SEPARATORS = {",": ",", ";": ";", "|": "|", ":": ":", "tab": "\t", "space": " "}
 DECIMALS = (".", ",")

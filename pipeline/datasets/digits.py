@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from pipeline.datasets.classes import number_classes
-from pipeline.datasets.spec import check_split, said, spell
-from pipeline.datasets.split import Split
+from logitbank.pipeline.datasets.classes import number_classes
+from logitbank.pipeline.datasets.spec import check_split, said, spell
+from logitbank.pipeline.datasets.split import Split
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.pictures import decode_image, open_image
-from pipeline.datasets.split import KEY_BYTES
+from logitbank.pipeline.datasets.pictures import decode_image, open_image
+from logitbank.pipeline.datasets.split import KEY_BYTES
 
 _THREADS = 4
 _NOT_FRAMES = "MPO"  # what cameras add to a JPEG is no frame of its own

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipeline.datasets.classes import known_classes
-from pipeline.datasets.image_files import ImageFiles
-from pipeline.datasets.image_tree import UNLABELLED, Tree, beside, find_folder, read_tree
-from pipeline.datasets.spec import check_split, read_one, read_whole, said, shown, spell, tell
-from pipeline.datasets.split import Split
+from logitbank.pipeline.datasets.classes import known_classes
+from logitbank.pipeline.datasets.image_files import ImageFiles
+from logitbank.pipeline.datasets.image_tree import UNLABELLED, Tree, beside, find_folder, read_tree
+from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, shown, spell, tell
+from logitbank.pipeline.datasets.split import Split
 
 ON_ERROR = ("stop", "skip")
 MAX_SIZE = 4096

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.datasets.pictures import SUFFIXES
-from pipeline.datasets.spec import shown
+from logitbank.pipeline.datasets.pictures import SUFFIXES
+from logitbank.pipeline.datasets.spec import shown
 
 UNLABELLED = "unlabelled"
 TRAIN_NAMES = ("train",)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.classes import known_classes, number_classes
-from pipeline.datasets.spec import canonical, shown, tell
+from logitbank.pipeline.datasets.classes import known_classes, number_classes
+from logitbank.pipeline.datasets.spec import canonical, shown, tell
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 IGNORED = -100  # what cross-entropy skips by convention

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.labels import from_zero, one_hot_width, place_labels, read_labels
-from pipeline.datasets.limits import check_declared
-from pipeline.datasets.samples import as_samples
-from pipeline.datasets.spec import check_split, read_one, said, shown, spell, tell
-from pipeline.datasets.split import Split
+from logitbank.pipeline.datasets.labels import from_zero, one_hot_width, place_labels, read_labels
+from logitbank.pipeline.datasets.limits import check_declared
+from logitbank.pipeline.datasets.samples import as_samples
+from logitbank.pipeline.datasets.spec import check_split, read_one, said, shown, spell, tell
+from logitbank.pipeline.datasets.split import Split
 
 ARRAYS = ("x", "y", "group", "x_test", "y_test", "group_test")
 YS: tuple[str, ...] = ("y", "y_test")

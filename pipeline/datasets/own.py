@@ -5,19 +5,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.datasets.labels import one_hot_width, place_labels, read_labels
-from pipeline.datasets.samples import as_samples
-from pipeline.datasets.spec import check_options, spell
-from pipeline.datasets.split import Split
-from pipeline.user_code import call_factory, load_factory
+from logitbank.pipeline.datasets.labels import one_hot_width, place_labels, read_labels
+from logitbank.pipeline.datasets.samples import as_samples
+from logitbank.pipeline.datasets.spec import check_options, spell
+from logitbank.pipeline.datasets.split import Split
+from logitbank.pipeline.user_code import call_factory, load_factory
 
 
 def load_own(factory: str, options: Mapping[str, str]) -> Split:
     """Calls the factory with the spec's options, as text, and ``split`` ("train" when left out).
 
-    It returns a ``pipeline.datasets.Split``, or a pair (samples, labels) of arrays as a .npz file holds them. The same
-    call must give the same examples in the same order. ``classes`` is given to a factory that takes it, and else says
-    how many classes there are, as for other sources.
+    It returns a ``Split``, or a pair (samples, labels) of arrays as a .npz file holds them. The same call must give the
+    same examples in the same order. ``classes`` is given to a factory that takes it, and else says how many classes
+    there are, as for other sources.
 
     Raises:
         ValueError: The factory cannot be called so, fails, or returns something else.

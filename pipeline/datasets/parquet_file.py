@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.columns import Column, Columns
-from pipeline.datasets.limits import check_declared
+from logitbank.pipeline.datasets.columns import Column, Columns
+from logitbank.pipeline.datasets.limits import check_declared
 
 _CELL_BYTES = 8
 

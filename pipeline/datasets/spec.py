@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
-from pipeline.spelling import unknown
+from logitbank.pipeline.spelling import unknown
 
 _QUOTED = {"%": "%25", "&": "%26"}
 _WHOLE = re.compile(r"-?\d+\.0*")

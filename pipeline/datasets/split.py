@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.spec import canonical
+from logitbank.pipeline.datasets.spec import canonical
 
 KEY_BYTES = 8
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets.classes import known_classes
-from pipeline.datasets.columns import Column, Columns, Feature, fit_feature
-from pipeline.datasets.csv_file import DECIMALS, SEPARATORS, Form, read_csv
-from pipeline.datasets.labels import MISSING, class_names, find_labels
-from pipeline.datasets.limits import check_fits
-from pipeline.datasets.parquet_file import read_parquet
-from pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
-from pipeline.datasets.split import Split, content_keys
-from pipeline.spelling import unknown
+from logitbank.pipeline.datasets.classes import known_classes
+from logitbank.pipeline.datasets.columns import Column, Columns, Feature, fit_feature
+from logitbank.pipeline.datasets.csv_file import DECIMALS, SEPARATORS, Form, read_csv
+from logitbank.pipeline.datasets.labels import MISSING, class_names, find_labels
+from logitbank.pipeline.datasets.limits import check_fits
+from logitbank.pipeline.datasets.parquet_file import read_parquet
+from logitbank.pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
+from logitbank.pipeline.datasets.split import Split, content_keys
+from logitbank.pipeline.spelling import unknown
 
 Reader = Callable[[str], Columns]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.classes import number_classes
-from pipeline.datasets.spec import check_split, read_flag, said, spell
-from pipeline.datasets.split import Split
-from pipeline.spelling import unknown
-from pipeline.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.datasets.classes import number_classes
+from logitbank.pipeline.datasets.spec import check_split, read_flag, said, spell
+from logitbank.pipeline.datasets.split import Split
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.spelling import unknown
 
 TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST")
 

@@ -7,10 +7,10 @@ processes.py    several processes that train one model together, as torchrun sta
 checkpoint.py   everything that a killed run needs to go on bit for bit, in one safetensors file
 """
 
-from pipeline.fit.checkpoint import Checkpoint
-from pipeline.fit.loop import BatchLoss, Diverged, fit, predict
-from pipeline.fit.processes import Processes
-from pipeline.fit.training import COLUMNS, OPTIMIZERS, SCHEDULES, EpochRecord, Training
+from logitbank.pipeline.fit.checkpoint import Checkpoint
+from logitbank.pipeline.fit.loop import BatchLoss, Diverged, fit, predict
+from logitbank.pipeline.fit.training import COLUMNS, OPTIMIZERS, SCHEDULES, EpochRecord, Training
+from logitbank.pipeline.processes.together import Processes
 
 __all__ = [
     "COLUMNS",

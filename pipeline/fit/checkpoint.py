@@ -18,9 +18,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.fit.training import EpochRecord, Training
-from pipeline.whole_file import whole_file
-from stores.plain_json import parse_json
+from logitbank.pipeline.files.whole import whole_file
+from logitbank.pipeline.fit.training import EpochRecord, Training
+from logitbank.stores.format.plain_json import parse_json
 
 State = dict[str, Tensor]
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from pipeline.ahead import in_order
-from pipeline.datasets import Split
-from pipeline.fit.checkpoint import Checkpoint, Run, random_state
-from pipeline.fit.processes import Processes
-from pipeline.fit.training import LEAST_ROWS, OPTIMIZERS, PRECISIONS, EpochRecord, Training
-from pipeline.fit.weights import round_in_place, rounded_parameters, running_average
-from pipeline.models import Preprocessing
-from pipeline.views import Views
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.ahead import in_order
+from logitbank.pipeline.fit.checkpoint import Checkpoint, Run, random_state
+from logitbank.pipeline.fit.training import OPTIMIZERS, PRECISIONS, EpochRecord, Training
+from logitbank.pipeline.fit.weights import round_in_place, rounded_parameters, running_average
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.processes.together import LEAST_ROWS, Processes
+from logitbank.pipeline.views import Views
 
 EVALUATION_BATCH = 500
 VALIDATION = ("val_accuracy", "val_nll")

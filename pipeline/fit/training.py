@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from pipeline.domains import TRAINING
+from logitbank.pipeline.domains import TRAINING
+from logitbank.pipeline.processes.together import LEAST_ROWS
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], "Training"], Optimizer]] = {
     "sgd": lambda parameters, training: SGD(
@@ -42,7 +43,6 @@ PRECISIONS: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-LEAST_ROWS = 2  # of a process in a pass: batch norm needs two
 _OPTIONS = {"weight_bits": "--student-bits"}  # where the command line has another name
 
 

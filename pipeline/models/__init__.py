@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pipeline.datasets import Split
-from pipeline.models.cifar_resnet import CifarResNet
-from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.small import MLP, SmallCNN
-from pipeline.models.wide_resnet import WideResNet
-from pipeline.spelling import unknown
-from pipeline.torchvision_ops import prepare_torchvision
-from pipeline.user_code import call_factory, is_factory
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.models.cifar_resnet import CifarResNet
+from logitbank.pipeline.models.preprocessing import Preprocessing
+from logitbank.pipeline.models.small import MLP, SmallCNN
+from logitbank.pipeline.models.wide_resnet import WideResNet
+from logitbank.pipeline.spelling import unknown
+from logitbank.pipeline.user_code import call_factory, is_factory
 
 __all__ = ["MODELS", "Model", "Preprocessing", "build_model", "own_preprocessing"]
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.datasets import Split
-from pipeline.models.preprocessing import Preprocessing
-from pipeline.views import Views
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.models.preprocessing import Preprocessing
+from logitbank.pipeline.views import Views
 
 
 def check_network(

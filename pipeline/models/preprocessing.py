@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.datasets import Split
+from logitbank.pipeline.datasets import Split
 
 MAX_RECORDED_SIZE = 1024  # pixels a side that a file may ask images to be resized to
 _SAMPLED, _DECODED_AT_ONCE, _COUNTED_AT_ONCE = 5000, 64, 1000

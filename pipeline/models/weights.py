@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.models.torch_files import TORCH_SUFFIXES, load_torch_file
-from pipeline.whole_file import whole_file
-from stores.plain_json import parse_json
+from logitbank.pipeline.files.whole import whole_file
+from logitbank.pipeline.models.torch_files import TORCH_SUFFIXES, load_torch_file
+from logitbank.stores.format.plain_json import parse_json
 
 METADATA_KEY = "logitbank"
 TRAINING_KEYS = "logitbank.training_keys"

@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Split
-from pipeline.fit import Processes, Training
-from pipeline.train_student.losses import Objective
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit import Processes, Training
+from logitbank.pipeline.train_student.losses import Objective
 
 
 def cautions(objective: Objective, training: Training, processes: Processes) -> list[str]:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.datasets import Split
-from pipeline.fit import predict
-from pipeline.metrics import measure, measure_classes, measure_fidelity, reliability_of
-from pipeline.models import Preprocessing
-from pipeline.train_student.signal import Signal
-from pipeline.views import Views
+from logitbank.pipeline.answers.signal import Signal
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit import predict
+from logitbank.pipeline.metrics import measure, measure_classes, measure_fidelity, reliability_of
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.int64]
 VALIDATION_SEED = 0

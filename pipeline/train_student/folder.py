@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.fit import COLUMNS, EpochRecord
-from pipeline.strict_json import to_json
-from pipeline.whole_file import whole_file
-from stores.locks import locked
+from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.files.whole import whole_file
+from logitbank.pipeline.fit import COLUMNS, EpochRecord
+from logitbank.stores.locks import locked
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
 CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"

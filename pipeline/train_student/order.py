@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.fit import Processes
-from pipeline.train_student.ensemble import teachers_of
-from pipeline.train_student.folder import SETTINGS, read_json
-from pipeline.train_student.signal import Signal
-from pipeline.train_student.slab import Grouping
+from logitbank.pipeline.answers.ensemble import teachers_of
+from logitbank.pipeline.answers.signal import Signal
+from logitbank.pipeline.answers.slab import Grouping
+from logitbank.pipeline.fit import Processes
+from logitbank.pipeline.train_student.folder import SETTINGS, read_json
 
 
 def decide_grouping(out: Path, signal: Signal, processes: Processes, device: torch.device) -> Grouping | None:

@@ -15,16 +15,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.against_labels import label_warnings
-from pipeline.datasets import Split
-from pipeline.datasets.split import check_same_classes
-from pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
-from pipeline.fit.weights import weight_bytes
-from pipeline.metrics import Metrics, measure
-from pipeline.models import Preprocessing, build_model, own_preprocessing
-from pipeline.models.check import check_network
-from pipeline.models.preprocessing import fit_preprocessing
-from pipeline.models.weights import (
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.answers.against_labels import label_warnings
+from logitbank.pipeline.answers.ensemble import Ensemble, open_signal, teachers_of
+from logitbank.pipeline.answers.signal import Signal
+from logitbank.pipeline.answers.slab import Grouping
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.split import check_same_classes
+from logitbank.pipeline.files.versions import library_versions
+from logitbank.pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
+from logitbank.pipeline.fit.weights import weight_bytes
+from logitbank.pipeline.metrics import Metrics, measure
+from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import (
     KEY_SPACE,
     KEYS_COMPLETE,
     load_into,
@@ -34,9 +39,8 @@ from pipeline.models.weights import (
     save_weights,
     weights_digest,
 )
-from pipeline.train_student.cautions import cautions, seen_warnings
-from pipeline.train_student.ensemble import Ensemble, open_signal, teachers_of
-from pipeline.train_student.evaluate import (
+from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
+from logitbank.pipeline.train_student.evaluate import (
     VALIDATION_SEED,
     Rows,
     cut_validation,
@@ -45,18 +49,23 @@ from pipeline.train_student.evaluate import (
     measure_rows,
     rows_digest,
 )
-from pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, WEIGHTS, RunFolder, finished_result, refuse_file
-from pipeline.train_student.losses import Objective, Step, refuse_missing
-from pipeline.train_student.order import decide_grouping, order_warnings
-from pipeline.train_student.search import cut_folds, search_options
-from pipeline.train_student.signal import Signal, check_data
-from pipeline.train_student.slab import Grouping
-from pipeline.user_code import is_factory
-from pipeline.versions import library_versions
-from pipeline.views import Views
-from stores import Store, Teacher
-from stores.cache import place_of
-from stores.schema import GAP_NEVER
+from logitbank.pipeline.train_student.folder import (
+    CHECKPOINT,
+    HISTORY,
+    RESULT,
+    WEIGHTS,
+    RunFolder,
+    finished_result,
+    refuse_file,
+)
+from logitbank.pipeline.train_student.losses import Objective, Step, refuse_missing
+from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
+from logitbank.pipeline.train_student.search import cut_folds, search_options
+from logitbank.pipeline.user_code import is_factory
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store, Teacher
+from logitbank.stores.format.schema import GAP_NEVER
+from logitbank.stores.share.cache import place_of
 
 COMBINE, TAIL = "mean-prob", "predicted"
 __all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]

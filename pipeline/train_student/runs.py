@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.spelling import unknown
-from pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, flat, read_json
+from logitbank.pipeline.spelling import unknown
+from logitbank.pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, flat, read_json
 
 _DIGEST = re.compile(r"store\.(teachers\..+\.)?digest")
 _NUMBERS = {"epoch", "loss", "train_accuracy", "lr", "seconds", "val_accuracy", "val_nll"}

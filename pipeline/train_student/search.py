@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Split
-from pipeline.fit import Diverged, Training
-from pipeline.train_student.losses import Objective
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit import Diverged, Training
+from logitbank.pipeline.train_student.losses import Objective
 
 SHARE = 4  # a candidate trains for one epoch in four of the run, at least one
 FOLDS = 5

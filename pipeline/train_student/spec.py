@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from pipeline.datasets import Split, load_split, with_split
-from pipeline.fit import EpochRecord, Processes, Training
-from pipeline.models import Preprocessing
-from pipeline.train_student.losses import parse_objective
-from pipeline.train_student.run import train_student
-from pipeline.train_student.tensorboard import Curves
-from pipeline.views import allow_views
-from stores import Store, open_store
+from logitbank.pipeline.datasets import Split, load_split, with_split
+from logitbank.pipeline.fit import EpochRecord, Processes, Training
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.tensorboard import Curves
+from logitbank.pipeline.views import allow_views
+from logitbank.stores import Store, open_store
 
 
 @dataclass(frozen=True, kw_only=True)

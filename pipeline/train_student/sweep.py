@@ -19,10 +19,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.strict_json import to_json
-from pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
-from pipeline.train_student.losses import parse_objective, takes_setting
-from pipeline.train_student.spec import Inputs, RunSpec
+from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
+from logitbank.pipeline.train_student.losses import parse_objective, takes_setting
+from logitbank.pipeline.train_student.spec import Inputs, RunSpec
 
 SWEEP = "sweep.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=+-]+")

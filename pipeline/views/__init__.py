@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Split
-from pipeline.views.mixing import partners
-from pipeline.views.seeds import Seeds, draw, mix64, view_seeds
-from pipeline.views.transforms import (
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.views.mixing import partners
+from logitbank.pipeline.views.seeds import Seeds, draw, mix64, view_seeds
+from logitbank.pipeline.views.transforms import (
     TRANSFORMS,
     Transform,
     allow_transform,

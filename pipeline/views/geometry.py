@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.torchvision_ops import prepare_torchvision
-from pipeline.views.seeds import Seeds, draw, draw_unit
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.views.seeds import Seeds, draw, draw_unit
 
 Images = npt.NDArray[np.uint8]
 

@@ -9,8 +9,8 @@ Shapes: B batch, H x W x C pixels, uint8.
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.views.geometry import Images
-from pipeline.views.seeds import Seeds, draw
+from logitbank.pipeline.views.geometry import Images
+from logitbank.pipeline.views.seeds import Seeds, draw
 
 _STREAM = 2000
 _WHOLE = 256

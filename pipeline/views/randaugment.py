@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from pipeline.torchvision_ops import prepare_torchvision
-from pipeline.views.geometry import Images, to_array, to_tensor
-from pipeline.views.seeds import Seeds, draw
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.views.geometry import Images, to_array, to_tensor
+from logitbank.pipeline.views.seeds import Seeds, draw
 
 STRONGEST = 30
 _STREAM = 1000

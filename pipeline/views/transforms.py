@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pipeline.spelling import unknown
-from pipeline.user_code import call_factory, factory_name, factory_sha256, is_file_factory
-from pipeline.views.geometry import flip_crop, random_resized_crop
-from pipeline.views.mixing import cutmix, mixup
-from pipeline.views.randaugment import randaugment
+from logitbank.pipeline.spelling import unknown
+from logitbank.pipeline.user_code import call_factory, factory_name, factory_sha256, is_file_factory
+from logitbank.pipeline.views.geometry import flip_crop, random_resized_crop
+from logitbank.pipeline.views.mixing import cutmix, mixup
+from logitbank.pipeline.views.randaugment import randaugment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stores import RowArray, TeacherWriter, create_store
+from logitbank.stores import RowArray, TeacherWriter, create_store
 
 N, V, C, K = 300, 2, 12, 3
 PER_ROW = {"label_log_prob": "float16", "label_rank": "uint8", "logsumexp": "float32"}

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache_teacher.fidelity import fit_predictor
-from pipeline.encoding import Encoding, decode, encode
-from stores import TeacherWriter, create_store
+from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
+from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.stores import TeacherWriter, create_store
 
 FOLDER = Path(__file__).parent / "decoded"
 N, C, NUM_FOLDS = 96, 12, 2

@@ -9,9 +9,9 @@ import difflib
 import inspect
 from collections.abc import Mapping
 
-from ..domains import Interval, Option, Switch, Value
-from ..row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .domains import Interval, Option, Switch, Value
 from .kinds import Loss
+from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .table import LOSSES
 
 SECTIONS = ("Args", "Returns", "Raises", "References")

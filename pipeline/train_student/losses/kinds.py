@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..domains import Interval, Option, Value, defaults, number
+from .domains import Interval, Option, Value, defaults, number
 
 SEARCH: dict[str, tuple[float, ...]] = {"c": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)}
 """Candidates of an option that may be "auto": the trainer tries them and binds the best. Those of Dao et al."""

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..domains import Value
-from ..row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from .context import OFFERS, Answer, Step
+from .domains import Value
 from .kinds import SEARCH, Loss
 from .numerics import Temperature, raised
+from .row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from .standardise import standardised
 from .table import LOSSES
 

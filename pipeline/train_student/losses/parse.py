@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..row_weights import ROW_WEIGHTS
 from .kinds import CE_WEIGHT, WEIGHT
 from .objective import Objective
 from .plan import RULE_OPTIONS, RULES, Plan, plan_term, presets_of, unknown
+from .row_weights import ROW_WEIGHTS
 from .table import LOSSES
 
 

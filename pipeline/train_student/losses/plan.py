@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..domains import Option, Switch, Value
-from ..row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .domains import Option, Switch, Value
 from .kinds import WARMUP, WEIGHT, Loss
 from .objective import Term
+from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .table import LOSSES
 
 RULES: Mapping[str, Mapping[str, Any]] = {"row_weight": ROW_WEIGHTS, "temperature_rule": TEMPERATURE_RULES}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..domains import number
 from .adaptive import alpha_divergence
 from .divergences import (
     alpha_beta_divergence,
@@ -11,6 +10,7 @@ from .divergences import (
     reverse_kl_divergence,
     squared_hellinger,
 )
+from .domains import number
 from .kinds import Loss, temperature
 from .labels import soft_cross_entropy
 from .mixtures import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..domains import number, words
+from .domains import number, words
 from .kinds import SEARCH, Loss, part, temperature
 from .labels import generalized_cross_entropy, symmetric_cross_entropy
 from .refinement import label_revision, revised_student_kl, swapped_kl_divergence

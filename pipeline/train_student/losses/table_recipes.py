@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..domains import Value, number, switch, words
 from .correlation import correlation_distance
 from .decoupled import decoupled_kl, normalized_kd, refined_logit_distillation, weighted_soft_labels
 from .divergences import kl_divergence, power_divergence
+from .domains import Value, number, switch, words
 from .kinds import Loss, part, temperature
 from .labels import hard_cross_entropy
 from .matching import transformed_teacher_matching, weighted_transformed_teacher_matching

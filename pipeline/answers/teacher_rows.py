@@ -1,0 +1,99 @@
+"""Everything that decoding one teacher's rows takes, beside the rows: both stages and all that looks decode with it.
+
+Shapes: B rows, C classes, N examples.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, prepare
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.spelling import unknown
+from logitbank.stores import Store, Teacher
+
+
+class TeacherRows:
+    """One teacher's encoding, tail predictor, labels, folds and mask.
+
+    Args:
+        store: A finished store.
+        teacher: One of its teachers.
+        tail: Tail rule for classes that are not stored: predicted, bucket, uniform or renormalise.
+        device: Where logits are wanted.
+    """
+
+    def __init__(
+        self, store: Store, teacher: Teacher, *, tail: str = "predicted", device: torch.device | None = None
+    ) -> None:
+        if tail not in TAIL_RULES:
+            raise ValueError(unknown("tail rule", tail, TAIL_RULES))
+        self.teacher, self.tail, self.device = teacher, tail, device or torch.device("cpu")
+        self.encoding = Encoding.from_attributes(teacher.encoding)
+        self.labels_N = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
+        folds = teacher.row_folds
+        self.folds_N = None if folds is None else torch.from_numpy(np.asarray(folds, dtype=np.int64))
+        predicts = tail in ("predicted", "bucket")
+        self._predictor = TailPredictor.from_constants(teacher.constants()) if predicts else None
+        self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
+        self.names = [name for name in teacher.arrays if name != "mask"]
+        """Arrays that a row is decoded from."""
+
+    def decode(
+        self,
+        arrays: Mapping[str, Tensor],
+        rows_B: Tensor,
+        *,
+        student_BC: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Dense logits, float32 [B, C]; -inf for a masked class.
+
+        Args:
+            arrays: Of the rows, as stored or as ``prepare`` made them.
+            rows_B: Their numbers, int64 [B] on the CPU.
+            student_BC: Student logits, for the ``bucket`` rule only.
+            temperature: Where the mass of that rule's tail is exact.
+        """
+        return decode(
+            {name: array.to(self.device) for name, array in arrays.items()},
+            self.labels_N[rows_B].to(self.device),
+            self.encoding,
+            predictor=self._predictor_here,
+            folds_B=None if self.folds_N is None else self.folds_N[rows_B].to(self.device),
+            tail=self.tail,
+            student_BC=None if student_BC is None else student_BC.to(self.device),
+            temperature=temperature,
+        )
+
+    def logits(
+        self,
+        arrays: Mapping[str, Tensor],
+        rows_B: Tensor,
+        *,
+        student_BC: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """As ``decode``, with masked classes far below the others instead of at -inf."""
+        return finite(self.decode(arrays, rows_B, student_BC=student_BC, temperature=temperature))
+
+    def prepare(self, arrays: Mapping[str, npt.NDArray[np.generic]], rows: slice) -> dict[str, npt.NDArray[np.generic]]:
+        """Arrays of some rows with everything computed that does not depend on the batch, on the CPU."""
+        prepared = prepare(
+            {name: torch.from_numpy(array) for name, array in arrays.items()},
+            self.labels_N[rows],
+            self.encoding,
+            predictor=self._predictor,
+            folds_B=None if self.folds_N is None else self.folds_N[rows],
+            tail=self.tail,
+        )
+        return {name: np.ascontiguousarray(array.numpy()) for name, array in prepared.items()}
+
+    def served(self, view: int) -> npt.NDArray[np.bool_]:
+        """Rows that the teacher answers in a view, bool [N]."""
+        if "mask" not in self.teacher.arrays:
+            return np.ones(self.teacher.num_examples, np.bool_)
+        return self.teacher.slab(view, ["mask"])["mask"].astype(np.bool_)

@@ -1,0 +1,118 @@
+"""From what a user names on the command line to who answers.
+
+Shapes: N examples.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitbank.pipeline.cache_teacher.answers import ARRAY_PREFIX, Answers, ArrayAnswers, NetworkAnswers, Rows
+from logitbank.pipeline.cache_teacher.teachers.compute import Compute
+from logitbank.pipeline.cache_teacher.teachers.estimators import SKLEARN_PREFIX, EstimatorAnswers
+from logitbank.pipeline.cache_teacher.teachers.exported import EXPORT_PREFIX, ExportAnswers
+from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.tinyvit import TINYVIT_PREFIX, TinyVitAnswers
+from logitbank.pipeline.datasets import Split, few_rows, take
+from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
+from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.views import Views
+
+# Caches that are not read, and why.
+_REFUSED = {
+    "fkd:": "FKD's labels are pickles, one an image, and nothing is unpickled here: it could run any code",
+    "ml-dr:": "ml-dr's reinforcements are pickles, one an image, and nothing is unpickled here: it could run any code",
+    "distillkit:": "DistillKit's rows are sequences of tokens, whose answers belong to no example of a dataset",
+}
+NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
+
+
+def build_answers(
+    split: Split,
+    teacher: str,
+    weights: str,
+    views: Views,
+    *,
+    plan: FoldPlan | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    compute: Compute | None = None,
+    workers: int = 1,
+) -> Answers:
+    """Who answers: somebody who has already spoken, an estimator that is fitted here, or networks with weights.
+
+    Args:
+        split: The examples.
+        teacher: ``array:FILE.npy``, ``export:FILE``, ``tinyvit:DIR?keys=paths&pixels=plain``,
+            ``sklearn:NAME?option=value``, or a name of the model table.
+        weights: Of a network; see ``load_teachers``.
+        views: Which pixels they see.
+        plan: Cross-fitting folds.
+        preprocessing: Overrides the network's own input scaling.
+        batch_size: Rows a forward pass.
+        device: Where networks run.
+        compute: How networks run.
+        workers: Threads that read ahead.
+
+    Raises:
+        ValueError: Something is missing, unknown, or does not fit together.
+    """
+    for prefix, reason in _REFUSED.items():
+        if teacher.startswith(prefix):
+            raise ValueError(f"{teacher}: {reason}; write its logits to a .npy file in the data's order for array:FILE")
+    if teacher.startswith(NO_WEIGHTS) and weights:
+        raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
+    if teacher.startswith(ARRAY_PREFIX):
+        return ArrayAnswers(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
+    if teacher.startswith(EXPORT_PREFIX):
+        return ExportAnswers(Path(teacher.removeprefix(EXPORT_PREFIX)), split, views, plan=plan)
+    if teacher.startswith(TINYVIT_PREFIX):
+        return TinyVitAnswers(teacher, split, views, plan=plan)
+    if teacher.startswith(SKLEARN_PREFIX):
+        if views.transform != "none" or views.num_views > 1:
+            raise ValueError(f"{teacher} answers the examples as they are; leave out --views and --transform")
+        return EstimatorAnswers(teacher, split, plan=plan)
+    if not weights:
+        raise ValueError(
+            "--weights is missing; give a file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
+        )
+    teachers = load_teachers(split, teacher, weights, plan=plan, preprocessing=preprocessing)
+    return NetworkAnswers(
+        split, teachers, views, batch_size=batch_size, device=device, compute=compute, workers=workers
+    )
+
+
+class LimitedAnswers:
+    """A trial on a few rows of a split, answered by the teachers of the whole.
+
+    The rows are those of the data spec's ``limit`` option, so stage two reads them with ``limit=n``.
+
+    Args:
+        answers: About the whole split.
+        limit: How many rows.
+    """
+
+    def __init__(self, answers: Answers, limit: int) -> None:
+        if answers.views.mixes:
+            raise ValueError(
+                "--limit would change whom mixup and cutmix mix with; limit the data instead: DATA?limit=n"
+            )
+        whole = answers.split
+        self._answers, self._rows = answers, few_rows(len(whole), limit)
+        self.split, self.views = take(whole, limit), answers.views
+        self.folds: Folds | None = None
+        self.fold_attributes: Mapping[str, Any] | None = None
+        if answers.folds is not None:
+            self.folds = answers.folds[self._rows]
+            digest = fold_digest(self.split.keys, self.folds)
+            self.fold_attributes = {**(answers.fold_attributes or {}), "digest": digest}
+        self.groups = None if answers.groups is None else answers.groups[self._rows]
+        self.seen = answers.seen[self._rows]
+        self.identity = answers.identity
+
+    def __call__(self, rows: Rows, view: int) -> Tensor:
+        return self._answers(self._rows[rows], view)

@@ -1,0 +1,5 @@
+"""The command line: one file for each group of commands, and the options that they share.
+
+A command parses, looks up, calls the library and reports. Heavy imports stay inside the commands, so that ``--help``
+answers at once. May import everything; nothing imports it but `cli`.
+"""

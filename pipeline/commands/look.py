@@ -1,0 +1,155 @@
+"""What a store holds, whether it is sound, and how two differ."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logitbank.pipeline.commands.options import (
+    Device,
+    Mean,
+    OwnTransform,
+    Std,
+    Store,
+    TeacherArch,
+    Threads,
+    find_device,
+    here,
+    input_scaling,
+    option,
+    read_names,
+    refuse_idle,
+    wrote,
+)
+from logitbank.pipeline.domains import (
+    COUNT,
+    SEED,
+    TEMPERATURE,
+)
+from logitbank.pipeline.files.strict_json import to_json
+
+
+def inspect(
+    store: Store,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+) -> None:
+    """Show what a store holds: data, teachers, views, folds, encoding, fidelity, accuracy, versions."""
+    from logitbank.pipeline.look.describe import describe_store, format_description
+
+    description = describe_store(here(store))
+    typer.echo(to_json(description, indent=2) if as_json else format_description(description))
+
+
+def verify(
+    context: typer.Context,
+    store: Store,
+    data: Annotated[str, typer.Option(help="Also prove that the store belongs to this data")] = "",
+    transform: OwnTransform = "",
+    recompute: Annotated[
+        int, option(COUNT, help="Also run the teacher on so many random rows and compare; needs --data and --weights")
+    ] = 0,
+    weights: Annotated[str, typer.Option(help="With --recompute: the teacher's, as in cache-teacher")] = "",
+    teacher: Annotated[str, typer.Option(help="With --recompute: which teacher, when the store holds several")] = "",
+    teacher_arch: TeacherArch = "",
+    seed: Annotated[int, option(SEED, help="With --recompute: which rows")] = 0,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Check every byte and row of a store; with --data that they are the examples', with --recompute to the teacher."""
+    from logitbank.pipeline.look.describe import describe_teachers
+    from logitbank.stores import open_store, verify_store
+    from logitbank.stores.share.cache import fresh_store
+
+    if recompute and not data:
+        raise ValueError("--recompute needs the examples; pass --data")
+    if weights and not recompute:
+        raise ValueError("--weights is for --recompute; pass --recompute 64 as well")
+    if not recompute:
+        of_teacher = ("teacher", "teacher_arch", "seed", "mean", "std", "device", "threads")
+        refuse_idle(context, of_teacher, "no teacher runs without --recompute")
+    if not data:
+        refuse_idle(context, ("transform",), "nothing is shown without --data")
+
+    store = context.with_resource(fresh_store(store))
+    problems = verify_store(store)
+    if len(problems) == 1 and problems[0].array is None:  # no store at all
+        raise ValueError(problems[0].message)
+    for problem in problems:
+        typer.echo(f"{problem.array or store}: {problem.message}", err=True)
+    if problems:
+        raise ValueError(f"{store}: {len(problems)} problems found; write the damaged blocks again or copy it anew")
+    opened = open_store(store)
+    if data:
+        from logitbank.pipeline.alignment import check_data
+        from logitbank.pipeline.answers.against_labels import label_warnings
+        from logitbank.pipeline.datasets import load_split
+        from logitbank.pipeline.views import allow_views
+
+        allow_views(transform, opened.views)
+        split = load_split(data)
+        check_data(opened, split)
+        for name in opened.teachers:
+            for warning in label_warnings(opened, opened.teacher(name)):
+                typer.echo(f"warning: {warning}", err=True)
+        if recompute:
+            from logitbank.pipeline.cache_teacher.recompute import recompute as run
+            from logitbank.pipeline.cache_teacher.rerun import answer_again
+
+            chosen = opened.teacher(teacher or None)
+            answers = answer_again(
+                opened,
+                chosen,
+                split,
+                weights,
+                architecture=teacher_arch,
+                preprocessing=input_scaling(mean, std),
+                device=find_device(device, threads),
+            )
+            found = run(opened, chosen, answers, recompute, seed)
+            typer.echo(str(found))
+            if found.problems:
+                raise ValueError(
+                    f"{store}: teacher {chosen.name!r} is not the one that runs here: {'; '.join(found.problems)};"
+                    " get the weights and the input scaling that the store names, or do not use it"
+                )
+    teachers = ", ".join(describe_teachers(opened)) or "none"
+    typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(help="A store")],
+    second: Annotated[Path, typer.Argument(help="Another, or the same")],
+    teachers: Annotated[str, typer.Option(help="a,b: one of each; empty: the only ones")] = "",
+    view: Annotated[int, option(COUNT, help="Which view, of both")] = 0,
+    temperature: Annotated[float, option(TEMPERATURE, help="T of the KL divergence")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+) -> None:
+    """Compare two teachers over the examples that both answer: identity, agreement, KL, by class."""
+    from logitbank.pipeline.look.diff import diff_teachers, format_diff
+    from logitbank.stores import open_store
+
+    chosen: list[str | None] = [*read_names("--teachers", teachers)] if teachers else [None, None]
+    if len(chosen) != 2:
+        raise ValueError(f"--teachers is {teachers!r}; expected two names, such as a,b")
+    opened = [open_store(here(path)) for path in (first, second)]
+    found = diff_teachers((opened[0], chosen[0]), (opened[1], chosen[1]), view=view, temperature=temperature)
+    typer.echo(to_json(found, indent=2) if as_json else format_diff(found))
+
+
+def card(
+    store: Store,
+    out: Annotated[
+        str, typer.Option(help="The file to write, such as README.md, with pictures beside it; empty: print the text")
+    ] = "",
+) -> None:
+    """Write a store's card: Markdown that says what it is, who answered, how well, and how to use it."""
+    from logitbank.pipeline.look.card import store_card, write_card
+
+    if not out:
+        typer.echo(store_card(here(store)))
+        return
+    paths, written = write_card(here(store), Path(out))
+    for path in paths:
+        typer.echo(f"{wrote(written)} {path}")

@@ -1,0 +1,251 @@
+"""Options that commands share, and how the text of an option is read.
+
+Heavy imports stay inside the functions, so that ``--help`` answers at once.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from logitbank.pipeline.described import Setting, settings_of
+from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, TRAINING, Domain
+
+if TYPE_CHECKING:
+    import torch
+
+    from logitbank.pipeline.folds import FoldPlan
+    from logitbank.pipeline.models import Preprocessing
+    from logitbank.pipeline.train_student.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A domain as an option of the command line has it."""
+
+    domain: Domain
+
+    def check(self, param: typer.CallbackParam, value: Any) -> Any:
+        """The value; ValueError, in one line, when it lies outside."""
+        self.domain.check(param.opts[0], value)
+        return value
+
+
+def option(domain: Domain, *names: str, help: str) -> Any:
+    """An option of the command line with its domain."""
+    return typer.Option(*names, help=help, callback=Checked(domain).check)
+
+
+def takes(described: type, *, leave_out: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command is given ``run``, an object of a description whose fields are its options, behind its own ones.
+
+    Args:
+        described: A description of a run, see `pipeline.described`.
+        leave_out: Fields that the command does not offer, or offers in a way of its own; they keep their defaults.
+    """
+    offered = [setting for setting in settings_of(described) if setting.name not in leave_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def called(**given: Any) -> None:
+            run = described(**{setting.name: given.pop(setting.name) for setting in offered})
+            command(run=run, **given)
+
+        own = [each for name, each in inspect.signature(command).parameters.items() if name != "run"]
+        kinds = get_type_hints(described)
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+        parameters += [_parameter(setting, kinds[setting.name]) for setting in offered]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
+
+    return decorate
+
+
+def _parameter(setting: Setting, kind: type) -> inspect.Parameter:
+    check = None if setting.option.domain is None else Checked(setting.option.domain).check
+    names = [setting.flag] if kind is bool or setting.option.spelled else []  # no --no-flag
+    annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]
+    default = inspect.Parameter.empty if setting.default is MISSING else setting.default
+    return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]
+Threads = Annotated[int, option(COUNT, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
+Mean = Annotated[str, option(MEANS, help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
+Std = Annotated[str, option(STDS, help="Input standard deviation, likewise")]
+Folds = Annotated[int, option(FOLDS, help="Cross-fitting folds B; 0 means none (or what the weights say)")]
+FoldStrategy = Annotated[
+    str, option(FOLD_STRATEGIES, help="How rows are assigned to folds: stratified, kfold, group or hash")
+]
+FoldSeed = Annotated[int, option(SEED, help="Seed of the fold assignment")]
+ViewTransform = Annotated[
+    str,
+    typer.Option(
+        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
+        " or your own file.py:factory"
+    ),
+]
+GradClip = Annotated[float, option(TRAINING["grad_clip"], help="Largest norm of the gradient; 0 leaves it unbounded")]
+Epochs = Annotated[int, option(TRAINING["epochs"], help="Passes over the data")]
+BatchSize = Annotated[int, option(TRAINING["batch_size"], help="Examples a step")]
+Optimizer = Annotated[str, option(TRAINING["optimizer"], help="sgd (Nesterov momentum 0.9) or adamw")]
+LearningRate = Annotated[float, option(TRAINING["lr"], help="Peak learning rate; it falls to zero along a cosine")]
+WeightDecay = Annotated[float, option(TRAINING["weight_decay"], help="Weight decay")]
+Seed = Annotated[int, option(TRAINING["seed"], help="Seed of initialisation and of the order of examples")]
+OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
+TeacherArch = Annotated[
+    str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
+]
+OneTeacher = Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")]
+SomeTeachers = Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")]
+FirstViews = Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")]
+Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
+
+
+def find_device(name: str, threads: int, local: int = 0) -> "torch.device":
+    import torch
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        name = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
+    return device
+
+
+def fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
+    from logitbank.pipeline.folds import FoldPlan
+
+    return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
+
+
+def input_scaling(mean: str, std: str) -> "Preprocessing | None":
+    from logitbank.pipeline.models import Preprocessing
+
+    if bool(mean) != bool(std):
+        raise ValueError("--mean and --std belong together; pass both or neither")
+    return Preprocessing(mean=MEANS.read("--mean", mean), std=STDS.read("--std", std)) if mean else None
+
+
+def read_names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{option} is {text!r}; expected names with commas between")
+    return names
+
+
+def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> None:
+    """Raises ValueError when the user gave one of the parameters, which do nothing here."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            raise ValueError(f"{option} does nothing here, because {because}; leave it out")
+
+
+def run_spec(context: typer.Context, local: int = 0) -> "RunSpec":
+    """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
+    from logitbank.pipeline.answers.slab import default_budget
+    from logitbank.pipeline.fit import Training
+    from logitbank.pipeline.train_student.losses import parse_objective
+    from logitbank.pipeline.train_student.spec import RunSpec
+
+    options: Mapping[str, Any] = context.params
+    if options["optimizer"] != "sgd":
+        refuse_idle(context, ("momentum",), f"{options['optimizer']} has none")
+    settings = read_settings(options["settings"] or [])
+    if options["label_smoothing"]:
+        if not any(term.name == "ce" for term in parse_objective(options["loss"], settings).terms):
+            refuse_idle(context, ("label_smoothing",), f"loss {options['loss']!r} has no hard-label part")
+        if "ce.smoothing" in settings:
+            raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
+        settings["ce.smoothing"] = str(options["label_smoothing"])
+    parse_objective(options["loss"], settings)
+    names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
+    names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
+    training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
+    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
+    return RunSpec(
+        **{name: str(options[name]) for name in texts},
+        store=str(here(options["store"])),
+        settings=settings,
+        training=training,
+        val_share=options["val_share"],
+        preprocessing=input_scaling(options["mean"], options["std"]),
+        device=str(find_device(options["device"], options["threads"], local)),
+        memory_budget=int(options["memory_budget"] * 1e9) or default_budget(),  # the same for all runs of a sweep
+        workers=options["workers"],
+        tensorboard=options["tensorboard"],
+    )
+
+
+def here(store: Path) -> Path:
+    """The store's folder on this machine; a store that is elsewhere is copied into the cache first."""
+    from logitbank.stores import local_store
+
+    return local_store(store)
+
+
+def read_views(views: str) -> int | None:
+    if not views:
+        return None
+    first, dash, last = views.partition("-")
+    if not first.isdecimal() or int(first) != 0 or (dash and not last.isdecimal()):
+        raise ValueError(
+            f"--views is {views!r}; expected 0 or 0-LAST: views are replayed by number, so a part starts with view 0"
+        )
+    return int(last or first) + 1
+
+
+def read_rows(text: str) -> slice:
+    first, colon, last = text.partition(":")
+    if not colon or not all(part.isdecimal() or not part for part in (first, last)):
+        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100")
+    return slice(int(first) if first else None, int(last) if last else None)
+
+
+def read_settings(pairs: list[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
+        if option.strip() in settings:
+            raise ValueError(f"--set {option.strip()} is given twice; give it once")
+        settings[option.strip()] = value.strip()
+    return settings
+
+
+# encoding -> what changes nothing about it
+IDLE_OF_ENCODING = {"dense": ("top_k", "tail_bits", "predictor_rows"), "topk": ("tail_bits",), "topk+tail": ()}
+
+
+def choose_encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:
+    from logitbank.pipeline.encoding import Encoding
+
+    if kind == "auto":
+        kind = "dense" if num_classes <= 256 else "topk"
+    if kind == "dense":
+        return Encoding(kind=kind, num_classes=num_classes, bits=bits)
+    return Encoding(
+        kind=kind,
+        num_classes=num_classes,
+        top_k=top_k,
+        tail_bits=tail_bits if kind == "topk+tail" else 0,
+        bits=bits,
+    )
+
+
+def wrote(written: bool) -> str:
+    """How every command that writes begins its last line."""
+    return "wrote" if written else "already there:"

@@ -1,0 +1,354 @@
+"""Stage one: teachers, their answers, more views, folds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitbank.pipeline.commands.options import (
+    IDLE_OF_ENCODING,
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    Folds,
+    FoldSeed,
+    FoldStrategy,
+    GradClip,
+    LearningRate,
+    Mean,
+    Optimizer,
+    OwnTransform,
+    Seed,
+    Std,
+    Store,
+    TeacherArch,
+    Threads,
+    ViewTransform,
+    WeightDecay,
+    choose_encoding,
+    find_device,
+    fold_plan,
+    here,
+    input_scaling,
+    option,
+    refuse_idle,
+    wrote,
+)
+from logitbank.pipeline.domains import (
+    AT_LEAST_ONE,
+    BITS,
+    COUNT,
+    ENCODINGS,
+    NOT_NEGATIVE,
+    PRECISIONS,
+    SEED,
+    TAIL_BITS,
+    TEMPERATURES,
+    VIEWS,
+    whole,
+)
+from logitbank.pipeline.files.strict_json import to_json
+
+
+def train_teacher(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the weights")],
+    data: Data = "digits",
+    model: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp",
+    folds: Folds = 0,
+    fold_strategy: FoldStrategy = "stratified",
+    fold_seed: FoldSeed = 0,
+    transform: Annotated[
+        str, typer.Option(help="Augmentation, fresh each epoch: none, flip-crop, rrc+randaugment, file.py:factory")
+    ] = "none",
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 64,
+    optimizer: Optimizer = "sgd",
+    lr: LearningRate = 0.05,
+    weight_decay: WeightDecay = 5e-4,
+    grad_clip: GradClip = 5.0,
+    seed: Seed = 0,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Train one teacher, or with --folds B one on the complement of each fold. A stopped run goes on where it was."""
+    from tqdm import tqdm
+
+    from logitbank.pipeline.cache_teacher.train import train_teachers
+    from logitbank.pipeline.datasets import load_split
+    from logitbank.pipeline.fit import EpochRecord, Training
+    from logitbank.pipeline.views import allow_transform
+
+    if not folds:
+        refuse_idle(context, ("fold_strategy", "fold_seed"), "--folds is 0")
+    split = load_split(data)
+    training = Training(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        grad_clip=grad_clip,
+        seed=seed,
+    )
+    with tqdm(total=max(folds, 1) * epochs, unit="epoch", disable=None) as bar:
+
+        def report(fold: int, record: EpochRecord) -> None:
+            bar.set_description(f"fold {fold}" if folds else "teacher")
+            bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}")
+            bar.update()
+
+        there: set[Path] = set()
+        try:
+            paths = train_teachers(
+                split,
+                model,
+                training,
+                out,
+                plan=fold_plan(folds, fold_strategy, fold_seed),
+                transform=allow_transform(transform),
+                preprocessing=input_scaling(mean, std),
+                device=find_device(device, threads),
+                on_epoch=report,
+                on_there=there.add,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
+            raise typer.Exit(130) from None
+    for path in paths:
+        typer.echo(f"{wrote(path not in there)} {path}")
+
+
+def cache_teacher(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
+    data: Data = "digits",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="A network of `cli models`, array:FILE.npy, export:FILE, tinyvit:DIR or sklearn:NAME?option=value"
+        ),
+    ] = "mlp",
+    weights: Annotated[
+        str, typer.Option(help="A file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The teacher's name in the store")] = "teacher",
+    folds: Folds = 0,
+    fold_strategy: FoldStrategy = "stratified",
+    fold_seed: FoldSeed = 0,
+    encoding: Annotated[
+        str, option(ENCODINGS, help="topk, topk+tail, dense, or auto: dense up to 256 classes")
+    ] = "auto",
+    top_k: Annotated[int, option(AT_LEAST_ONE, help="Classes kept exactly by topk and topk+tail")] = 10,
+    tail_bits: Annotated[float, option(TAIL_BITS, help="Bits a class for the tail of topk+tail, 0.1 to 4")] = 1.0,
+    bits: Annotated[int, option(BITS, help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)")] = 8,
+    kl_budget: Annotated[
+        float, option(NOT_NEGATIVE, help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats")
+    ] = 0.0,
+    temperatures: Annotated[
+        str, option(TEMPERATURES, help="Where fidelity is measured and --kl-budget holds")
+    ] = "1,2,4",
+    predictor_rows: Annotated[int, option(COUNT, help="Rows that fit the tail predictor; 0 fits none")] = 20_000,
+    views: Annotated[int, option(VIEWS, help="Views of each example")] = 1,
+    transform: ViewTransform = "none",
+    view_seed: Annotated[int, option(SEED, help="Seed of the views")] = 0,
+    batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples a forward pass")] = 256,
+    precision: Annotated[str, option(PRECISIONS, help="fp32, bf16 or fp16; part of the teacher's identity")] = "fp32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Faster convolutions on many GPUs")] = False,
+    compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the teacher")] = False,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform ahead of the teacher")] = 1,
+    part: Annotated[
+        str, typer.Option(help="i/n, i from 0: write share i of n, beside other processes; torchrun sets it itself")
+    ] = "",
+    limit: Annotated[int, option(COUNT, help="A trial on n examples; stage two reads them with DATA?limit=n")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few batches, print time, size and fidelity, write nothing")
+    ] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
+    from logitbank.pipeline.cache_teacher.report import Report
+    from logitbank.pipeline.cache_teacher.run import Budget, is_finished
+    from logitbank.pipeline.cache_teacher.run import cache_teacher as run
+    from logitbank.pipeline.cache_teacher.summary import leak_warning
+    from logitbank.pipeline.cache_teacher.teachers.build import LimitedAnswers, build_answers
+    from logitbank.pipeline.cache_teacher.teachers.compute import Compute
+    from logitbank.pipeline.cache_teacher.trial import try_out
+    from logitbank.pipeline.datasets import load_split
+    from logitbank.pipeline.encoding import Encoding
+    from logitbank.pipeline.look.describe import describe_kind
+    from logitbank.pipeline.processes.parts import find_part
+    from logitbank.pipeline.views import Views, allow_transform
+
+    share = find_part(part)
+    split = load_split(data)
+    measured_at = TEMPERATURES.read("--temperatures", temperatures)
+    _refuse_idle_caching(context)
+    chosen = (
+        Budget(kl=kl_budget, temperatures=measured_at)
+        if kl_budget
+        else choose_encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
+    )
+    if isinstance(chosen, Encoding):
+        refuse_idle(context, IDLE_OF_ENCODING[chosen.kind], f"the encoding is {chosen.kind}")
+    if not split.is_image:
+        refuse_idle(context, ("channels_last",), f"{split.spec} holds no images")
+    answers = build_answers(
+        split,
+        teacher,
+        weights,
+        Views(transform=allow_transform(transform), num_views=views, seed=view_seed),
+        plan=fold_plan(folds, fold_strategy, fold_seed),
+        preprocessing=input_scaling(mean, std),
+        batch_size=batch_size,
+        device=find_device(device, threads, local=share.local),
+        compute=Compute(precision=precision, channels_last=channels_last, compile=compile_model),
+        workers=workers,
+    )
+    if limit:
+        answers = LimitedAnswers(answers, limit)
+    if dry_run:
+        trial = try_out(answers, chosen, predictor_rows=predictor_rows, temperatures=measured_at)
+        typer.echo(to_json({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
+        return
+    there = is_finished(out, name)
+    total = len(answers.split) * views
+    with Report(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
+        summary = run(
+            answers,
+            out,
+            encoding=chosen,
+            name=name,
+            predictor_rows=predictor_rows,
+            temperatures=measured_at,
+            part=share,
+            on_progress=report,
+        )
+    for warning in (*filter(None, [leak_warning(summary)]), *summary.get("warnings", ())):
+        typer.echo(f"warning: {warning}", err=True)
+    report.event("finished" if summary else "part-finished", out=str(out), summary=summary, already_there=there)
+    if log_json:
+        return
+    if not summary:
+        typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
+        return
+    accuracy = f", accuracy {summary['accuracy']:.4f} ({describe_kind(summary)})" if "accuracy" in summary else ""
+    typer.echo(f"{wrote(not there)} {out}: {len(answers.split)} rows x {views} views{accuracy}")
+
+
+def extend(
+    store: Store,
+    views: Annotated[int, option(VIEWS, help="Views of the new store; those of the old one are its first")],
+    out: Annotated[Path, typer.Option(help="The new store, or to go on with after a kill; the old one stays as it is")],
+    data: Data = "digits",
+    weights: Annotated[str, typer.Option(help="The teacher's, as in cache-teacher")] = "",
+    teacher_arch: TeacherArch = "",
+    transform: OwnTransform = "",
+    top_k: Annotated[int, option(COUNT, help="Refused unless it is the store's: more classes need a new pass")] = 0,
+    batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples a forward pass")] = 256,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform ahead of the teacher")] = 1,
+    part: Annotated[str, typer.Option(help="i/n, as in cache-teacher; torchrun sets it itself")] = "",
+    mean: Mean = "",
+    std: Std = "",
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write a store with more views of the same teacher; its seed, transform, folds and encoding are kept.
+
+    One more teacher over the same examples: cli cache-teacher --out STORE --name NAME, with the store's own data and
+    views. More classes (--top-k) or another encoding: a new pass of cli cache-teacher.
+    """
+    from logitbank.pipeline.alignment import check_data
+    from logitbank.pipeline.cache_teacher.extend import extend_views
+    from logitbank.pipeline.cache_teacher.report import Report
+    from logitbank.pipeline.cache_teacher.rerun import answer_again
+    from logitbank.pipeline.cache_teacher.run import is_finished
+    from logitbank.pipeline.datasets import load_split
+    from logitbank.pipeline.processes.parts import find_part
+    from logitbank.pipeline.views import allow_views
+    from logitbank.stores import open_store
+    from logitbank.stores.write.extend import extendable
+
+    share = find_part(part)
+    opened = open_store(here(store), allow_incomplete=True)
+    chosen = extendable(opened, views)
+    kept = chosen.encoding.get("top_k")
+    if top_k and top_k != kept:
+        raise ValueError(
+            f"--top-k is {top_k}, the store keeps {kept or 'all'} classes a row; another number needs a new pass: cli"
+            " cache-teacher"
+        )
+    allow_views(transform, opened.views)
+    split = load_split(data)
+    check_data(opened, split)
+    answers = answer_again(
+        opened,
+        chosen,
+        split,
+        weights,
+        architecture=teacher_arch,
+        num_views=views,
+        preprocessing=input_scaling(mean, std),
+        batch_size=batch_size,
+        device=find_device(device, threads, local=share.local),
+        workers=workers,
+    )
+    there = is_finished(out, chosen.name)
+    quiet = share.together and share.number > 0
+    with Report(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
+        summary = extend_views(opened, answers, out, part=share, on_progress=report)
+    for warning in summary.get("warnings", ()):
+        typer.echo(f"warning: {warning}", err=True)
+    if not summary:
+        typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
+        return
+    typer.echo(f"{wrote(not there)} {out}: {len(split)} rows x {views} views, {opened.num_views} of them taken over")
+
+
+def assign_folds(
+    out: Annotated[Path, typer.Option(help="New folder for folds.npz and folds.csv")],
+    folds: Annotated[int, option(whole(2, 2**16), help="Cross-fitting folds B, at least 2")] = 5,
+    data: Data = "digits",
+    fold_strategy: FoldStrategy = "stratified",
+    fold_seed: FoldSeed = 0,
+) -> None:
+    """Write which fold every example is in, for fold teachers that are trained elsewhere."""
+    from logitbank.pipeline.datasets import load_split
+    from logitbank.pipeline.folds import write_assignment
+
+    plan = fold_plan(folds, fold_strategy, fold_seed)
+    assert plan is not None
+    assigned, written = write_assignment(load_split(data), plan, out)
+    typer.echo(f"{wrote(written)} {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
+
+
+def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str:
+    fidelity = ", ".join(f"{trial['fidelity'][f'{t:g}']:.2g} at T = {t:g}" for t in temperatures)
+    return (
+        f"{trial['num_rows']} rows at {trial['rows_per_second']:.0f} rows/s: about {trial['seconds']:.0f} s a process,"
+        f" {trial['bytes'] / 1e6:.1f} MB; KL T^2 {fidelity}"
+    )
+
+
+def _refuse_idle_caching(context: typer.Context) -> None:
+    """Options of cache-teacher that do nothing beside the others."""
+    from logitbank.pipeline.cache_teacher.teachers.build import NO_WEIGHTS
+
+    given = context.params
+    if not given["folds"]:
+        refuse_idle(context, ("fold_strategy", "fold_seed"), "--folds is 0")
+    if given["transform"] == "none":
+        refuse_idle(context, ("view_seed",), "--transform is none")
+    if given["kl_budget"]:
+        refuse_idle(context, ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding")
+    if given["teacher"].startswith(NO_WEIGHTS):
+        of_networks = ("batch_size", "precision", "channels_last", "compile_model", "workers", "mean", "std")
+        refuse_idle(context, of_networks, f"{given['teacher']} is no network that runs here")

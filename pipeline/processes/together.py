@@ -1,0 +1,109 @@
+"""Several processes that train one model together, as torchrun starts them: one a GPU, or some on CPUs.
+
+Every process draws the same order of examples and takes its share of each batch; gradients are summed, so that a
+step is the step of the whole batch. Only batch norm, and losses that couple rows, see their own share alone.
+
+Shapes: B batch.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from logitbank.pipeline.processes.torchrun import find_rank
+
+LEAST_ROWS = 2  # of a process in a pass: batch norm needs two
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among those that train together; alone by default.
+
+    Attributes:
+        number: Which one, from 0; process 0 evaluates and writes.
+        count: How many there are.
+        local: Which of this machine's processes.
+    """
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+
+    @classmethod
+    def find(cls) -> "Processes":
+        """As torchrun says; alone without it."""
+        rank = find_rank()
+        return cls() if rank is None else cls(number=rank.number, count=rank.count, local=rank.local)
+
+    @property
+    def first(self) -> bool:
+        return self.number == 0
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Connects the processes, over NCCL on GPUs and Gloo elsewhere; does nothing for one alone."""
+        if self.count == 1:
+            yield
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            with warnings.catch_warnings():
+                # of kernels with one input channel, whose memory layout has two names; nothing is slower for it
+                warnings.filterwarnings("ignore", message="Grad strides do not match")
+                yield
+        finally:
+            distributed.destroy_process_group()
+
+    def check(self, batch_size: int, num_rows: int) -> None:
+        """Raises ValueError when some step would leave a process without rows."""
+        if min(batch_size, num_rows) < LEAST_ROWS * self.count and self.count > 1:
+            raise ValueError(
+                f"{self.count} processes share each batch, which has {min(batch_size, num_rows)} examples; expected at"
+                f" least {LEAST_ROWS * self.count}: --batch-size is that of all processes together"
+            )
+
+    def seed(self, seed: int) -> None:
+        """Gives every process but the first random numbers of its own: dropout masks differ, as those of rows do."""
+        if not self.first:
+            own = np.random.SeedSequence((seed, self.number)).generate_state(1, np.uint64)
+            torch.manual_seed(int(own[0]))
+
+    def share(self, rows_B: Tensor) -> Tensor:
+        """This process's rows of a batch."""
+        return rows_B.tensor_split(self.count)[self.number]
+
+    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """The module with gradients averaged over processes; the module itself for one alone."""
+        if self.count == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+    def sum_(self, values: Tensor) -> None:
+        """Puts the sum over processes into ``values``."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+
+    def gather(self, values: Tensor, device: torch.device) -> list[Tensor]:
+        """The values of every process, of one shape, in every process; on the CPU."""
+        if self.count == 1:
+            return [values]
+        sent = values.to(device)
+        found = [torch.empty_like(sent) for _ in range(self.count)]
+        distributed.all_gather(found, sent)
+        return [part.cpu() for part in found]
+
+    def from_first(self, values: Mapping[str, float], names: tuple[str, ...], device: torch.device) -> dict[str, float]:
+        """Process 0's numbers, in every process."""
+        if self.count == 1:
+            return dict(values)
+        numbers = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
+        distributed.broadcast(numbers, src=0)
+        return dict(zip(names, numbers.tolist(), strict=True))

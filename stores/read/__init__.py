@@ -1,0 +1,1 @@
+"""Opening a store, reading rows that were checked, verifying every byte. May import `format` and the loose files."""

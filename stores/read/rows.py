@@ -1,0 +1,285 @@
+"""What rows say of themselves: sound bytes that cannot be a teacher's answer are found here.
+
+Checksums prove that rows are those that were written. They cannot see rows that were shuffled, or computed wrongly,
+by a tool that made new checksums as well. But a row names classes, adds up to 1 and speaks of its label twice, and a
+row of another example contradicts itself.
+
+Shapes: R rows, K kept classes, C classes, A answers (K beside `index`, else C).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitbank.stores.format.schema import GAP_GRID, GAP_NEVER, GAP_RATE, GAP_SCALE, ROW_ARRAYS
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+_AT_ONCE = 2**22  # numbers of one array that are looked at together: 16 MiB in float32
+_MASS = 1.05  # rounding adds less than 5 % to a row's mass
+_ABOVE_ZERO = 0.02  # nats by which rounding may raise a log-probability of 0
+_NOT_FINITE = tuple(name for name, spec in ROW_ARRAYS.items() if spec.finite)
+
+
+class Rows(NamedTuple):
+    """Some rows of one view, with the labels of their examples."""
+
+    arrays: Mapping[str, np.ndarray]
+    labels_R: npt.NDArray[np.integer]
+    num_classes: int
+
+    def floats(self, name: str) -> Floats:
+        return np.asarray(self.arrays[name], dtype=np.float32)
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.arrays for name in names)
+
+
+class Law(NamedTuple):
+    """What must not be: words that go after "row 7", and the rows that it is true of, bool [R]; None: cannot say."""
+
+    words: str
+    broken: Callable[[Rows], Bools | None]
+
+
+def broken_rows(
+    arrays: Mapping[str, np.ndarray], labels_R: npt.NDArray[np.integer], num_classes: int
+) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """The laws that rows break, with the numbers of the rows; a row is blamed for the first law that it breaks.
+
+    Args:
+        arrays: Arrays [R, *row_shape] by name; laws about others are left out. Rows where `mask` is false mean nothing.
+        labels_R: The labels of the examples, -1 where there is none.
+        num_classes: C.
+
+    Yields:
+        Words for what is wrong, and rows in order.
+    """
+    found: dict[str, list[npt.NDArray[np.int64]]] = {}
+    widest = max((array[0].size for array in arrays.values() if len(array)), default=1)
+    step = max(1, _AT_ONCE // widest)
+    for start in range(0, len(labels_R), step):
+        some = slice(start, start + step)
+        part = Rows({name: array[some] for name, array in arrays.items()}, labels_R[some], num_classes)
+        left_R = np.asarray(part.arrays["mask"], dtype=np.bool_).copy() if part.has("mask") else True
+        for law in LAWS:
+            with np.errstate(all="ignore"):  # strangers' numbers
+                broken_R = law.broken(part)
+            if broken_R is None or not (broken_R := broken_R & left_R).any():
+                continue
+            found.setdefault(law.words, []).append(start + np.flatnonzero(broken_R))
+            left_R = left_R & ~broken_R
+    for words, rows in found.items():
+        yield words, np.concatenate(rows)
+
+
+@cache
+def _gap_drops() -> Floats:
+    """What each code of a head takes off, float32 [256]."""
+    drops = np.round(GAP_SCALE * np.expm1(GAP_RATE * np.arange(256.0)) * GAP_GRID) / -GAP_GRID
+    drops[GAP_NEVER] = -np.inf
+    return drops.astype(np.float32)
+
+
+def _unknown_class(rows: Rows) -> Bools | None:
+    if not rows.has("index"):
+        return None
+    return np.asarray((rows.arrays["index"] >= rows.num_classes).any(1))
+
+
+def _class_twice(rows: Rows) -> Bools | None:
+    if not rows.has("index"):
+        return None
+    ordered = np.sort(rows.arrays["index"], axis=1)
+    return np.asarray((ordered[:, 1:] == ordered[:, :-1]).any(1))
+
+
+def _not_finite(rows: Rows) -> Bools | None:
+    """NaN or infinity where a number must be; -inf may stand for the logit of a class of probability zero."""
+    broken_R = np.zeros(len(rows.labels_R), np.bool_)
+    for name in rows.arrays:
+        values = rows.arrays[name]
+        if name in _NOT_FINITE:
+            flat = values.reshape(len(values), -1)
+            broken_R |= ~np.isfinite(flat).all(1)
+        elif name in ("log_prob", "logit"):
+            best_R = values.max(1)  # NaN if one of them is
+            broken_R |= ~np.isfinite(best_R)
+        elif name == "log_tail_mass":
+            broken_R |= np.isnan(values)
+    return broken_R
+
+
+def _too_probable(rows: Rows) -> Bools | None:
+    """Probabilities above 1."""
+    broken_R = np.zeros(len(rows.labels_R), np.bool_)
+    if rows.has("log_tail_mass"):
+        broken_R |= rows.floats("log_tail_mass") >= 0
+    if rows.has("log_prob"):
+        broken_R |= rows.floats("log_prob").max(1) > _ABOVE_ZERO
+    if rows.has("label_log_prob"):
+        broken_R |= rows.floats("label_log_prob") > _ABOVE_ZERO
+    if rows.has("log_prob_scale", "log_prob_floor"):
+        broken_R |= ~(rows.floats("log_prob_scale") > 0) | (rows.floats("log_prob_floor") > _ABOVE_ZERO)
+    return broken_R
+
+
+def _not_best_first(rows: Rows) -> Bools | None:
+    if not rows.has("index", "log_prob"):
+        return None
+    head_RK = rows.floats("log_prob")
+    return np.asarray((head_RK[:, 1:] > head_RK[:, :-1]).any(1))
+
+
+def _too_much_mass(rows: Rows) -> Bools | None:
+    if rows.has("index", "log_prob", "log_tail_mass"):
+        return np.asarray(np.exp(rows.floats("log_prob")).sum(1) + np.exp(rows.floats("log_tail_mass")) > _MASS)
+    if rows.has("log_prob") and not rows.has("index") and rows.arrays["log_prob"].shape[1] == rows.num_classes:
+        return np.asarray(np.exp(rows.floats("log_prob")).sum(1) > _MASS)
+    if rows.has("log_prob_code", "log_prob_scale", "log_prob_floor"):
+        return np.asarray(np.exp(_dense_log_prob(rows)).sum(1) > _MASS * np.exp(_code_slack(rows)))
+    return None
+
+
+def _label_missing(rows: Rows) -> Bools | None:
+    """A label that the example does not have, or none where it has one."""
+    labelled_R = rows.labels_R >= 0
+    broken_R = np.zeros(len(labelled_R), np.bool_)
+    if rows.has("label_log_prob"):
+        broken_R |= np.isnan(rows.arrays["label_log_prob"]) == labelled_R
+    if rows.has("label_rank"):
+        broken_R |= (rows.arrays["label_rank"] == 0) == labelled_R
+        broken_R |= rows.arrays["label_rank"] > rows.num_classes
+    return broken_R
+
+
+def _other_rank(rows: Rows) -> Bools | None:
+    """The label's place among the stored classes is not its rank; ties may be counted either way."""
+    order_RA = _ordered(rows)
+    if order_RA is None or not rows.has("label_rank"):
+        return None
+    labelled_R, rank_R = rows.labels_R >= 0, rows.arrays["label_rank"].astype(np.int64)
+    if rows.has("index"):
+        here_RK = rows.arrays["index"] == rows.labels_R[:, None]
+        stored_R, place_R = here_RK.any(1), here_RK.argmax(1)
+    else:
+        stored_R, place_R = labelled_R, np.maximum(rows.labels_R, 0)
+    own_R1 = np.take_along_axis(order_RA, place_R[:, None], 1)
+    above_R, least_R = (order_RA > own_R1).sum(1), (order_RA >= own_R1).sum(1)
+    num_stored = order_RA.shape[1]
+    wrong_R = (above_R >= rank_R) | (least_R < np.minimum(rank_R, num_stored))
+    return np.asarray(labelled_R & np.where(stored_R, wrong_R, rank_R <= num_stored))
+
+
+def _other_log_prob(rows: Rows) -> Bools | None:
+    """The label's log-probability is not what the row says of that class, or above what it leaves to the tail."""
+    if not rows.has("label_log_prob"):
+        return None
+    labelled_R, own_R = rows.labels_R >= 0, rows.floats("label_log_prob")
+    if not rows.has("index"):
+        said = _label_of_all(rows)
+        return None if said is None else np.asarray(labelled_R & _differ(own_R, *said))
+    head_RK = _head_log_prob(rows)
+    if head_RK is None:
+        return None
+    slack_RK = 0.1 - head_RK * np.float32(0.1) + _steps(rows)[:, None]
+    here_RK = rows.arrays["index"] == rows.labels_R[:, None]
+    place_R1 = here_RK.argmax(1)[:, None]
+    said_R, slack_R = (np.take_along_axis(array, place_R1, 1)[:, 0] for array in (head_RK, slack_RK))
+    tail_R = rows.floats("log_tail_mass")
+    above_R = (own_R > head_RK[:, -1] + slack_RK[:, -1]) | (own_R > tail_R + 0.1 - tail_R * np.float32(2.0**-6))
+    return np.asarray(labelled_R & np.where(here_RK.any(1), _differ(own_R, said_R, slack_R), above_R))
+
+
+def _differ(own_R: Floats, said_R: Floats, slack_R: Floats) -> Bools:
+    lowest = float(np.finfo(np.float16).min)  # what is lower is stored as that
+    apart_R = np.abs(np.maximum(own_R, lowest) - np.maximum(said_R, lowest))
+    return np.asarray(~(apart_R <= slack_R))
+
+
+def _ordered(rows: Rows) -> np.ndarray | None:
+    """Numbers in the order of the stored classes' logits, [R, A]."""
+    if rows.has("logit"):
+        return rows.arrays["logit"]
+    if rows.has("log_prob"):
+        return rows.floats("log_prob")
+    if rows.has("log_prob_code", "log_prob_floor"):
+        return rows.arrays["log_prob_code"]
+    if rows.has("log_prob_code", "index"):
+        return _gaps(rows)
+    return None
+
+
+def _label_of_all(rows: Rows) -> tuple[Floats, Floats] | None:
+    """What a row of all classes says of its label, and how far rounding may be from it, [R]."""
+    place_R1 = np.maximum(rows.labels_R, 0)[:, None]
+    if rows.has("logit"):
+        logit_RC = rows.floats("logit")
+        best_R = logit_RC.max(1)
+        total_R = np.log(np.exp(logit_RC - best_R[:, None]).sum(1)) + best_R
+        said_R = np.take_along_axis(logit_RC, place_R1, 1)[:, 0] - total_R
+        return said_R, 0.02 - said_R * np.float32(2.0**-9) + np.abs(total_R) * np.float32(2.0**-20)
+    if rows.has("log_prob", "logsumexp"):
+        said_R = np.take_along_axis(rows.arrays["log_prob"], place_R1, 1)[:, 0].astype(np.float32)
+        return said_R, 0.02 - said_R * np.float32(2.0**-9) + _steps(rows)
+    if rows.has("log_prob_code", "log_prob_scale", "log_prob_floor", "logsumexp"):
+        code_R = np.take_along_axis(rows.arrays["log_prob_code"], place_R1, 1)[:, 0]
+        said_R = code_R * rows.floats("log_prob_scale") + rows.floats("log_prob_floor")
+        said_R[code_R == 0] = -np.inf
+        return said_R, 0.02 - said_R * np.float32(2.0**-9) + 2 * _code_slack(rows) + _steps(rows)
+    return None
+
+
+def _head_log_prob(rows: Rows) -> Floats | None:
+    """Log-probabilities of the kept classes, [R, K]."""
+    if not rows.has("log_tail_mass", "logsumexp"):
+        return None
+    if rows.has("log_prob"):
+        return rows.floats("log_prob")
+    if not rows.has("log_prob_code"):
+        return None
+    gaps_RK = _gaps(rows)
+    head_R = np.log(-np.expm1(rows.floats("log_tail_mass"))) - np.log(np.exp(gaps_RK).sum(1))
+    return np.asarray(gaps_RK + head_R[:, None])
+
+
+def _steps(rows: Rows) -> Floats:
+    """By how much classes were moved to keep their order beside a large logsumexp, [R]."""
+    return np.abs(rows.floats("logsumexp")) * np.float32(2.0**-18)
+
+
+def _code_slack(rows: Rows) -> Floats:
+    """How far a row of 8-bit codes may be off: a step; nearly even rows were once put 254 steps too high."""
+    scale_R = rows.floats("log_prob_scale")
+    least_R = np.maximum(np.float32(2.0**-10), _steps(rows) / 8 if rows.has("logsumexp") else 0)
+    return np.where(scale_R <= 1.01 * least_R, 255 * scale_R, scale_R)
+
+
+def _gaps(rows: Rows) -> Floats:
+    drops_RK = _gap_drops()[rows.arrays["log_prob_code"]]
+    drops_RK[:, 0] = 0
+    return np.cumsum(drops_RK, axis=1, dtype=np.float32)
+
+
+def _dense_log_prob(rows: Rows) -> Floats:
+    code_RC = rows.arrays["log_prob_code"]
+    values_RC = code_RC * rows.floats("log_prob_scale")[:, None] + rows.floats("log_prob_floor")[:, None]
+    values_RC[code_RC == 0] = -np.inf
+    return np.asarray(values_RC, dtype=np.float32)
+
+
+LAWS = (
+    Law("names a class that the data does not have", _unknown_class),
+    Law("names a class twice", _class_twice),
+    Law("holds NaN or infinity where a number must be", _not_finite),
+    Law("holds a probability above 1", _too_probable),
+    Law("does not name its best class first", _not_best_first),
+    Law("has probabilities that add to more than 1", _too_much_mass),
+    Law("speaks of a label where the example has none, or of none where it has one", _label_missing),
+    Law("contradicts its example's label: another class has the rank that it gives the label", _other_rank),
+    Law("contradicts its example's label: another class has the probability that it gives it", _other_log_prob),
+)

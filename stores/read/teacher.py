@@ -1,0 +1,343 @@
+"""One teacher of a store: its rows, checked block by block."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from logitbank.stores.format.documents import check_array, codec_layout
+from logitbank.stores.format.layout import Layout, file_name
+from logitbank.stores.format.schema import (
+    CELL_ARRAYS,
+    RowArray,
+    StoreError,
+    check_block_rows,
+    check_row_arrays,
+    constant_spec,
+)
+from logitbank.stores.read.blocks import REMEDY, check_memory, in_threads, read_file, read_static
+from logitbank.stores.read.cells import Fault, array_plan, checksum_value, declared_arrays, load_teacher, read_commits
+from logitbank.stores.read.records import fill_records, record_dtype
+from logitbank.stores.read.rows import broken_rows
+
+
+class Examples(Protocol):
+    """What a teacher's answers are about: a store."""
+
+    @property
+    def examples_sha256(self) -> str:
+        """What its documents are tied to."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N], -1 = unlabelled."""
+
+    @property
+    def folds(self) -> np.ndarray | None:
+        """uint16 [N], or None."""
+
+
+class Teacher:
+    """Answers of one teacher. Made by `Store.teacher`.
+
+    Args:
+        root: Resolved folder of the store.
+        name: Name of the teacher, checked.
+        attributes: The store's attributes.
+        examples: What the answers are about.
+        allow_incomplete: Also read a teacher that is not finished.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        attributes: Mapping[str, Any],
+        examples: Examples,
+        *,
+        allow_incomplete: bool = False,
+    ) -> None:
+        self.name = name
+        self._examples = examples
+        self._root = root
+        self._where = root / "teachers" / name
+        self.num_examples: int = attributes["dataset"]["num_examples"]
+        self.num_classes: int = attributes["dataset"]["num_classes"]
+        self.num_views: int = attributes["views"]["num_views"]
+        self._documents = load_teacher(root, name, examples.examples_sha256)
+        own = self._documents[""]["attributes"]
+        self.digest: str = own["digest"]
+        self.identity: dict[str, Any] = own["identity"]
+        self.encoding: dict[str, Any] = own["encoding"]
+        self.folds: dict[str, Any] | None = own.get("folds")
+        self._cells_sha256 = own.get("cells_sha256", "none")
+        self.fidelity: dict[str, Any] = own["fidelity"]
+        self.summary: dict[str, Any] = own["summary"]
+        self.complete: bool = own["complete"]
+        self.row_arrays: dict[str, RowArray] = declared_arrays(own)
+        self.arrays: tuple[str, ...] = tuple(sorted(self.row_arrays))
+        check_row_arrays(self.row_arrays, num_classes=attributes["dataset"]["num_classes"], encoding=self.encoding)
+        self.block_rows = check_block_rows(own["block_rows"], self.num_examples, self.num_views, self.row_arrays)
+        self.num_blocks = -(-self.num_examples // self.block_rows)
+        self._layouts = {name: self._checked_layout(name) for name in (*self.arrays, *CELL_ARRAYS)}
+        if not self.complete and not allow_incomplete:
+            missing, total = int((self._cells[0] == 0).sum()), self.num_views * self.num_blocks
+            raise StoreError(
+                f"{self._where}: teacher is unfinished ({missing} of {total} cells to go); run the "
+                "command that writes it again"
+            )
+
+    @property
+    def constant_names(self) -> tuple[str, ...]:
+        """Names of the arrays that belong to the encoding and not to a row, sorted."""
+        return tuple(sorted(set(self._documents) - {"", *self.arrays, *CELL_ARRAYS}))
+
+    def constant(self, name: str) -> np.ndarray:
+        """One array that belongs to the encoding and not to a row."""
+        values = read_static(self._root, f"teachers/{self.name}/{name}", self._documents[name], constant_spec(name))
+        if not np.isfinite(values).all():
+            raise StoreError(
+                f"{self._where / name} holds NaN or infinity where a number must be; do not use this store"
+            )
+        return values
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """All arrays that belong to the encoding and not to a row, by name."""
+        return {name: self.constant(name) for name in self.constant_names}
+
+    def rows(self, block: int) -> slice:
+        """Rows of a block."""
+        if not 0 <= block < self.num_blocks:
+            raise StoreError(f"{self._where}: block must be 0 to {self.num_blocks - 1}, found {block}")
+        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.num_examples))
+
+    def slab(self, view: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """All rows of one view.
+
+        Args:
+            view: The view.
+            names: The arrays wanted; all when left out.
+
+        Returns:
+            Arrays [N, *row_shape] by name.
+
+        Raises:
+            StoreError: a block is not committed, or does not hold what was committed.
+        """
+        names = self._slab_names(view, names)
+        slab = {name: self._empty(name, self.num_examples) for name in names}
+        self._fill(view, range(self.num_blocks), slab)
+        return slab
+
+    def packed_slab(self, view: int, names: Sequence[str] | None = None) -> np.ndarray:
+        """All rows of one view as records: gathering a batch costs one `np.take`, not one per array.
+
+        Args:
+            view: The view.
+            names: The arrays wanted; all when left out.
+
+        Returns:
+            Structured array [N] whose fields are the arrays; the same promise as `slab`.
+        """
+        names = self._slab_names(view, names)
+        records = np.empty(self.num_examples, record_dtype({name: self.row_arrays[name] for name in names}))
+
+        def fill(name: str, block: int) -> None:
+            rows = self.rows(block)
+            values = self._empty(name, rows.stop - rows.start)
+            self._read(name, view, block, values)
+            fill_records(records[rows], {name: values})
+
+        jobs = [partial(fill, name, block) for name in names for block in range(self.num_blocks)]
+        in_threads(jobs, records.nbytes, 2 * self.block_rows * self._widest(names))
+        return records
+
+    def block(self, view: int, block: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The rows of one block of one view, by array name; the same promise as `slab`."""
+        names, rows = self._names(names), self.rows(block)
+        self._check_committed(view, [block])
+        values = {name: self._empty(name, rows.stop - rows.start) for name in names}
+        self._fill(view, [block], values)
+        return values
+
+    @cached_property
+    def row_folds(self) -> np.ndarray | None:
+        """Fold of every example, uint16 [N], when this teacher is cross-fitted; others of the store may be."""
+        if self.folds is None:
+            return None
+        folds, num_folds = self._examples.folds, self.folds.get("num_folds")
+        if folds is None or type(num_folds) is not int or int(folds.max()) >= num_folds:
+            raise StoreError(f"{self._where}: its folds are not those of the examples; do not use this store")
+        return folds
+
+    def answers(self, view: int, block: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """`block`, for those who use what rows mean: refused when a row cannot be an answer to its example."""
+        values = self.block(view, block, names)
+        self.check_rows(view, self.rows(block).start, values)
+        return values
+
+    def check_rows(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise StoreError when a row contradicts itself or its example (`logitbank.stores.read.rows`).
+
+        Args:
+            view: Whose rows.
+            start: Number of the first.
+            arrays: Arrays [R, *row_shape] of rows in order, by name.
+        """
+        num_rows = len(next(iter(arrays.values())))
+        labels_R = self._examples.labels[start : start + num_rows]
+        first = next(broken_rows(self._with_mask(view, start, arrays), labels_R, self.num_classes), None)
+        if first is not None:
+            words, rows = first
+            raise StoreError(f"{self._where}: view {view} row {start + int(rows[0])} {words}; do not use this store")
+
+    def _with_mask(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The arrays with the rows' `mask`, where there is one."""
+        if "mask" in arrays or "mask" not in self.row_arrays:
+            return arrays
+        stop = start + len(next(iter(arrays.values())))
+        blocks = range(start // self.block_rows, -(-stop // self.block_rows))
+        mask = np.concatenate([self.block(view, block, ["mask"])["mask"] for block in blocks])
+        return {**arrays, "mask": mask[start - blocks.start * self.block_rows :][: stop - start]}
+
+    def shuffled_blocks(
+        self, view: int, seed: int, memory_budget: int, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """All rows of one view in random order, without ever holding more than `memory_budget` bytes.
+
+        Blocks are drawn at random into groups and rows are shuffled inside a group, so two rows that are
+        neighbours in the data meet more often than chance has it unless the budget holds many blocks.
+
+        Args:
+            view: The view.
+            seed: The same seed gives the same order.
+            memory_budget: Bytes for rows, shuffled rows and decoding together.
+            names: The arrays wanted; all when left out.
+
+        Yields:
+            Row ids [R] and arrays [R, *row_shape] by name.
+        """
+        names = self._names(names)
+        widest = self._widest(names)
+        row_bytes = 16 + sum(self.row_arrays[name].row_bytes for name in names)
+        decoding = 2 * widest * self.block_rows
+        per_block = (2 * row_bytes + widest) * self.block_rows  # given out, being built, and one array's pool
+        group = min((memory_budget - decoding) // per_block, self.num_blocks)
+        if group < 1:
+            raise StoreError(
+                f"{self._where}: shuffling blocks needs a memory budget of {decoding + per_block} bytes, "
+                f"found {memory_budget}; raise it"
+            )
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(self.num_blocks)
+        for start in range(0, self.num_blocks, group):
+            yield self._shuffled_group(view, [int(block) for block in order[start : start + group]], names, rng)
+
+    def bytes_on_disk(self) -> int:
+        """Bytes of all files of this teacher."""
+        return _bytes_below(self._where)
+
+    def constant_bytes_on_disk(self) -> int:
+        """Bytes of what is stored once, however many rows there are: the tail predictor."""
+        return sum(_bytes_below(self._where / name) for name in self.constant_names)
+
+    def committed(self) -> np.ndarray:
+        """Commits of all cells, uint32 [V, num_blocks], 0 = not there."""
+        return self._sound_cells()[0]
+
+    def uncommitted(self) -> list[tuple[int, int]]:
+        """Cells (view, block) that are not there, in order."""
+        return [(int(view), int(block)) for view, block in np.argwhere(self.committed() == 0)]
+
+    def commit_faults(self) -> list[Fault]:
+        """Every commit that cannot be trusted."""
+        return self._cells[2]
+
+    def _shuffled_group(
+        self, view: int, blocks: list[int], names: Sequence[str], rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        slices = [self.rows(block) for block in blocks]
+        ids = np.concatenate([np.arange(rows.start, rows.stop) for rows in slices])
+        order = rng.permutation(len(ids))
+        arrays = {}
+        for name in names:
+            pool = self._empty(name, len(ids))
+            self._fill(view, blocks, {name: pool})
+            arrays[name] = np.take(pool, order, axis=0)
+        return ids[order], arrays
+
+    def _slab_names(self, view: int, names: Sequence[str] | None) -> tuple[str, ...]:
+        """The names, once every block of the view is known to be there and to fit into memory."""
+        names = self._names(names)
+        self._check_committed(view, range(self.num_blocks))
+        size = self.num_examples * sum(self.row_arrays[name].row_bytes for name in names)
+        check_memory(size, f"{self._where} view {view}")
+        return names
+
+    def _names(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        if names is None:
+            return self.arrays
+        missing = [name for name in names if name not in self.row_arrays]
+        if missing:
+            raise StoreError(f"{self._where} has no array {missing[0]!r}, it has {', '.join(self.arrays)}")
+        return tuple(names)
+
+    def _checked_layout(self, name: str) -> Layout:
+        document, where = self._documents[name], self._where / name
+        layout, expected = array_plan(name, self.row_arrays, self.num_views, self.num_examples, self.block_rows)
+        check_array(document, expected, where)
+        return codec_layout(document, layout, where)
+
+    @cached_property
+    def _cells(self) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
+        """`committed` [V, blocks], `checksum` [V, blocks, arrays] and what is wrong with them."""
+        sha256 = self._cells_sha256 if self.complete else None
+        return read_commits(self._where, self._root, self._layouts, sha256)
+
+    def _sound_cells(self) -> tuple[np.ndarray, np.ndarray]:
+        committed, checksum, problems = self._cells
+        if problems:
+            raise StoreError(problems[0][3])
+        return committed, checksum
+
+    def _check_committed(self, view: int, blocks: Iterable[int]) -> None:
+        """Raise StoreError unless these cells are committed."""
+        if not 0 <= view < self.num_views:
+            raise StoreError(f"{self._where}: view must be 0 to {self.num_views - 1}, found {view}")
+        for block in blocks:
+            if self._sound_cells()[0][view, block] == 0:
+                path = self._where / "committed" / file_name((view, block))
+                raise StoreError(f"{path} is missing: the cell is not committed; run the command that writes it again")
+
+    def _empty(self, name: str, num_rows: int) -> np.ndarray:
+        array = self.row_arrays[name]
+        return np.empty((num_rows, *array.row_shape), dtype=np.dtype(array.dtype).newbyteorder("<"))
+
+    def _widest(self, names: Sequence[str]) -> int:
+        return max((self.row_arrays[name].row_bytes for name in names), default=1)
+
+    def _fill(self, view: int, blocks: Iterable[int], out: Mapping[str, np.ndarray]) -> None:
+        """Decode blocks one after the other into `out`, which has the rows of just these blocks."""
+        jobs: list[Callable[[], None]] = []
+        start = 0
+        for block in blocks:
+            stop = start + self.rows(block).stop - self.rows(block).start
+            jobs += [partial(self._read, name, view, block, array[start:stop]) for name, array in out.items()]
+            start = stop
+        pieces = [self._layouts[name].chunk_bytes for name in out]
+        in_threads(jobs, sum(array.nbytes for array in out.values()), max(pieces, default=1))
+
+    def _read(self, name: str, view: int, block: int, out: np.ndarray) -> None:
+        """Decode one block of one array into `out` and compare it with its checksum."""
+        position = (view, block, *(0 for _ in self.row_arrays[name].row_shape))
+        read_file(self._root, f"teachers/{self.name}/{name}", position, self._layouts[name], out)
+        if checksum_value(out) != self._sound_cells()[1][view, block, self.arrays.index(name)]:
+            raise StoreError(
+                f"{self._where / name}: view {view} block {block} does not hold the rows committed; {REMEDY}"
+            )
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

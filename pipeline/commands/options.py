@@ -69,7 +69,7 @@ def takes(described: type, *, leave_out: Sequence[str] = ()) -> Callable[[Callab
 def _parameter(setting: Setting, kind: type) -> inspect.Parameter:
     check = None if setting.option.domain is None else Checked(setting.option.domain).check
     names = [setting.flag] if kind is bool or setting.option.spelled else []  # no --no-flag
-    annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]
+    annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]  # type: ignore[valid-type]
     default = inspect.Parameter.empty if setting.default is MISSING else setting.default
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

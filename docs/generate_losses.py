@@ -1,4 +1,4 @@
-"""Writes docs/losses.md from the table of losses, its docstrings and the measurements in docs/loss_encoding.json.
+"""Writes docs/reference/losses.md from the table of losses and the measurements in docs/loss_encoding.json.
 
 `python -m docs.generate_losses` writes the page; a test compares it with what this module would write.
 """
@@ -67,7 +67,8 @@ together, so rows with large gradients count most, as they do in a step.
 Every loss at its defaults but for the temperature; `gce` and `sce` with `target=teacher`; RLD abstains from its second
 term on rows whose label is outside the head. The student is simulated: the teacher's logits times 0.6 plus normal noise
 of half the row's standard deviation, so its tail resembles the teacher's, which flatters `bucket`. Bytes are a row's
-payload before compression. All temperatures, more encodings and the rule `renormalise`: `loss_encoding.json`.
+payload before compression. All temperatures, more encodings and the rule `renormalise`:
+[loss_encoding.json](../loss_encoding.json).
 
 Measured by `python -m bench.loss_encoding` (seed 0; rows that did not fit the tail predictor).
 """
@@ -174,4 +175,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    (FOLDER / "losses.md").write_text(page())
+    (FOLDER / "reference" / "losses.md").write_text(page())

@@ -17,7 +17,7 @@ from tests.pages import ROOT, anchors, blocks, commands, known_options, links, o
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 ALSO_LINKED = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "stores/README.md")}
-RUN_ELSEWHERE = {"sharing.md": "test_share_docs.py"}  # by tests of their own
+RUN_ELSEWHERE = {"how-to/sharing.md": "test_share_docs.py"}  # by tests of their own
 RUNNABLE = [
     name
     for name, page in PAGES.items()

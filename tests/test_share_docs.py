@@ -13,7 +13,7 @@ from logitbank import cli
 from logitbank.pipeline.commands import exchange
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "sharing.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "sharing.md").read_text()
 
 
 def blocks(kind: str) -> list[str]:

@@ -1,6 +1,6 @@
 """A store's answers for people without Zarr: .npz, .parquet and tar files of plain numbers, and their readers.
 
-`docs/exchange.md` says what is in them.
+`docs/how-to/exchange.md` says what is in them.
 """
 
 from logitbank.pipeline.exchange.document import Description

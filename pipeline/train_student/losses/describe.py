@@ -1,4 +1,4 @@
-"""The table of losses as text: what `cli losses` prints, and what docs/losses.md is generated from.
+"""The table of losses as text: what `cli losses` prints, and what docs/reference/losses.md is generated from.
 
 Formula, argument texts and references come from the docstrings, so that there is one place for each.
 """

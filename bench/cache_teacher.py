@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.views import Views
@@ -74,7 +75,7 @@ def main() -> int:
     teachers = load_teachers(split, options.model, "random-init")
     views = Views(transform="flip-crop", num_views=1)
     encoding = Encoding(kind="dense", num_classes=options.classes, bits=8)
-    answers = NetworkAnswers(split, teachers, views, batch_size=BATCH, device=device)
+    answers = NetworkTeacher(split, teachers, views, batch_size=BATCH, device=device)
     bare_loop(images(2 * BATCH, options.classes), teachers, views, device)
     bare, whole, writing = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +84,7 @@ def main() -> int:
             bare.append(timed(lambda: bare_loop(split, teachers, views, device)))
             whole.append(timed(lambda out=out: cache_teacher(answers, out, encoding=encoding)))  # type: ignore[misc]
         np.save(f"{folder}/logits.npy", answers(np.arange(options.rows), 0).cpu().numpy())
-        spoken = ArrayAnswers(Path(f"{folder}/logits.npy"), split, views)
+        spoken = ArrayTeacher(Path(f"{folder}/logits.npy"), split, views)
         for number in range(3):
             out = Path(folder) / f"spoken-{number}.zarr"
             writing.append(timed(lambda out=out: cache_teacher(spoken, out, encoding=encoding)))  # type: ignore[misc]

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from bench.losses import KEEP_MEMORY
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding, prepare
 from logitbank.pipeline.encoding.encode import encode
@@ -94,7 +94,7 @@ def students(num_students: int = CORES) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/logits.npy", logits_NC.numpy())
-        answers = ArrayAnswers(Path(f"{folder}/logits.npy"), split, Views())
+        answers = ArrayTeacher(Path(f"{folder}/logits.npy"), split, Views())
         cache_teacher(answers, Path(f"{folder}/s.zarr"), encoding=TOPK, predictor_rows=4096)
         environment = os.environ | {"LOGITBANK_CACHE": folder}
         command = [sys.executable, "-m", "bench.encoding", "--student", f"{folder}/s.zarr"]

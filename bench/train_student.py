@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import BatchLoss, Training, fit
@@ -91,7 +91,7 @@ def make(folder: Path) -> tuple[Split, Store]:
     np.savez(folder / "images.npz", x=x, y=y, x_test=x[: ROWS // 5], y_test=y[: ROWS // 5])
     split = load_split(f"npz:{folder}/images.npz")
     np.save(folder / "logits.npy", rng.normal(0, 4, (2, ROWS, 10)).astype(np.float32))
-    answers = ArrayAnswers(folder / "logits.npy", split, VIEWS)
+    answers = ArrayTeacher(folder / "logits.npy", split, VIEWS)
     cache_teacher(answers, folder / "s.zarr", encoding=Encoding(kind="topk", num_classes=10, top_k=3))
     return split, open_store(folder / "s.zarr")
 

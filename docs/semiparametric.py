@@ -2,7 +2,7 @@
 
 `python docs/semiparametric.py DIR`, where DIR holds UCI's magic04.data, adult.data and adult.test, prints the tables
 of docs/semiparametric.md. Everything passes through a store: the forest's probabilities become logits in a .npy file,
-`ArrayAnswers` caches them, and students learn from the store alone.
+`ArrayTeacher` caches them, and students learn from the store alone.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import log_loss, roc_auc_score
 
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training, predict
@@ -123,7 +123,7 @@ def cache(folder: Path, split: Split, depth: int | None, seed: int) -> RandomFor
         prob[own] = forest(depth, seed).fit(x[~own], y[~own]).predict_proba(x[own])[:, 1]
     save_logits(folder / "crossfit.npy", prob)
     for name in ("plain", "crossfit"):
-        answers = ArrayAnswers(folder / f"{name}.npy", split, Views(), plan=plan if name == "crossfit" else None)
+        answers = ArrayTeacher(folder / f"{name}.npy", split, Views(), plan=plan if name == "crossfit" else None)
         cache_teacher(answers, folder / f"{name}.zarr", encoding=Encoding(kind="dense", num_classes=2, bits=16))
     return teacher
 

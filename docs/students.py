@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split, with_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import BatchLoss, Training, fit
@@ -85,7 +85,7 @@ def make_stores(folder: Path, split: Split, weights: Path) -> None:
     teachers = load_teachers(split, TEACHER, str(weights), preprocessing=SCALING)
     for name, encoding in ENCODINGS.items():
         if not (folder / f"{name}.json").exists():
-            summary = cache_teacher(NetworkAnswers(split, teachers, VIEWS), folder / f"{name}.zarr", encoding=encoding)
+            summary = cache_teacher(NetworkTeacher(split, teachers, VIEWS), folder / f"{name}.zarr", encoding=encoding)
             (folder / f"{name}.json").write_text(json.dumps(summary))
 
 

@@ -95,7 +95,7 @@ def measure_classes(logits_NC: Tensor, labels_N: Tensor) -> dict[int, dict[str, 
     }
 
 
-def measure_fidelity(student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
+def measure_agreement(student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
     """How far a student follows its teacher at T = 1: share of equal best classes, and KL(teacher || student) in nats.
 
     Both accuracies, over the labelled rows, stand beside them; None without such rows.

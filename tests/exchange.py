@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.folds import FoldPlan
@@ -44,7 +44,7 @@ def make_store(
 ) -> Path:
     """A store of ``make_logits`` in blocks of 50 rows."""
     np.save(folder / "logits.npy", make_logits(views.num_views))
-    answers = ArrayAnswers(folder / "logits.npy", split, views, plan=plan)
+    answers = ArrayTeacher(folder / "logits.npy", split, views, plan=plan)
     cache_teacher(answers, folder / "s.zarr", encoding=encoding, block_rows=50, predictor_rows=80)
     return folder / "s.zarr"
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.ensemble import open_signal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
@@ -32,7 +32,7 @@ def store(digits: Split, logits: dict[str, Tensor], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("order")
     for name, of_teacher in logits.items():
         np.save(folder / f"{name}.npy", of_teacher.numpy())
-        answers = ArrayAnswers(folder / f"{name}.npy", digits, Views())
+        answers = ArrayTeacher(folder / f"{name}.npy", digits, Views())
         cache_teacher(
             answers, folder / "s.zarr", name=name, encoding=Encoding(kind="topk", num_classes=10, top_k=5, bits=16)
         )

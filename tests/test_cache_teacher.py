@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import Budget, cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
-from logitbank.pipeline.cache_teacher.teachers.networks import Teacher
+from logitbank.pipeline.cache_teacher.teachers.networks import TeacherNetwork
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.split import content_keys
 from logitbank.pipeline.encoding import Encoding
@@ -27,7 +28,7 @@ AS_IS = Preprocessing(mean=(0.0,), std=(1.0,))
 def test_the_store_holds_what_the_teacher_answers(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     views = Views(transform="flip-crop", num_views=2, seed=3)
-    summary = cache_teacher(NetworkAnswers(digits, teachers, views), tmp_path / "s.zarr", encoding=LOSSLESS)
+    summary = cache_teacher(NetworkTeacher(digits, teachers, views), tmp_path / "s.zarr", encoding=LOSSLESS)
     assert verify_store(tmp_path / "s.zarr") == []
     store = open_store(tmp_path / "s.zarr")
     assert store.dataset["fingerprint"] == digits.fingerprint
@@ -62,7 +63,7 @@ def test_no_row_is_answered_by_a_teacher_that_has_seen_it(digits: Split, fold_te
     assert proven.folds is not None
     asked: dict[int, list[int]] = defaultdict(list)
     spies = tuple(
-        Teacher(model=Spy(asked[fold]), preprocessing=AS_IS, identity=teacher.identity)
+        TeacherNetwork(model=Spy(asked[fold]), preprocessing=AS_IS, identity=teacher.identity)
         for fold, teacher in enumerate(proven.teachers)
     )
     spied = TeacherSet(
@@ -74,7 +75,7 @@ def test_no_row_is_answered_by_a_teacher_that_has_seen_it(digits: Split, fold_te
         fold_attributes=proven.fold_attributes,
     )
     views = Views(transform="flip-crop", num_views=2)
-    cache_teacher(NetworkAnswers(digits, spied, views, batch_size=100), tmp_path / "s.zarr", encoding=LOSSLESS)
+    cache_teacher(NetworkTeacher(digits, spied, views, batch_size=100), tmp_path / "s.zarr", encoding=LOSSLESS)
     keys = [content_keys(views.samples(digits, slice(None), view)) for view in range(2)]
     for fold in range(3):
         own = {int(key) for view in range(2) for key in keys[view][proven.folds == fold]}
@@ -86,7 +87,7 @@ def test_no_row_is_answered_by_a_teacher_that_has_seen_it(digits: Split, fold_te
 
 def test_each_fold_is_answered_by_its_own_weights(digits: Split, fold_teachers: Path, tmp_path: Path) -> None:
     teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
-    summary = cache_teacher(NetworkAnswers(digits, teachers, Views()), tmp_path / "s.zarr", encoding=LOSSLESS)
+    summary = cache_teacher(NetworkTeacher(digits, teachers, Views()), tmp_path / "s.zarr", encoding=LOSSLESS)
     store = open_store(tmp_path / "s.zarr")
     assert store.folds is not None
     for fold, teacher in enumerate(teachers.teachers):
@@ -101,7 +102,7 @@ def test_each_fold_is_answered_by_its_own_weights(digits: Split, fold_teachers: 
 def test_answers_do_not_depend_on_who_asks_in_what_order(digits: Split, fold_teachers: Path) -> None:
     teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
     views = Views(transform="flip-crop", num_views=1)
-    answer = NetworkAnswers(digits, teachers, views, batch_size=64)
+    answer = NetworkTeacher(digits, teachers, views, batch_size=64)
     rows = np.random.default_rng(0).permutation(len(digits))[:300]
     torch.testing.assert_close(answer(rows, 0), answer(np.arange(len(digits)), 0)[torch.from_numpy(rows)])
 
@@ -109,9 +110,9 @@ def test_answers_do_not_depend_on_who_asks_in_what_order(digits: Split, fold_tea
 def test_a_second_run_of_the_same_command_changes_nothing(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     out = tmp_path / "s.zarr"
-    first = cache_teacher(NetworkAnswers(digits, teachers, Views()), out, encoding=LOSSLESS)
+    first = cache_teacher(NetworkTeacher(digits, teachers, Views()), out, encoding=LOSSLESS)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert cache_teacher(NetworkAnswers(digits, teachers, Views()), out, encoding=LOSSLESS) == first
+    assert cache_teacher(NetworkTeacher(digits, teachers, Views()), out, encoding=LOSSLESS) == first
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert {path for path in before if "zarr.json" not in path.name and before[path] != after[path]} == set()
 
@@ -122,7 +123,7 @@ def test_a_store_of_something_else_is_not_written_to(
 ) -> None:
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     out = tmp_path / "s.zarr"
-    cache_teacher(NetworkAnswers(digits, teachers, Views()), out, encoding=LOSSLESS)
+    cache_teacher(NetworkTeacher(digits, teachers, Views()), out, encoding=LOSSLESS)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     split = digits_test if change == "data" else digits
     encoding = Encoding(kind="dense", num_classes=10, bits=16) if change == "encoding" else LOSSLESS
@@ -130,7 +131,7 @@ def test_a_store_of_something_else_is_not_written_to(
     if change == "teacher":
         teachers = load_teachers(digits_test, "mlp:32", str(fold_teachers / "fold0.safetensors"))
     with pytest.raises(StoreError) as caught:
-        cache_teacher(NetworkAnswers(split, teachers, views), out, encoding=encoding)
+        cache_teacher(NetworkTeacher(split, teachers, views), out, encoding=encoding)
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -146,15 +147,15 @@ def test_views_that_do_not_fit(plain_teacher: Path, digits: Split) -> None:
     )
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     with pytest.raises(ValueError, match="needs images"):
-        NetworkAnswers(table, teachers, Views(transform="flip-crop", num_views=2))
+        NetworkTeacher(table, teachers, Views(transform="flip-crop", num_views=2))
     with pytest.raises(ValueError, match="one view only"):
-        NetworkAnswers(digits, teachers, Views(num_views=2))
+        NetworkTeacher(digits, teachers, Views(num_views=2))
 
 
 def test_mixed_views_would_show_a_fold_teacher_what_it_has_seen(fold_teachers: Path, digits: Split) -> None:
     teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
     with pytest.raises(ValueError, match="may have seen the other one"):
-        NetworkAnswers(digits, teachers, Views(transform="flip-crop+mixup", num_views=2))
+        NetworkTeacher(digits, teachers, Views(transform="flip-crop+mixup", num_views=2))
 
 
 CACHED = {
@@ -170,7 +171,7 @@ def test_stage_two_decodes_what_stage_one_measured(
     digits: Split, plain_teacher: Path, fold_teachers: Path, tmp_path: Path, kind: str, folds: bool
 ) -> None:
     """The fidelity in the store is the distance of stage two's logits from the teacher's, for every encoding."""
-    answers = NetworkAnswers(
+    answers = NetworkTeacher(
         digits, load_teachers(digits, "mlp:32", str(fold_teachers if folds else plain_teacher)), Views()
     )
     cache_teacher(answers, tmp_path / "s.zarr", encoding=CACHED[kind])
@@ -187,7 +188,7 @@ def test_stage_two_decodes_what_stage_one_measured(
 
 
 def test_a_budget_chooses_the_smallest_encoding_within_it(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
-    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     sizes = []
     for number, kl in enumerate((1.0, 1e-3, 1e-9)):
         cache_teacher(answers, tmp_path / f"{number}.zarr", encoding=Budget(kl=kl))
@@ -201,7 +202,7 @@ def test_a_budget_chooses_the_smallest_encoding_within_it(digits: Split, plain_t
 def test_a_teacher_that_has_already_spoken(digits: Split, tmp_path: Path, num_views: int) -> None:
     logits = np.random.default_rng(0).normal(size=(num_views, len(digits), 10)).astype(np.float64)
     np.save(tmp_path / "logits.npy", logits if num_views > 1 else logits[0])
-    answers = ArrayAnswers(tmp_path / "logits.npy", digits, Views(num_views=num_views))
+    answers = ArrayTeacher(tmp_path / "logits.npy", digits, Views(num_views=num_views))
     cache_teacher(answers, tmp_path / "s.zarr", encoding=LOSSLESS)
     teacher = open_store(tmp_path / "s.zarr").teacher()
     for view in range(num_views):
@@ -213,10 +214,10 @@ def test_a_teacher_that_has_already_spoken(digits: Split, tmp_path: Path, num_vi
 def test_an_array_of_another_shape_is_refused(digits: Split, tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "logits.npy", np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match=r"expected floats \[1, 1437, 10\]"):
-        ArrayAnswers(tmp_path / "logits.npy", digits, Views())
+        ArrayTeacher(tmp_path / "logits.npy", digits, Views())
 
 
 def test_an_array_is_never_unpickled(digits: Split, tmp_path: Path) -> None:
     np.save(tmp_path / "logits.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="not a readable"):
-        ArrayAnswers(tmp_path / "logits.npy", digits, Views())
+        ArrayTeacher(tmp_path / "logits.npy", digits, Views())

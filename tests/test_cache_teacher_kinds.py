@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.sound import ask_first
 from logitbank.pipeline.cache_teacher.summary import leak_warning, suspected_leaks
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.compute import Compute
-from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorAnswers
+from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
@@ -44,7 +45,7 @@ def test_a_forest_answers_out_of_fold(noisy_table: Split, tmp_path: Path) -> Non
     from sklearn.ensemble import RandomForestClassifier
 
     plan = FoldPlan(num_folds=3)
-    answers = EstimatorAnswers("sklearn:RandomForestClassifier?n_estimators=10&floor=1e-3", noisy_table, plan=plan)
+    answers = EstimatorTeacher("sklearn:RandomForestClassifier?n_estimators=10&floor=1e-3", noisy_table, plan=plan)
     summary = cache_teacher(answers, tmp_path / "s.zarr", encoding=LOSSLESS)
     teacher = open_store(tmp_path / "s.zarr").teacher()
     folds = plan.assign(noisy_table)
@@ -60,7 +61,7 @@ def test_a_forest_answers_out_of_fold(noisy_table: Split, tmp_path: Path) -> Non
     assert summary["leaks"] == []
     assert teacher.folds is not None
     assert teacher.folds["proof"] == "fitted here"
-    again = EstimatorAnswers("sklearn:RandomForestClassifier?n_estimators=10&floor=1e-3", noisy_table, plan=plan)
+    again = EstimatorTeacher("sklearn:RandomForestClassifier?n_estimators=10&floor=1e-3", noisy_table, plan=plan)
     assert cache_teacher(again, tmp_path / "s.zarr", encoding=LOSSLESS) == summary
 
 
@@ -69,7 +70,7 @@ def test_estimators_on_images_with_few_labels(digits: Split) -> None:
     labels[::2] = -1
     labels[labels == 7] = -1  # a class that the estimator never sees gets the floor
     split = replace(digits, labels=labels)
-    log_prob = EstimatorAnswers("sklearn:LogisticRegression?max_iter=200", split)(np.arange(len(split)), 0)
+    log_prob = EstimatorTeacher("sklearn:LogisticRegression?max_iter=200", split)(np.arange(len(split)), 0)
     accuracy = (log_prob.argmax(dim=1).numpy() == digits.labels)[digits.labels != 7].mean()
     assert accuracy > 0.95
     assert (log_prob[:, 7].numpy() == np.float32(np.log(1e-6))).all()
@@ -85,9 +86,9 @@ def test_estimators_on_images_with_few_labels(digits: Split) -> None:
 )
 def test_impossible_estimators(noisy_table: Split, spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EstimatorAnswers(spec, noisy_table)
+        EstimatorTeacher(spec, noisy_table)
     with pytest.raises(ValueError, match="must be an int"):
-        EstimatorAnswers("sklearn:RandomForestClassifier?n_estimators=-1", noisy_table)(np.arange(3), 0)
+        EstimatorTeacher("sklearn:RandomForestClassifier?n_estimators=-1", noisy_table)(np.arange(3), 0)
 
 
 def test_a_leaking_fold_teacher_is_caught(noisy_table: Split, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_leaking_fold_teacher_is_caught(noisy_table: Split, tmp_path: Path) ->
             torch.save(load_state(path), tmp_path / f"{name}{fold}.pt")  # without the keys of their training rows
         pattern, scaling = str(tmp_path / f"{name}{{fold}}.pt"), fit_preprocessing(narrow)
         teachers = load_teachers(narrow, "mlp:128x2", pattern, plan=plan, preprocessing=scaling)
-        return cache_teacher(NetworkAnswers(narrow, teachers, Views()), tmp_path / f"{name}.zarr", encoding=LOSSLESS)
+        return cache_teacher(NetworkTeacher(narrow, teachers, Views()), tmp_path / f"{name}.zarr", encoding=LOSSLESS)
 
     honest, leaking = summary("honest", paths), summary("leaking", [paths[0], everything, *paths[2:]])
     assert honest["leaks"] == []
@@ -175,7 +176,7 @@ def test_an_untrained_network_is_a_control(digits: Split, tmp_path: Path) -> Non
         out = tmp_path / f"{plan is None}.zarr"
         teachers = load_teachers(digits, "mlp:32", "random-init", plan=plan)
         encoding = Encoding(kind="dense", num_classes=10, bits=32)
-        summary = cache_teacher(NetworkAnswers(digits, teachers, Views()), out, encoding=encoding)
+        summary = cache_teacher(NetworkTeacher(digits, teachers, Views()), out, encoding=encoding)
         assert summary["accuracy"] < 0.4
         again = load_teachers(digits, "mlp:32", "random-init", plan=plan)
         assert again.identity() == teachers.identity()
@@ -185,8 +186,8 @@ def test_an_untrained_network_is_a_control(digits: Split, tmp_path: Path) -> Non
 @pytest.mark.parametrize("compute", [Compute(precision="bf16"), Compute(channels_last=True)])
 def test_other_ways_to_compute(digits: Split, compute: Compute) -> None:
     teachers = load_teachers(digits, "cnn", "random-init")
-    plain = NetworkAnswers(digits, teachers, Views())
-    other = NetworkAnswers(digits, teachers, Views(), compute=compute)
+    plain = NetworkTeacher(digits, teachers, Views())
+    other = NetworkTeacher(digits, teachers, Views(), compute=compute)
     rows = np.arange(100)
     expected, found = plain(rows, 0), other(rows, 0)
     assert found.dtype == torch.float32
@@ -219,6 +220,6 @@ def test_probabilities_are_not_taken_for_logits(digits: Split, tmp_path: Path) -
     prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.save(tmp_path / "prob.npy", prob.astype(np.float16))
     with pytest.raises(ValueError, match=r"look like probabilities, expected logits: each row adds to 1; .* np\.log"):
-        ask_first(ArrayAnswers(tmp_path / "prob.npy", digits, Views()))
+        ask_first(ArrayTeacher(tmp_path / "prob.npy", digits, Views()))
     np.save(tmp_path / "log_prob.npy", np.log(prob).astype(np.float32))
-    ask_first(ArrayAnswers(tmp_path / "log_prob.npy", digits, Views()))
+    ask_first(ArrayTeacher(tmp_path / "log_prob.npy", digits, Views()))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.processes.parts import Part, find_part
@@ -68,9 +68,9 @@ def _work(out: Path, weights: Path, part: str, environment: dict[str, str], say:
     say.send("finished" if summary else "left")
 
 
-def fold_answers(split: Split, weights: Path) -> NetworkAnswers:
+def fold_answers(split: Split, weights: Path) -> NetworkTeacher:
     teachers = load_teachers(split, "mlp:32", str(weights))
-    return NetworkAnswers(split, teachers, Views(transform="flip-crop", num_views=NUM_VIEWS), batch_size=32)
+    return NetworkTeacher(split, teachers, Views(transform="flip-crop", num_views=NUM_VIEWS), batch_size=32)
 
 
 def rows_on_disk(path: Path) -> dict[str, bytes]:
@@ -153,7 +153,7 @@ def test_answers_do_not_depend_on_readers(digits: Split, fold_teachers: Path) ->
     teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
     views = Views(transform="flip-crop", num_views=1)
     found = [
-        NetworkAnswers(digits, teachers, views, batch_size=50, workers=workers)(np.arange(len(digits)), 0).numpy()
+        NetworkTeacher(digits, teachers, views, batch_size=50, workers=workers)(np.arange(len(digits)), 0).numpy()
         for workers in (0, 1, 3)
     ]
     assert all(np.array_equal(found[0], other) for other in found[1:])

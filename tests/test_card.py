@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from logitbank.pipeline.alignment import describe_examples
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.folds import FoldPlan
@@ -30,7 +30,7 @@ from tests.sharing import make_store
 def store(digits: Split, fold_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("card") / "digits.zarr"
     plan = FoldPlan(num_folds=3)
-    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(fold_teachers), plan=plan), Views())
+    answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(fold_teachers), plan=plan), Views())
     cache_teacher(answers, out, encoding=Encoding(kind="dense", num_classes=10, bits=8), name="dense")
     return out
 
@@ -38,7 +38,7 @@ def store(digits: Split, fold_teachers: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def plain(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "plain.zarr"
-    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(answers, out, encoding=Encoding(kind="topk", num_classes=10, top_k=3, bits=8), name="topk")
     return out
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from logitbank.pipeline.alignment import check_data
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import load_split, with_split
 from logitbank.pipeline.encoding import Encoding
@@ -163,7 +163,7 @@ def test_broken_images_stop_the_pass_or_are_masked(folder: Path, tmp_path: Path)
     teachers = load_teachers(split, "cnn", str(tmp_path / "t"))
     lossless = Encoding(kind="dense", num_classes=2, bits=32)
     views = Views(transform="rrc?size=12&scale=0.5", num_views=2)
-    summary = cache_teacher(NetworkAnswers(split, teachers, views), tmp_path / "s.zarr", encoding=lossless)
+    summary = cache_teacher(NetworkTeacher(split, teachers, views), tmp_path / "s.zarr", encoding=lossless)
     assert summary["num_rows"] == 22
     assert verify_store(tmp_path / "s.zarr") == []
     store = open_store(tmp_path / "s.zarr")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from logitbank.pipeline.alignment import check_data
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.datasets.limits import check_declared
 from logitbank.pipeline.datasets.split import check_same_classes
@@ -204,17 +205,17 @@ def test_damaged_logits_are_one_line(tmp_path: Path, digits: Split) -> None:
     whole = path.read_bytes()
     np.save(path, np.array([None, {}]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"logits.npy: not a readable .npy file of logits .*Python objects"):
-        ArrayAnswers(path, digits, Views())
+        ArrayTeacher(path, digits, Views())
     np.savez(tmp_path / "logits.npz", x=X)
     with pytest.raises(ValueError, match=r"logits.npz: not a readable .npy file"):
-        ArrayAnswers(tmp_path / "logits.npz", digits, Views())
+        ArrayTeacher(tmp_path / "logits.npz", digits, Views())
     for _ in range(200):
         data = bytearray(whole)
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(128)] = rng.randrange(256)
         path.write_bytes(data)
         with pytest.raises(ValueError, match="logits.npy"):
-            ArrayAnswers(path, digits, Views())
+            ArrayTeacher(path, digits, Views())
 
 
 def test_ones_own_data_heeds_its_options(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_both_stages_have_the_same_classes(tmp_path: Path, digits: Split) -> Non
     spec = saved(tmp_path, x_test=X[:9], y_test=Y[:9])
     store = tmp_path / "s.zarr"
     split = load_split(spec)
-    answers = NetworkAnswers(split, load_teachers(split, "linear", "random-init"), Views())
+    answers = NetworkTeacher(split, load_teachers(split, "linear", "random-init"), Views())
     cache_teacher(answers, store, encoding=Encoding(kind="dense", num_classes=3, bits=8))
     wide_test = load_split(saved(tmp_path, x_test=np.zeros((9, 9, 9), np.uint8), y_test=Y[:9]) + "?split=test")
     with pytest.raises(ValueError, match=r"cannot read the examples of .*split=test, 9 x 9 x 1"):

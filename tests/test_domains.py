@@ -12,10 +12,10 @@ import pytest
 from logitbank import cli
 from logitbank.pipeline import domains
 from logitbank.pipeline.answers.ensemble import COMBINE
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.commands.options import Checked
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.domains import TRAINING, Number, Numbers, Words
@@ -177,7 +177,7 @@ def test_what_would_do_nothing_is_refused(
 @pytest.fixture(scope="module")
 def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "s.zarr"
-    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
     return path
 

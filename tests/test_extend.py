@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from logitbank.pipeline.alignment import check_data, describe_examples
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.extend import extend_views
-from logitbank.pipeline.cache_teacher.rerun import answer_again
 from logitbank.pipeline.cache_teacher.run import Progress, cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
@@ -42,14 +42,14 @@ def cached(
     split: Split, weights: Path, out: Path, num_views: int = 2, kind: str = "topk", name: str = "teacher"
 ) -> Path:
     views = Views(transform="flip-crop", num_views=num_views, seed=3)
-    answers = NetworkAnswers(split, load_teachers(split, "mlp:32", str(weights)), views)
+    answers = NetworkTeacher(split, load_teachers(split, "mlp:32", str(weights)), views)
     cache_teacher(answers, out, encoding=ENCODINGS[kind], block_rows=400, name=name)
     return out
 
 
 def extended(split: Split, weights: Path, path: Path, out: Path, num_views: int = 4, part: Part | None = None) -> Path:
     store = open_store(path, allow_incomplete=True)
-    again = answer_again(
+    again = recorded_teacher(
         store, store.teacher(), split, str(weights), architecture="mlp:32", num_views=num_views, batch_size=256
     )
     extend_views(store, again, out, part=part)
@@ -108,7 +108,7 @@ def test_files_of_another_layout_are_written_anew(
 def _work(path: Path, out: Path, weights: Path, say: Connection) -> None:
     torch.set_num_threads(1)
     split, store = load_split("digits"), open_store(path, allow_incomplete=True)
-    again = answer_again(store, store.teacher(), split, str(weights), architecture="mlp:32", num_views=4)
+    again = recorded_teacher(store, store.teacher(), split, str(weights), architecture="mlp:32", num_views=4)
 
     def report(progress: Progress) -> None:
         say.send(progress.done)
@@ -192,7 +192,7 @@ def test_what_cannot_be(digits: Split, plain_teacher: Path, fold_teachers: Path,
     cached(digits, plain_teacher, tmp_path / "other.zarr", kind="dense")
     with pytest.raises(StoreError, match="other.zarr was written for"):
         extended(digits, plain_teacher, path, tmp_path / "other.zarr")
-    plain = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    plain = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(plain, tmp_path / "plain.zarr", encoding=ENCODINGS["dense"])
     with pytest.raises(ValueError, match="transform none, which has one view"):
         extended(digits, plain_teacher, tmp_path / "plain.zarr", out)

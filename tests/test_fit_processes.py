@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Processes
@@ -27,7 +27,7 @@ def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("stores") / "s.zarr"
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     cache_teacher(
-        NetworkAnswers(digits, teachers, Views()), path, encoding=Encoding(kind="dense", num_classes=10, bits=8)
+        NetworkTeacher(digits, teachers, Views()), path, encoding=Encoding(kind="dense", num_classes=10, bits=8)
     )
     return path
 

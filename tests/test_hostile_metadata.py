@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from logitbank.cli import app
 from logitbank.pipeline.cache_teacher.run import cache_teacher
-from logitbank.pipeline.cache_teacher.teachers.build import build_answers
+from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.encoding import Encoding
@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     split, plan = load_split(DATA), FoldPlan(num_folds=2, strategy="kfold")
     train_teachers(split, "linear", Training(epochs=1), folder / "t", plan=plan)
-    answers = build_answers(split, "linear", str(folder / "t"), Views(transform="flip-crop", num_views=2))
+    answers = build_teacher(split, "linear", str(folder / "t"), Views(transform="flip-crop", num_views=2))
     encoding = Encoding(kind="topk", num_classes=10, top_k=3)
     cache_teacher(answers, folder / "s.zarr", encoding=encoding, name="a", predictor_rows=20)
     return folder / "s.zarr"

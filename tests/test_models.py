@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
@@ -273,7 +273,7 @@ def test_a_network_that_does_not_fit_is_refused_before_anything_is_made(
     with pytest.raises(ValueError, match=message):
         train_teachers(digits, name, Training(epochs=1), tmp_path / "teacher")
     with pytest.raises(ValueError, match=message):
-        NetworkAnswers(digits, load_teachers(digits, name, "random-init"), Views())
+        NetworkTeacher(digits, load_teachers(digits, name, "random-init"), Views())
     assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
 
 
@@ -321,7 +321,7 @@ def test_a_network_that_answers_otherwise_in_training_is_refused_before_the_firs
         train_teachers(digits, name, Training(epochs=1), tmp_path / "teacher")
     encoding = Encoding(kind="dense", num_classes=10, bits=8)
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
-    cache_teacher(NetworkAnswers(digits, teachers, Views()), tmp_path / "s.zarr", encoding=encoding)
+    cache_teacher(NetworkTeacher(digits, teachers, Views()), tmp_path / "s.zarr", encoding=encoding)
     objective = parse_objective("kd", {})
     with pytest.raises(ValueError, match=message):
         train_student(

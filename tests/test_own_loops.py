@@ -17,8 +17,8 @@ from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subs
 
 from logitbank.pipeline.answers.dataset import DistillationDataset, Example
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.encoding import Encoding
@@ -46,7 +46,7 @@ def stores(digits: Split, logits: Tensor, tmp_path_factory: pytest.TempPathFacto
     np.save(folder / "logits.npy", logits.numpy())
     dense = Encoding(kind="dense", num_classes=10, bits=32)
     for name, encoding in (("dense", dense), ("topk", TOP_3)):
-        answers = ArrayAnswers(folder / "logits.npy", digits, VIEWS)
+        answers = ArrayTeacher(folder / "logits.npy", digits, VIEWS)
         cache_teacher(answers, folder / f"{name}.zarr", encoding=encoding, block_rows=300)
     return {name: open_store(folder / f"{name}.zarr") for name in ("dense", "topk")}
 
@@ -174,7 +174,7 @@ def test_a_copy_of_a_dataset_has_an_epoch_of_its_own(dataset: DistillationDatase
 
 def test_a_view_of_two_examples_has_no_label(digits: Split, tmp_path: Path) -> None:
     np.save(tmp_path / "logits.npy", np.zeros((1, len(digits), 10), np.float32) - np.arange(10))
-    answers = ArrayAnswers(tmp_path / "logits.npy", digits, Views(transform="mixup"))
+    answers = ArrayTeacher(tmp_path / "logits.npy", digits, Views(transform="mixup"))
     cache_teacher(answers, tmp_path / "s.zarr", encoding=TOP_3)
     assert DistillationDataset(open_store(tmp_path / "s.zarr"), digits)[0].label == -1
 

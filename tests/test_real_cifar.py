@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
@@ -74,7 +74,7 @@ def test_a_published_accuracy_comes_out_of_the_store(cifar_root: Path, tmp_path:
     """ResNet-20: 91.73 % on the 10,000 test images."""
     split = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
     teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
-    cache_teacher(NetworkAnswers(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS[encoding])
+    cache_teacher(NetworkTeacher(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS[encoding])
     assert stored_accuracy(split, tmp_path / "s.zarr") == pytest.approx(91.73, abs=0.1)
 
 
@@ -83,7 +83,7 @@ def test_a_published_accuracy_comes_out_of_the_store(cifar_root: Path, tmp_path:
 def test_the_deeper_teachers_too(cifar_root: Path, tmp_path: Path, depth: int, accuracy: float) -> None:
     split = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
     teachers = load_teachers(split, f"resnet{depth}", weights(depth), preprocessing=SCALING)
-    cache_teacher(NetworkAnswers(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
+    cache_teacher(NetworkTeacher(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
     assert stored_accuracy(split, tmp_path / "s.zarr") == pytest.approx(accuracy, abs=0.1)
 
 
@@ -100,7 +100,7 @@ def test_a_student_learns_from_the_real_teacher(cifar_root: Path, tmp_path: Path
     )
     split, held_out = load_split(f"npz:{tmp_path}/few.npz"), load_split(f"npz:{tmp_path}/few.npz?split=test")
     teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
-    answers = NetworkAnswers(split, teachers, Views(transform="flip-crop", num_views=2))
+    answers = NetworkTeacher(split, teachers, Views(transform="flip-crop", num_views=2))
     summary = cache_teacher(answers, tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
     assert summary["accuracy"] > 0.97  # it was trained on these images
     result = train_student(

@@ -8,12 +8,14 @@ import pytest
 from torch import Tensor
 
 from logitbank.pipeline.alignment import describe_examples
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers, Rows
 from logitbank.pipeline.cache_teacher.recompute import ROUNDING, Recomputed, recompute
-from logitbank.pipeline.cache_teacher.rerun import answer_again
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.compute import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
@@ -36,14 +38,14 @@ VIEWS = Views(transform="flip-crop", num_views=2)
 
 
 def cached(split: Split, weights: Path, out: Path, kind: str = "dense 8", **settings: Any) -> Path:
-    answers = NetworkAnswers(split, load_teachers(split, "mlp:32", str(weights)), VIEWS, **settings)
+    answers = NetworkTeacher(split, load_teachers(split, "mlp:32", str(weights)), VIEWS, **settings)
     cache_teacher(answers, out, encoding=ENCODINGS[kind], block_rows=200)
     return out
 
 
 def checked(path: Path, split: Split, weights: Path, *, pairs: int = 64, **settings: Any) -> Recomputed:
     store = open_store(path)
-    again = answer_again(store, store.teacher(), split, str(weights), architecture="mlp:32", **settings)
+    again = recorded_teacher(store, store.teacher(), split, str(weights), architecture="mlp:32", **settings)
     return recompute(store, store.teacher(), again, pairs)
 
 
@@ -85,7 +87,7 @@ def test_half_precision_is_repeated_in_half_precision(digits: Split, plain_teach
     assert checked(path, digits, plain_teacher, batch_size=5).problems == []
 
 
-class Shifted(NetworkAnswers):
+class Shifted(NetworkTeacher):
     """Says that it is the teacher, and gives some rows the answers of their neighbours."""
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
@@ -107,7 +109,7 @@ def test_a_store_that_boasts_of_its_fidelity(
     store = open_store(path)
     teacher = store.teacher()
     monkeypatch.setattr(teacher, "fidelity", {"1": 1e-6, "4": 1e-6, "num_rows": 300, "9" * 400: 1.0, "²": 0.0})
-    again = answer_again(store, teacher, digits, str(plain_teacher), architecture="mlp:32")
+    again = recorded_teacher(store, teacher, digits, str(plain_teacher), architecture="mlp:32")
     (problem,) = recompute(store, teacher, again).problems
     assert "the store says 1e-06" in problem
 
@@ -132,7 +134,7 @@ def test_only_rows_that_a_teacher_serves_are_compared(digits: Split, plain_teach
     merge_stores(both, tmp_path / "both.zarr", describe=describe_examples, names=["a", "b"])
     store = open_store(tmp_path / "both.zarr")
     for name, num_pairs in (("a", 1800), ("b", 1274)):
-        again = answer_again(store, store.teacher(name), digits, str(plain_teacher), architecture="mlp:32")
+        again = recorded_teacher(store, store.teacher(name), digits, str(plain_teacher), architecture="mlp:32")
         found = recompute(store, store.teacher(name), again, 10**6)
         assert (found.problems, found.num_pairs) == ([], num_pairs)
 
@@ -145,7 +147,7 @@ def test_folds_that_are_not_the_rows_are_refused(
     for num_folds in (2, "3", None, True):
         monkeypatch.setattr(teacher, "folds", {"num_folds": num_folds})
         with pytest.raises(ValueError, match="in other folds|its folds are not those of the examples"):
-            answer_again(store, teacher, digits, str(fold_teachers), architecture="mlp:32")
+            recorded_teacher(store, teacher, digits, str(fold_teachers), architecture="mlp:32")
 
 
 def test_what_a_store_says_never_decides_what_is_built(
@@ -157,7 +159,7 @@ def test_what_a_store_says_never_decides_what_is_built(
     for architecture in ("mlp:99999x99", "os.path:join", "evil.py:factory", "timm:eva_giant", "array:x.npy"):
         monkeypatch.setitem(teacher.identity, "architecture", architecture)
         with pytest.raises(ValueError, match="pass --teacher-arch"):
-            answer_again(store, teacher, digits, str(plain_teacher))
+            recorded_teacher(store, teacher, digits, str(plain_teacher))
     identity = {**teacher.identity, "architecture": "mlp:32"}
     for damage, message in (
         ({"precision": "float8"}, "precision 'float8'"),
@@ -166,23 +168,23 @@ def test_what_a_store_says_never_decides_what_is_built(
     ):
         monkeypatch.setattr(teacher, "identity", {**identity, **damage})
         with pytest.raises(ValueError, match=message):
-            answer_again(store, teacher, digits, str(plain_teacher), architecture="mlp:32")
+            recorded_teacher(store, teacher, digits, str(plain_teacher), architecture="mlp:32")
     monkeypatch.setattr(teacher, "identity", identity)
     with pytest.raises(ValueError, match="found weights of 3 teachers, the store was answered by 1"):
-        answer_again(store, teacher, digits, str(fold_teachers), architecture="mlp:32")
+        recorded_teacher(store, teacher, digits, str(fold_teachers), architecture="mlp:32")
     with pytest.raises(ValueError, match="--weights is missing"):
-        answer_again(store, teacher, digits, "", architecture="mlp:32")
+        recorded_teacher(store, teacher, digits, "", architecture="mlp:32")
     with pytest.raises(ValueError, match="expected at least 1"):
         checked(path, digits, plain_teacher, pairs=-1)
 
 
 def test_answers_of_an_array_cannot_be_repeated(digits: Split, tmp_path: Path) -> None:
     np.save(tmp_path / "logits.npy", np.random.default_rng(0).normal(size=(1437, 10)).astype(np.float32))
-    answers = ArrayAnswers(tmp_path / "logits.npy", digits, Views())
+    answers = ArrayTeacher(tmp_path / "logits.npy", digits, Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=ENCODINGS["dense 8"])
     store = open_store(tmp_path / "s.zarr")
     with pytest.raises(ValueError, match="compare them with cli diff"):
-        answer_again(store, store.teacher(), digits, "weights")
+        recorded_teacher(store, store.teacher(), digits, "weights")
 
 
 def test_the_command(digits: Split, plain_teacher: Path, others: Path, tmp_path: Path) -> None:
@@ -208,12 +210,12 @@ def test_a_real_teacher_and_its_sister(tmp_path: Path) -> None:
     split = load_split(f"torchvision:CIFAR10?root={tmp_path}&split=test&limit=400")
     views = Views(transform="flip-crop", num_views=2)
     teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
-    cache_teacher(NetworkAnswers(split, teachers, views), tmp_path / "s.zarr", encoding=ENCODINGS["top 3"])
+    cache_teacher(NetworkTeacher(split, teachers, views), tmp_path / "s.zarr", encoding=ENCODINGS["top 3"])
     store = open_store(tmp_path / "s.zarr")
     teacher = store.teacher()
 
     def found(file: str, **settings: Any) -> Recomputed:
-        return recompute(store, teacher, answer_again(store, teacher, split, file, batch_size=5, **settings))
+        return recompute(store, teacher, recorded_teacher(store, teacher, split, file, batch_size=5, **settings))
 
     sound = found(weights(20))  # scaling and architecture are the store's
     assert sound.problems == []

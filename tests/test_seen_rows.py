@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from logitbank.cli import app
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
-from logitbank.pipeline.cache_teacher.teachers.build import LimitedAnswers, build_answers
+from logitbank.pipeline.cache_teacher.teachers.build import LimitedTeacher, build_teacher
 from logitbank.pipeline.cache_teacher.teachers.claims import SEEN, UNKNOWN, UNSEEN, Claims
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
@@ -69,7 +69,7 @@ def test_the_share_of_seen_rows_is_exact(
 ) -> None:
     split = load_split(spec)
     assert np.isin(split.keys, digits.keys[:700]).sum() == num_seen
-    answers = build_answers(split, "linear", str(half_teacher), Views())
+    answers = build_teacher(split, "linear", str(half_teacher), Views())
     summary = cache_teacher(answers, tmp_path / "s.zarr", encoding=DENSE)
     assert summary["kind"] == kind
     assert summary["seen"] == {"num_rows": len(split), "num_seen": num_seen, "num_unknown": 0}
@@ -84,8 +84,8 @@ def test_the_share_of_seen_rows_is_exact(
 def test_another_order_or_a_trial_of_the_training_rows_is_seen(digits: Split, plain_teacher: Path) -> None:
     for spec in ("digits?shuffle=3", "digits?limit=1400"):
         assert (load_teachers(load_split(spec), "mlp:32", str(plain_teacher)).seen == SEEN).all()
-    answers = build_answers(digits, "mlp:32", str(plain_teacher), Views())
-    assert (LimitedAnswers(answers, 100).seen == SEEN).all()
+    answers = build_teacher(digits, "mlp:32", str(plain_teacher), Views())
+    assert (LimitedTeacher(answers, 100).seen == SEEN).all()
 
 
 def test_weights_that_are_silent_are_unknown(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_student_knows_what_it_was_trained_on(
     digits: Split, plain_teacher: Path, half_teacher: Path, tmp_path: Path
 ) -> None:
     """Its own rows without those of validation, and those of the weights that it started from."""
-    answers = build_answers(digits, "mlp:32", str(plain_teacher), Views())
+    answers = build_teacher(digits, "mlp:32", str(plain_teacher), Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=DENSE)
     store, rest = open_store(tmp_path / "s.zarr"), Training(epochs=1)
     foreign = tmp_path / "foreign.pt"
@@ -171,7 +171,7 @@ def test_assigned_folds_keep_equal_rows_together(digits: Split, tmp_path: Path) 
 
 def test_answers_whose_folds_part_equal_rows_are_refused(digits: Split, tmp_path: Path) -> None:
     split, plan = twins(some(digits, slice(100)), 20), FoldPlan(num_folds=3)
-    answers = build_answers(split, "mlp:4", "random-init", Views(), plan=plan)
+    answers = build_teacher(split, "mlp:4", "random-init", Views(), plan=plan)
     assert answers.folds is not None
     answers.folds = answers.folds.copy()
     answers.folds[-5:] = (answers.folds[-5:] + 1) % 3
@@ -200,23 +200,23 @@ def test_a_fold_teacher_that_saw_an_equal_row_is_refused(digits: Split, fold_tea
 
 
 @pytest.fixture
-def declared(digits: Split, tmp_path: Path) -> Callable[..., NetworkAnswers]:
-    def load(paths: dict[int, Path], plan: FoldPlan) -> NetworkAnswers:
+def declared(digits: Split, tmp_path: Path) -> Callable[..., NetworkTeacher]:
+    def load(paths: dict[int, Path], plan: FoldPlan) -> NetworkTeacher:
         for fold, path in paths.items():
             torch.save(load_state(path), tmp_path / f"fold{fold}.pt")
         teachers = load_teachers(
             digits, "mlp:32", str(tmp_path / "fold{fold}.pt"), plan=plan, preprocessing=fit_preprocessing(digits)
         )
-        return NetworkAnswers(digits, teachers, Views())
+        return NetworkTeacher(digits, teachers, Views())
 
     return load
 
 
 def test_out_of_fold_is_said_with_its_proof(
-    digits: Split, fold_teachers: Path, declared: Callable[..., NetworkAnswers], tmp_path: Path
+    digits: Split, fold_teachers: Path, declared: Callable[..., NetworkTeacher], tmp_path: Path
 ) -> None:
     plan = FoldPlan(num_folds=3)
-    proven = build_answers(digits, "mlp:32", str(fold_teachers), Views())
+    proven = build_teacher(digits, "mlp:32", str(fold_teachers), Views())
     summary = cache_teacher(proven, tmp_path / "a.zarr", encoding=DENSE)
     assert describe_kind(summary) == "out-of-fold"
     assert [(said["num_seen"], said["num_unknown"]) for said in summary["per_fold"]] == [(0, 0)] * 3

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from logitbank.pipeline.alignment import check_data
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
@@ -26,7 +26,7 @@ DENSE = Encoding(kind="dense", num_classes=10, bits=8)
 def store(digits: Split, fold_teachers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folds") / "s.zarr"
     cache_teacher(
-        NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(fold_teachers)), Views()), out, encoding=DENSE
+        NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(fold_teachers)), Views()), out, encoding=DENSE
     )
     return out
 
@@ -67,10 +67,10 @@ def test_teachers_of_ones_own_answer_into_it(store: Path, digits: Split, tmp_pat
     same = FoldPlan(num_folds=plan["num_folds"], strategy=plan["strategy"], seed=plan["seed"])
     for name, folds in (("same", same), ("other", FoldPlan(num_folds=3, seed=1))):
         train_teachers(digits, "linear", Training(epochs=1), tmp_path / name, plan=folds)
-    other = NetworkAnswers(digits, load_teachers(digits, "linear", str(tmp_path / "other")), Views())
+    other = NetworkTeacher(digits, load_teachers(digits, "linear", str(tmp_path / "other")), Views())
     with pytest.raises(StoreError, match="examples/fold"):
         cache_teacher(other, tmp_path / "f.zarr", encoding=DENSE)
-    own = NetworkAnswers(digits, load_teachers(digits, "linear", str(tmp_path / "same")), Views())
+    own = NetworkTeacher(digits, load_teachers(digits, "linear", str(tmp_path / "same")), Views())
     assert cache_teacher(own, tmp_path / "f.zarr", encoding=DENSE)["kind"] == "out-of-fold"
     assert open_store(tmp_path / "f.zarr").teacher().folds == {**plan, "proof": "metadata"}
 

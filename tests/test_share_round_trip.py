@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from logitbank.pipeline.alignment import check_data, describe_examples
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
@@ -43,7 +43,7 @@ def test_a_store_goes_to_a_colleague_and_comes_back_grown(
     views = Views(transform="flip-crop", num_views=3, seed=1)
     encoding = Encoding(kind="dense", num_classes=10, bits=8)
 
-    first = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), views)
+    first = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), views)
     cache_teacher(first, a / "own.zarr", encoding=encoding, name="ann")
     copy_store(a / "own.zarr", f"{bucket}/own.zarr")
 
@@ -55,7 +55,7 @@ def test_a_store_goes_to_a_colleague_and_comes_back_grown(
 
     train_teachers(mine, "mlp:24", Training(epochs=3, seed=5), b / "weights")
     two = Views(transform="flip-crop", num_views=2, seed=1)
-    second = NetworkAnswers(mine, load_teachers(mine, "mlp:24", str(b / "weights")), two)
+    second = NetworkTeacher(mine, load_teachers(mine, "mlp:24", str(b / "weights")), two)
     cache_teacher(second, b / "own.zarr", encoding=encoding, name="bob")
     merge_stores([b / "two-views.zarr", b / "own.zarr"], b / "both.zarr", describe=describe_examples)
     copy_store(b / "both.zarr", f"{bucket}/both.zarr")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from logitbank.pipeline.answers.signal import TeacherSignal
 from logitbank.pipeline.answers.slab import BlockedSlabs, Grouping
 from logitbank.pipeline.answers.slab_file import map_slab, remove_unused
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding, decode, finite
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
@@ -52,7 +52,7 @@ def stores(digits: Split, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     np.save(folder / "logits.npy", rng.normal(0, 4, (2, len(digits), 10)).astype(np.float32))
     views = Views(transform="flip-crop", num_views=2)
     for name, encoding in ENCODINGS.items():
-        answers = ArrayAnswers(folder / "logits.npy", digits, views)
+        answers = ArrayTeacher(folder / "logits.npy", digits, views)
         cache_teacher(answers, folder / f"{name}.zarr", encoding=encoding, block_rows=BLOCK)
     return {name: open_store(folder / f"{name}.zarr") for name in ENCODINGS}
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.answers.against_labels import suspicion
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.sound import LARGEST, ZERO_FLOOR, ask_first, floored, stand_for_logits
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
-from logitbank.pipeline.cache_teacher.teachers.networks import Teacher
+from logitbank.pipeline.cache_teacher.teachers.networks import TeacherNetwork
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
@@ -48,9 +49,9 @@ def right_logits(split: Split, seed: int = 0) -> np.ndarray:
     return logits
 
 
-def array(folder: Path, logits: np.ndarray, split: Split) -> ArrayAnswers:
+def array(folder: Path, logits: np.ndarray, split: Split) -> ArrayTeacher:
     np.save(folder / "logits.npy", logits)
-    return ArrayAnswers(folder / "logits.npy", split, Views())
+    return ArrayTeacher(folder / "logits.npy", split, Views())
 
 
 class Net(nn.Module):
@@ -79,14 +80,14 @@ class Spoilt(nn.Module):
         return torch.where(inputs[:, :1] > inputs[:, :1].median(), self.value, inputs)
 
 
-def network(split: Split, then: nn.Module) -> NetworkAnswers:
+def network(split: Split, then: nn.Module) -> NetworkTeacher:
     torch.manual_seed(0)
-    teacher = Teacher(
+    teacher = TeacherNetwork(
         model=Net(then).eval(),
         preprocessing=Preprocessing(mean=(0.3,), std=(0.3,)),
         identity={"architecture": "net", "weights_sha256": "0"},
     )
-    return NetworkAnswers(split, TeacherSet(teachers=(teacher,), seen=np.zeros(N, np.int8)), Views())
+    return NetworkTeacher(split, TeacherSet(teachers=(teacher,), seen=np.zeros(N, np.int8)), Views())
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
@@ -273,7 +274,7 @@ def test_the_warning_about_the_tail_quotes_the_rule_in_use(tmp_path: Path) -> No
     np.savez(tmp_path / "d.npz", x=np.arange(2000 * 4, dtype=np.float32).reshape(-1, 4), y=logits.argmax(1))
     split = load_split(f"npz:{tmp_path}/d.npz?classes=12")
     np.save(tmp_path / "logits.npy", logits)
-    answers = ArrayAnswers(tmp_path / "logits.npy", split, Views())
+    answers = ArrayTeacher(tmp_path / "logits.npy", split, Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=Encoding(kind="topk", num_classes=12, top_k=1))
     store = open_store(tmp_path / "s.zarr")
     fidelity = store.teacher().fidelity
@@ -295,7 +296,7 @@ def test_few_rows_and_many_classes_have_no_predictor(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=rng.normal(size=(60, 4)).astype(np.float32), y=labels)
     split = load_split(f"npz:{tmp_path}/d.npz?classes=1001")
     np.save(tmp_path / "l.npy", (2 * rng.normal(size=(60, 1001)) + 8 * np.eye(1001)[labels]).astype(np.float32))
-    answers = ArrayAnswers(tmp_path / "l.npy", split, Views())
+    answers = ArrayTeacher(tmp_path / "l.npy", split, Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=Encoding(kind="topk", num_classes=1001, top_k=10))
     assert open_store(tmp_path / "s.zarr").teacher().constant_names == ()
     assert verify_store(tmp_path / "s.zarr") == []

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import EpochRecord, Training
@@ -19,7 +19,7 @@ from logitbank.pipeline.views import Views
 @pytest.fixture
 def spec(digits: Split, plain_teacher: Path, tmp_path: Path) -> RunSpec:
     path = tmp_path / "s.zarr"
-    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
     training = Training(epochs=3)
     return RunSpec(

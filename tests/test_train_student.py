@@ -15,9 +15,10 @@ from torch import Tensor
 from logitbank.pipeline.alignment import check_data
 from logitbank.pipeline.answers.ensemble import open_signal
 from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.cache_teacher.answers import ArrayAnswers, NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.exchange.decode import decode_to_file
@@ -44,7 +45,7 @@ def stores(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("stores")
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     for name, encoding in ENCODINGS.items():
-        cache_teacher(NetworkAnswers(digits, teachers, VIEWS), folder / f"{name}.zarr", encoding=encoding)
+        cache_teacher(NetworkTeacher(digits, teachers, VIEWS), folder / f"{name}.zarr", encoding=encoding)
     return {name: open_store(folder / f"{name}.zarr") for name in ENCODINGS}
 
 
@@ -280,7 +281,7 @@ def test_a_store_written_anew_under_the_same_path_is_another_store(digits: Split
     for again in (False, True):
         np.save(tmp_path / "logits.npy", generator.normal(size=(len(digits), 10)).astype(np.float32))
         shutil.rmtree(path, ignore_errors=True)
-        answers = ArrayAnswers(tmp_path / "logits.npy", digits, Views())
+        answers = ArrayTeacher(tmp_path / "logits.npy", digits, Views())
         cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
         if not again:
             assert train()["store"]["digest"] == open_store(path).teacher().digest

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import EpochRecord, Training
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("stores") / "s.zarr"
-    answers = NetworkAnswers(
+    answers = NetworkTeacher(
         digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views(transform="flip-crop", num_views=2)
     )
     cache_teacher(answers, path, encoding=Encoding(kind="topk", num_classes=10, top_k=3))
@@ -166,7 +166,7 @@ def test_two_processes_do_not_train_in_one_folder(store: Store, digits: Split, t
 def test_an_option_that_is_auto_is_searched_by_cross_validation(
     store: Store, digits: Split, plain_teacher: Path, tmp_path: Path
 ) -> None:
-    answers = NetworkAnswers(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
+    answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(answers, tmp_path / "d.zarr", encoding=Encoding(kind="dense", num_classes=10, bits=16))
     dense = open_store(tmp_path / "d.zarr")
     objective = parse_objective("sel_corrected", {"c": "auto"})

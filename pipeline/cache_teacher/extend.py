@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from logitbank.pipeline.cache_teacher.answers import Answers
-from logitbank.pipeline.cache_teacher.rerun import differences
 from logitbank.pipeline.cache_teacher.run import Progress, write_cells
 from logitbank.pipeline.cache_teacher.sample import zero_warnings
 from logitbank.pipeline.cache_teacher.sound import ask_first
 from logitbank.pipeline.cache_teacher.summary import summarise
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
+from logitbank.pipeline.cache_teacher.teachers.recorded import differences
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.processes.parts import Part
@@ -20,7 +20,7 @@ from logitbank.stores.write.extend import extend_store, extendable
 
 def extend_views(
     store: Store,
-    answers: Answers,
+    answers: AnsweringTeacher,
     out: Path,
     *,
     part: Part | None = None,

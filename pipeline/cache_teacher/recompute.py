@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
-from logitbank.pipeline.cache_teacher.answers import Answers
-from logitbank.pipeline.cache_teacher.rerun import differences
-from logitbank.pipeline.cache_teacher.sound import SoundAnswers
+from logitbank.pipeline.cache_teacher.sound import SoundTeacher
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
+from logitbank.pipeline.cache_teacher.teachers.recorded import differences
 from logitbank.pipeline.encoding import finite
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
@@ -68,7 +68,7 @@ class Recomputed:
 
 
 def recompute(
-    store: Store, teacher: Teacher, answers: Answers, num_pairs: int = NUM_PAIRS, seed: int = 0
+    store: Store, teacher: Teacher, answers: AnsweringTeacher, num_pairs: int = NUM_PAIRS, seed: int = 0
 ) -> Recomputed:
     """Runs the teacher on random (row, view) pairs; in a cross-fitted store, the teacher of the row's fold.
 
@@ -127,13 +127,13 @@ def _pairs(store: Store, teacher: Teacher, num_pairs: int, seed: int) -> npt.NDA
 
 
 def _compared(
-    store: Store, teacher: Teacher, answers: Answers, pairs: npt.NDArray[np.int64]
+    store: Store, teacher: Teacher, answers: AnsweringTeacher, pairs: npt.NDArray[np.int64]
 ) -> Iterator[dict[str, Tensor]]:
     """Measures of each pair, float64 [B], a part of a block at a time."""
     decoder, predictor = TeacherRows(store, teacher), TailPredictor.from_constants(teacher.constants())
     names = [name for name in teacher.fidelity if _TEMPERATURE.fullmatch(name) and float(name) > 0][:_MOST_TEMPERATURES]
     names = names or ["1", "2", "4"]
-    sound = SoundAnswers(answers)
+    sound = SoundTeacher(answers)
     for view, block, rows in _by_block(teacher, pairs):
         stored = teacher.answers(view, block, decoder.names)
         own_B, rows_B = rows - teacher.rows(block).start, torch.from_numpy(rows)

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import Answers
 from logitbank.pipeline.cache_teacher.fidelity import TEMPERATURES
 from logitbank.pipeline.cache_teacher.sample import Sample, folds_of, zero_warnings
 from logitbank.pipeline.cache_teacher.sound import ask_first
 from logitbank.pipeline.cache_teacher.summary import summarise
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
@@ -62,7 +62,7 @@ class Budget:
 
 
 def cache_teacher(
-    answers: Answers,
+    answers: AnsweringTeacher,
     out: Path,
     *,
     encoding: Encoding | Budget,
@@ -153,7 +153,7 @@ def _check_asked(out: Path, there: Teacher, asked: Mapping[str, Any]) -> None:
 
 
 def _open(
-    answers: Answers,
+    answers: AnsweringTeacher,
     out: Path,
     sample: Sample,
     encoding: Encoding | Budget,
@@ -205,7 +205,7 @@ def _open(
         return writer(predictor), encoding, predictor
 
 
-def _describe(answers: Answers, out: Path) -> None:
+def _describe(answers: AnsweringTeacher, out: Path) -> None:
     """Creates the store, or checks that the one that is there has these examples and views."""
     split, views = answers.split, answers.views
     create_store(
@@ -255,7 +255,7 @@ def _same_encoding(there: Teacher, wanted: Encoding | Budget, out: Path) -> Enco
 
 def write_cells(
     writer: TeacherWriter,
-    answers: Answers,
+    answers: AnsweringTeacher,
     encoding: Encoding,
     predictor: TailPredictor | None,
     part: Part,

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import Answers
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, choose_encoding, measure_fidelity
-from logitbank.pipeline.cache_teacher.sound import ZERO_FLOOR, SoundAnswers, floored, is_zero
+from logitbank.pipeline.cache_teacher.sound import ZERO_FLOOR, SoundTeacher, floored, is_zero
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
@@ -28,22 +28,22 @@ class Sample:
     Which rows depends on the store's seed alone, so every process of a pass has the same ones.
 
     Args:
-        answers: Who answers.
+        teacher: Who answers.
         predictor_rows: Rows that fit the tail predictor.
     """
 
-    def __init__(self, answers: SoundAnswers, predictor_rows: int) -> None:
-        self.answers = answers
-        order = np.random.default_rng(answers.views.seed).permutation(len(answers.split))
-        if answers.split.readable is not None:
-            order = order[answers.split.readable[order]]
+    def __init__(self, teacher: SoundTeacher, predictor_rows: int) -> None:
+        self.teacher = teacher
+        order = np.random.default_rng(teacher.views.seed).permutation(len(teacher.split))
+        if teacher.split.readable is not None:
+            order = order[teacher.split.readable[order]]
         num_measured = min(FIDELITY_ROWS, max(256, len(order) // 50), max(1, len(order) // 4))
         self.measured = np.sort(order[:num_measured])
         self.fitted = np.sort(order[num_measured : num_measured + predictor_rows])
 
     @cached_property
     def _measured_raw_NC(self) -> Tensor:
-        return self.answers.raw(self.measured, 0)
+        return self.teacher.raw(self.measured, 0)
 
     @cached_property
     def measured_logits_NC(self) -> Tensor:
@@ -53,7 +53,7 @@ class Sample:
         """The smallest encoding whose KL T^2 stays within ``kl`` nats at every temperature."""
         rows = np.concatenate([self.measured, self.fitted[:FIDELITY_ROWS]])
         held_out_N = torch.arange(len(rows)) < len(self.measured)
-        logits_NC = torch.cat([self.measured_logits_NC, self.answers(rows[len(self.measured) :], 0)])
+        logits_NC = torch.cat([self.measured_logits_NC, self.teacher(rows[len(self.measured) :], 0)])
         return choose_encoding(
             logits_NC, self._labels(rows), kl, temperatures, held_out_N=held_out_N.to(logits_NC.device)
         )
@@ -62,11 +62,11 @@ class Sample:
         """The tail predictor of the rows that do not measure."""
         if encoding.kind == "dense" or not len(self.fitted):
             return None
-        folds = self.answers.folds
+        folds = self.teacher.folds
         fit = PredictorFit(encoding, num_folds=1 if folds is None else int(folds.max()) + 1)
         for start in range(0, len(self.fitted), _CHUNK_ROWS):
             rows = self.fitted[start : start + _CHUNK_ROWS]
-            fit.update(self.answers(rows, 0), folds_of(self.answers, rows))
+            fit.update(self.teacher(rows, 0), folds_of(self.teacher, rows))
         return fit.fit()
 
     def measure(
@@ -84,7 +84,7 @@ class Sample:
             encoding,
             predictor,
             temperatures=temperatures,
-            folds_N=folds_of(self.answers, self.measured),
+            folds_N=folds_of(self.teacher, self.measured),
         )
         zero_share = float(is_zero(self._measured_raw_NC).double().mean())
         found = {**measured(), "zero_share": zero_share, "zero_floor": ZERO_FLOOR}
@@ -94,7 +94,7 @@ class Sample:
         return found
 
     def _labels(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.answers.split.labels[rows])
+        return torch.from_numpy(self.teacher.split.labels[rows])
 
 
 def zero_warnings(fidelity: Mapping[str, Any]) -> list[str]:
@@ -108,6 +108,6 @@ def zero_warnings(fidelity: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def folds_of(answers: Answers, rows: npt.NDArray[np.int64]) -> Tensor | None:
+def folds_of(teacher: AnsweringTeacher, rows: npt.NDArray[np.int64]) -> Tensor | None:
     """The fold of each row, int64 [len(rows)], or None without cross-fitting."""
-    return None if answers.folds is None else torch.from_numpy(answers.folds[rows].astype(np.int64))
+    return None if teacher.folds is None else torch.from_numpy(teacher.folds[rows].astype(np.int64))

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import Answers, ArrayAnswers, Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Rows
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 
 ZERO_FLOOR = 1e-6
 """The probability that stands for one of zero, whose log no student can reach."""
@@ -26,27 +27,27 @@ _NOISE = {"float32": (0.05, 1e-3), "bfloat16": (0.3, 0.1), "float16": (0.3, 0.05
 _MOST_UNLIKE = 0.1  # of the rows: a single choice may tip over in half precision
 
 
-class SoundAnswers:
+class SoundTeacher:
     """The same answers; what is no logit is refused, and probabilities of zero are raised to a floor.
 
     A zero probability becomes ``ZERO_FLOOR``, or that of the row's least probable other class where it is lower.
 
     Args:
-        answers: Whose.
+        teacher: Whose.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
-        self.split, self.views, self.identity = answers.split, answers.views, answers.identity
-        self.folds, self.fold_attributes, self.groups = answers.folds, answers.fold_attributes, answers.groups
-        self.seen = answers.seen
+    def __init__(self, teacher: AnsweringTeacher) -> None:
+        self._teacher = teacher
+        self.split, self.views, self.identity = teacher.split, teacher.views, teacher.identity
+        self.folds, self.fold_attributes, self.groups = teacher.folds, teacher.fold_attributes, teacher.groups
+        self.seen = teacher.seen
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return floored(self.raw(rows, view))
 
     def raw(self, rows: Rows, view: int) -> Tensor:
         """The logits before they are raised, float32 [B, C]."""
-        logits_BC = self._answers(rows, view).float()
+        logits_BC = self._teacher(rows, view).float()
         best_B = logits_BC.amax(1)
         bad_B = ~(best_B.abs() <= LARGEST)
         if bad_B.any():
@@ -76,15 +77,15 @@ def is_zero(logits_BC: Tensor) -> Tensor:
     return logits_BC < logits_BC.amax(1, keepdim=True) - ZERO_BELOW
 
 
-def ask_first(answers: Answers) -> SoundAnswers:
+def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
     """Asks about a few rows of the first view, twice and in other batches, before anything is made.
 
     Raises:
         ValueError: Numbers that are no logits; probabilities that stand for logits; or answers that differ from one
             time to the next, or with the company that a row has in its batch.
     """
-    sound = SoundAnswers(answers)
-    rows = _some_rows(answers)
+    sound = SoundTeacher(teacher)
+    rows = _some_rows(teacher)
     if not len(rows):
         return sound
     raw_BC = sound.raw(rows, 0)
@@ -102,24 +103,24 @@ def ask_first(answers: Answers) -> SoundAnswers:
     for some in (order[:cut], order[cut:]):
         if len(some):
             again_BC[torch.from_numpy(some).to(again_BC.device)] = sound(rows[some], 0)
-    unlike = int(_unlike(first_BC, again_BC, str(answers.identity().get("precision"))).sum())
+    unlike = int(_unlike(first_BC, again_BC, str(teacher.identity().get("precision"))).sum())
     if unlike > _MOST_UNLIKE * len(rows):
         raise ValueError(
             f"the teacher answers {unlike} of {len(rows)} rows differently when it is asked again in another batch; a"
             " cache would hold one answer of many: switch off its dropout, and let its normalisation use running"
             " statistics (eval mode), not those of the batch"
         )
-    if isinstance(answers, ArrayAnswers):  # its other rows cost no forward pass
-        for view in range(answers.views.num_views):
-            for start in range(0, len(answers.split), _AT_ONCE):
-                sound.raw(np.arange(start, min(start + _AT_ONCE, len(answers.split))), view)
+    if isinstance(teacher, ArrayTeacher):  # its other rows cost no forward pass
+        for view in range(teacher.views.num_views):
+            for start in range(0, len(teacher.split), _AT_ONCE):
+                sound.raw(np.arange(start, min(start + _AT_ONCE, len(teacher.split))), view)
     return sound
 
 
-def _some_rows(answers: Answers) -> npt.NDArray[np.int64]:
-    order = np.random.default_rng(answers.views.seed).permutation(len(answers.split))
-    if answers.split.readable is not None:
-        order = order[answers.split.readable[order]]
+def _some_rows(teacher: AnsweringTeacher) -> npt.NDArray[np.int64]:
+    order = np.random.default_rng(teacher.views.seed).permutation(len(teacher.split))
+    if teacher.split.readable is not None:
+        order = order[teacher.split.readable[order]]
     return order[:_ASKED]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from logitbank.pipeline.cache_teacher.answers import Answers
 from logitbank.pipeline.cache_teacher.fidelity import bytes_estimate
 from logitbank.pipeline.cache_teacher.run import Budget
 from logitbank.pipeline.cache_teacher.sample import Sample
 from logitbank.pipeline.cache_teacher.sound import ask_first
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.encoding import Encoding
 
 TIMED_ROWS = 1024
@@ -21,12 +21,12 @@ _WARM_ROWS = 64
 
 
 def try_out(
-    answers: Answers, encoding: Encoding | Budget, *, predictor_rows: int, temperatures: Sequence[float]
+    teacher: AnsweringTeacher, encoding: Encoding | Budget, *, predictor_rows: int, temperatures: Sequence[float]
 ) -> dict[str, Any]:
     """Answers some rows and estimates the whole pass.
 
     Args:
-        answers: Who answers.
+        teacher: Who answers.
         encoding: What is kept of a row, or a budget that decides it.
         predictor_rows: As for the pass, but at most ``TIMED_ROWS`` of them are answered here.
         temperatures: Where fidelity is measured.
@@ -35,18 +35,18 @@ def try_out(
         ``rows_per_second`` and ``seconds`` of this process, ``bytes`` of the store (estimated before compression),
         ``encoding``, ``fidelity`` and ``num_rows``.
     """
-    answers = ask_first(answers)
-    num_rows = len(answers.split) * answers.views.num_views
-    chosen = np.sort(np.random.default_rng(0).permutation(len(answers.split))[:TIMED_ROWS])
-    answers(chosen[:_WARM_ROWS], 0)
+    teacher = ask_first(teacher)
+    num_rows = len(teacher.split) * teacher.views.num_views
+    chosen = np.sort(np.random.default_rng(0).permutation(len(teacher.split))[:TIMED_ROWS])
+    teacher(chosen[:_WARM_ROWS], 0)
     started = time.perf_counter()
-    answers(chosen, 0)
+    teacher(chosen, 0)
     rows_per_second = len(chosen) / (time.perf_counter() - started)
-    sample = Sample(answers, min(predictor_rows, TIMED_ROWS))
+    sample = Sample(teacher, min(predictor_rows, TIMED_ROWS))
     if isinstance(encoding, Budget):
         encoding = sample.choose(encoding.kl, encoding.temperatures)
     predictor = sample.fit_predictor(encoding)
-    answered_twice = len(sample.measured) + (min(predictor_rows, len(answers.split)) if predictor is not None else 0)
+    answered_twice = len(sample.measured) + (min(predictor_rows, len(teacher.split)) if predictor is not None else 0)
     return {
         "num_rows": num_rows,
         "rows_per_second": rows_per_second,

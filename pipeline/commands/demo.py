@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from logitbank.pipeline.alignment import check_data
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
@@ -72,7 +72,7 @@ def _run(out: Path, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
         train_teachers(train, TEACHER, TEACHER_TRAINING, out / "teachers" / name, plan=plan)
         teachers = load_teachers(train, TEACHER, str(out / "teachers" / name))
         encoding = Encoding(kind="dense", num_classes=train.num_classes, bits=16)
-        answers = NetworkAnswers(train, teachers, Views())
+        answers = NetworkTeacher(train, teachers, Views())
         summary = cache_teacher(answers, out / f"{name}.zarr", encoding=encoding)
         problems = verify_store(out / f"{name}.zarr")
         if problems:

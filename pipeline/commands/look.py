@@ -95,10 +95,10 @@ def verify(
                 typer.echo(f"warning: {warning}", err=True)
         if recompute:
             from logitbank.pipeline.cache_teacher.recompute import recompute as run
-            from logitbank.pipeline.cache_teacher.rerun import answer_again
+            from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
 
             chosen = opened.teacher(teacher or None)
-            answers = answer_again(
+            answers = recorded_teacher(
                 opened,
                 chosen,
                 split,

@@ -175,11 +175,11 @@ def cache_teacher(
     threads: Threads = 0,
 ) -> None:
     """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
-    from logitbank.pipeline.cache_teacher.report import Report
+    from logitbank.pipeline.cache_teacher.progress import ProgressDisplay
     from logitbank.pipeline.cache_teacher.run import Budget, is_finished
     from logitbank.pipeline.cache_teacher.run import cache_teacher as run
     from logitbank.pipeline.cache_teacher.summary import leak_warning
-    from logitbank.pipeline.cache_teacher.teachers.build import LimitedAnswers, build_answers
+    from logitbank.pipeline.cache_teacher.teachers.build import LimitedTeacher, build_teacher
     from logitbank.pipeline.cache_teacher.teachers.compute import Compute
     from logitbank.pipeline.cache_teacher.trial import try_out
     from logitbank.pipeline.datasets import load_split
@@ -201,7 +201,7 @@ def cache_teacher(
         refuse_idle(context, IDLE_OF_ENCODING[chosen.kind], f"the encoding is {chosen.kind}")
     if not split.is_image:
         refuse_idle(context, ("channels_last",), f"{split.spec} holds no images")
-    answers = build_answers(
+    answers = build_teacher(
         split,
         teacher,
         weights,
@@ -214,14 +214,14 @@ def cache_teacher(
         workers=workers,
     )
     if limit:
-        answers = LimitedAnswers(answers, limit)
+        answers = LimitedTeacher(answers, limit)
     if dry_run:
         trial = try_out(answers, chosen, predictor_rows=predictor_rows, temperatures=measured_at)
         typer.echo(to_json({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
         return
     there = is_finished(out, name)
     total = len(answers.split) * views
-    with Report(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
+    with ProgressDisplay(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
         summary = run(
             answers,
             out,
@@ -268,9 +268,9 @@ def extend(
     """
     from logitbank.pipeline.alignment import check_data
     from logitbank.pipeline.cache_teacher.extend import extend_views
-    from logitbank.pipeline.cache_teacher.report import Report
-    from logitbank.pipeline.cache_teacher.rerun import answer_again
+    from logitbank.pipeline.cache_teacher.progress import ProgressDisplay
     from logitbank.pipeline.cache_teacher.run import is_finished
+    from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
     from logitbank.pipeline.datasets import load_split
     from logitbank.pipeline.processes.parts import find_part
     from logitbank.pipeline.views import allow_views
@@ -289,7 +289,7 @@ def extend(
     allow_views(transform, opened.views)
     split = load_split(data)
     check_data(opened, split)
-    answers = answer_again(
+    answers = recorded_teacher(
         opened,
         chosen,
         split,
@@ -303,7 +303,7 @@ def extend(
     )
     there = is_finished(out, chosen.name)
     quiet = share.together and share.number > 0
-    with Report(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
+    with ProgressDisplay(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
         summary = extend_views(opened, answers, out, part=share, on_progress=report)
     for warning in summary.get("warnings", ()):
         typer.echo(f"warning: {warning}", err=True)

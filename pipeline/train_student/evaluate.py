@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from logitbank.pipeline.answers.signal import Signal
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import predict
-from logitbank.pipeline.metrics import measure, measure_classes, measure_fidelity, reliability_of
+from logitbank.pipeline.metrics import measure, measure_agreement, measure_classes, reliability_of
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views
 
@@ -120,13 +120,13 @@ def evaluate_against_teacher(
     labels_N = torch.from_numpy(split.labels[rows])
     found = {
         "rows": "validation" if len(validation) else "training",
-        **measure_fidelity(student_NC, teacher_NC, labels_N),
+        **measure_agreement(student_NC, teacher_NC, labels_N),
     }
     if folds is not None:
         found["per_fold"] = []
         for fold in range(int(folds.max()) + 1):
             own_N = torch.from_numpy(folds[rows] == fold)
             if own_N.any():
-                measured = measure_fidelity(student_NC[own_N], teacher_NC[own_N], labels_N[own_N])
+                measured = measure_agreement(student_NC[own_N], teacher_NC[own_N], labels_N[own_N])
                 found["per_fold"].append({"fold": fold, **measured})
     return found

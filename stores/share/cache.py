@@ -20,7 +20,7 @@ from logitbank.stores.locks import locked, scratch
 from logitbank.stores.read.lineage import last_step
 from logitbank.stores.read.reader import open_store
 from logitbank.stores.share.copy import NUM_THREADS, digests_of, fetch_store
-from logitbank.stores.share.fetch import Report, row_files
+from logitbank.stores.share.fetch import OnProgress, row_files
 from logitbank.stores.share.sources import Source, fetch_zip, open_source
 from logitbank.stores.share.widen import link_files, remove
 from logitbank.stores.share.zip_file import open_zip
@@ -35,7 +35,7 @@ def local_store(
     *,
     num_views: int | None = None,
     teachers: Sequence[str] | None = None,
-    report: Report | None = None,
+    report: OnProgress | None = None,
 ) -> Path:
     """The folder of a store that may be elsewhere: copied once into a cache.
 
@@ -91,7 +91,7 @@ class _Wanted:
     """What is wanted of a store, and the folder of entries."""
 
     def __init__(
-        self, cache: Path, num_views: int | None, teachers: tuple[str, ...] | None, report: Report | None
+        self, cache: Path, num_views: int | None, teachers: tuple[str, ...] | None, report: OnProgress | None
     ) -> None:
         self._cache, self._num_views, self._teachers, self._report = cache, num_views, teachers, report
 

@@ -20,7 +20,7 @@ from logitbank.stores.locks import scratch
 from logitbank.stores.read.cells import load_teacher
 from logitbank.stores.read.lineage import last_step, with_lineage
 from logitbank.stores.read.reader import Store, load_root, open_store
-from logitbank.stores.share.fetch import FOLDS, Fetcher, Report, row_files
+from logitbank.stores.share.fetch import FOLDS, Fetcher, OnProgress, row_files
 from logitbank.stores.share.push import Parcel, check_writable, push
 from logitbank.stores.share.sources import FolderSource, Source, open_source
 from logitbank.stores.share.widen import NOISE, settle, widen
@@ -48,7 +48,7 @@ def copy_store(
     teachers: Sequence[str] | None = None,
     folds_only: bool = False,
     num_threads: int = NUM_THREADS,
-    report: Report | None = None,
+    report: OnProgress | None = None,
 ) -> Copied:
     """Copy a store, or a part of it that is a sound store by itself.
 
@@ -77,7 +77,7 @@ def _copy(
     teachers: Sequence[str] | None,
     folds: dict[str, Any] | None,
     num_threads: int,
-    report: Report | None,
+    report: OnProgress | None,
 ) -> Copied:
     if is_url(target):
         return _push(origin, spelled(target), num_views, teachers, folds, num_threads, report)
@@ -121,7 +121,7 @@ def fetch_store(
     num_views: int | None,
     teachers: Sequence[str] | None,
     num_threads: int,
-    report: Report | None,
+    report: OnProgress | None,
     folds: dict[str, Any] | None = None,
 ) -> Copied:
     """Fill `folder` with a store of the format that opens."""
@@ -153,7 +153,7 @@ def _push(
     teachers: Sequence[str] | None,
     folds: dict[str, Any] | None,
     num_threads: int,
-    report: Report | None,
+    report: OnProgress | None,
 ) -> Copied:
     """Send a store to a bucket; one on this disk is read where it lies, of another a few files at a time lie here."""
     check_writable(url)

@@ -41,7 +41,7 @@ class CopyProgress:
     num_bytes: int
 
 
-Report = Callable[[CopyProgress], None]
+OnProgress = Callable[[CopyProgress], None]
 
 
 class Fetcher:
@@ -54,7 +54,7 @@ class Fetcher:
         report: Called after every file of rows.
     """
 
-    def __init__(self, source: Source, folder: Path, *, num_threads: int, report: Report | None = None) -> None:
+    def __init__(self, source: Source, folder: Path, *, num_threads: int, report: OnProgress | None = None) -> None:
         self.source, self.folder = source, folder
         self._in_place = source.root == folder
         self._num_threads, self._report = num_threads, report

@@ -27,7 +27,7 @@ Describe = Callable[[Mapping[str, Any], Mapping[str, Any], np.ndarray, np.ndarra
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SourceRows:
     """Rows of a source for a teacher of the result: `rows` [N], -1 where the source has none."""
 
     teacher: Teacher
@@ -105,7 +105,7 @@ def subset_store(
         )
     keys, labels = store.keys[rows], store.labels[rows]
     names = store.teachers if teachers is None else tuple(teachers)
-    chosen = {name: [Part(teacher=store.teacher(name), rows=rows, digest=_digest(store))] for name in names}
+    chosen = {name: [SourceRows(teacher=store.teacher(name), rows=rows, digest=_digest(store))] for name in names}
     step = {"operation": "subset", **_origin(store, names), "rows_sha256": raw_sha256(rows.astype("<i8"))}
     step["twins"] = twins(store, rows)
     arrays = {name: pick([store], [rows], name) for name in ("folds", "groups")}
@@ -142,15 +142,15 @@ def check_alike(first: Store, other: Store) -> None:
             raise StoreError(f"{said}; {advice}")
 
 
-def _named(stores: Sequence[Store], rows: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, list[Part]]:
+def _named(stores: Sequence[Store], rows: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, list[SourceRows]]:
     """Parts of every teacher of the result, by its name."""
     pairs = [(store, found, name) for store, found in zip(stores, rows, strict=True) for name in store.teachers]
     if names and len(names) != len(pairs):
         had = ", ".join(name for _, _, name in pairs)
         raise StoreError(f"the stores have {len(pairs)} teachers ({had}), found {len(names)} new names; name each")
-    teachers: dict[str, list[Part]] = {}
+    teachers: dict[str, list[SourceRows]] = {}
     for (store, found, old), name in zip(pairs, names or [name for _, _, name in pairs], strict=True):
-        part = Part(teacher=store.teacher(old), rows=found, digest=_digest(store))
+        part = SourceRows(teacher=store.teacher(old), rows=found, digest=_digest(store))
         for other in teachers.setdefault(check_name(name, "teacher"), []):
             _check_same_teacher(name, other.teacher, part.teacher)
         teachers[name].append(part)
@@ -173,7 +173,7 @@ def _check_same_teacher(name: str, first: Teacher, other: Teacher) -> None:
             )
 
 
-def _check_folds_of_parts(parts: Sequence[Part]) -> None:
+def _check_folds_of_parts(parts: Sequence[SourceRows]) -> None:
     counts = {part.teacher.folds["num_folds"] if part.teacher.folds else 0 for part in parts}
     if len(counts) > 1:
         raise StoreError(
@@ -188,7 +188,7 @@ def _write(
     probes: Mapping[str, np.ndarray],
     attributes: dict[str, Any],
     step: dict[str, Any],
-    teachers: Mapping[str, Sequence[Part]],
+    teachers: Mapping[str, Sequence[SourceRows]],
 ) -> Merged:
     """Build the store that one more step of its lineage, `step`, describes whole."""
     check_folder(out)
@@ -209,7 +209,7 @@ def _write(
     return Merged(num_examples=len(examples["keys"]), served=served, already_there=not written)
 
 
-def _write_teacher(folder: Path, name: str, parts: Sequence[Part], num_views: int) -> None:
+def _write_teacher(folder: Path, name: str, parts: Sequence[SourceRows], num_views: int) -> None:
     first = parts[0].teacher
     served = np.any([part.rows >= 0 for part in parts], axis=0)
     arrays = dict(first.row_arrays)
@@ -237,7 +237,9 @@ def _write_teacher(folder: Path, name: str, parts: Sequence[Part], num_views: in
     writer.finish(fidelity=first.fidelity, summary=summary)
 
 
-def _gathered(parts: Sequence[Part], view: int, arrays: Mapping[str, RowArray], num_rows: int) -> dict[str, np.ndarray]:
+def _gathered(
+    parts: Sequence[SourceRows], view: int, arrays: Mapping[str, RowArray], num_rows: int
+) -> dict[str, np.ndarray]:
     """All rows of a view; a row that no part serves holds a copy of one that is served, behind the mask."""
     slab: dict[str, np.ndarray] = {}
     for part in reversed(parts):  # the first that has a row wins

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import ARRAY_PREFIX, Answers, ArrayAnswers, NetworkAnswers, Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Rows
+from logitbank.pipeline.cache_teacher.teachers.arrays import ARRAY_PREFIX, ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.compute import Compute
-from logitbank.pipeline.cache_teacher.teachers.estimators import SKLEARN_PREFIX, EstimatorAnswers
-from logitbank.pipeline.cache_teacher.teachers.exported import EXPORT_PREFIX, ExportAnswers
+from logitbank.pipeline.cache_teacher.teachers.estimators import SKLEARN_PREFIX, EstimatorTeacher
+from logitbank.pipeline.cache_teacher.teachers.exported import EXPORT_PREFIX, ExportTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
-from logitbank.pipeline.cache_teacher.teachers.tinyvit import TINYVIT_PREFIX, TinyVitAnswers
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
+from logitbank.pipeline.cache_teacher.teachers.tinyvit import TINYVIT_PREFIX, TinyVitTeacher
 from logitbank.pipeline.datasets import Split, few_rows, take
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.models import Preprocessing
@@ -30,7 +32,7 @@ _REFUSED = {
 NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
 
 
-def build_answers(
+def build_teacher(
     split: Split,
     teacher: str,
     weights: str,
@@ -42,7 +44,7 @@ def build_answers(
     device: torch.device | None = None,
     compute: Compute | None = None,
     workers: int = 1,
-) -> Answers:
+) -> AnsweringTeacher:
     """Who answers: somebody who has already spoken, an estimator that is fitted here, or networks with weights.
 
     Args:
@@ -67,52 +69,52 @@ def build_answers(
     if teacher.startswith(NO_WEIGHTS) and weights:
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
-        return ArrayAnswers(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
+        return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
     if teacher.startswith(EXPORT_PREFIX):
-        return ExportAnswers(Path(teacher.removeprefix(EXPORT_PREFIX)), split, views, plan=plan)
+        return ExportTeacher(Path(teacher.removeprefix(EXPORT_PREFIX)), split, views, plan=plan)
     if teacher.startswith(TINYVIT_PREFIX):
-        return TinyVitAnswers(teacher, split, views, plan=plan)
+        return TinyVitTeacher(teacher, split, views, plan=plan)
     if teacher.startswith(SKLEARN_PREFIX):
         if views.transform != "none" or views.num_views > 1:
             raise ValueError(f"{teacher} answers the examples as they are; leave out --views and --transform")
-        return EstimatorAnswers(teacher, split, plan=plan)
+        return EstimatorTeacher(teacher, split, plan=plan)
     if not weights:
         raise ValueError(
             "--weights is missing; give a file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
         )
     teachers = load_teachers(split, teacher, weights, plan=plan, preprocessing=preprocessing)
-    return NetworkAnswers(
+    return NetworkTeacher(
         split, teachers, views, batch_size=batch_size, device=device, compute=compute, workers=workers
     )
 
 
-class LimitedAnswers:
+class LimitedTeacher:
     """A trial on a few rows of a split, answered by the teachers of the whole.
 
     The rows are those of the data spec's ``limit`` option, so stage two reads them with ``limit=n``.
 
     Args:
-        answers: About the whole split.
+        teacher: About the whole split.
         limit: How many rows.
     """
 
-    def __init__(self, answers: Answers, limit: int) -> None:
-        if answers.views.mixes:
+    def __init__(self, teacher: AnsweringTeacher, limit: int) -> None:
+        if teacher.views.mixes:
             raise ValueError(
                 "--limit would change whom mixup and cutmix mix with; limit the data instead: DATA?limit=n"
             )
-        whole = answers.split
-        self._answers, self._rows = answers, few_rows(len(whole), limit)
-        self.split, self.views = take(whole, limit), answers.views
+        whole = teacher.split
+        self._teacher, self._rows = teacher, few_rows(len(whole), limit)
+        self.split, self.views = take(whole, limit), teacher.views
         self.folds: Folds | None = None
         self.fold_attributes: Mapping[str, Any] | None = None
-        if answers.folds is not None:
-            self.folds = answers.folds[self._rows]
+        if teacher.folds is not None:
+            self.folds = teacher.folds[self._rows]
             digest = fold_digest(self.split.keys, self.folds)
-            self.fold_attributes = {**(answers.fold_attributes or {}), "digest": digest}
-        self.groups = None if answers.groups is None else answers.groups[self._rows]
-        self.seen = answers.seen[self._rows]
-        self.identity = answers.identity
+            self.fold_attributes = {**(teacher.fold_attributes or {}), "digest": digest}
+        self.groups = None if teacher.groups is None else teacher.groups[self._rows]
+        self.seen = teacher.seen[self._rows]
+        self.identity = teacher.identity
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
-        return self._answers(self._rows[rows], view)
+        return self._teacher(self._rows[rows], view)

@@ -46,7 +46,7 @@ ESTIMATORS: dict[str, str] = {
 }
 
 
-class EstimatorAnswers:
+class EstimatorTeacher:
     """Fits one estimator on everything, or one on the complement of each fold; each answers its own fold.
 
     A logit is the natural log of the probability that ``predict_proba`` gives, raised to ``floor`` where it is lower (a

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import Rows, declared_folds
+from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import Seen, nothing_known, nothing_seen, trained_on
 from logitbank.pipeline.cache_teacher.teachers.sparse import check_head, sparse_logits
 from logitbank.pipeline.datasets import Split
@@ -28,7 +29,7 @@ EXPORT_PREFIX = "export:"
 MASS_TOLERANCE = 0.01  # by which the probabilities of a row may miss 1; a coarse encoding is off by less
 
 
-class ExportAnswers:
+class ExportTeacher:
     """What `cli export` wrote. Which row is whose is told by content keys and labels alone, never by position.
 
     Args:

@@ -19,7 +19,7 @@ from logitbank.pipeline.cache_teacher.teachers.claims import (
 )
 from logitbank.pipeline.cache_teacher.teachers.networks import (
     RANDOM_INIT,
-    Teacher,
+    TeacherNetwork,
     fold_paths,
     load_teacher,
     single_path,
@@ -44,7 +44,7 @@ class TeacherSet:
             only the caller says so.
     """
 
-    teachers: tuple[Teacher, ...]
+    teachers: tuple[TeacherNetwork, ...]
     seen: Seen
     folds: Folds | None = None
     plan: FoldPlan | None = None
@@ -142,7 +142,7 @@ def _untrained(
     )
 
 
-def _refuse_twins(teachers: list[Teacher], paths: list[Path]) -> None:
+def _refuse_twins(teachers: list[TeacherNetwork], paths: list[Path]) -> None:
     """Two fold teachers with the same weights cannot both have left out their own fold."""
     seen: dict[str, Path] = {}
     for teacher, path in zip(teachers, paths, strict=True):

@@ -21,7 +21,7 @@ RANDOM_INIT = "random-init"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class TeacherNetwork:
     """One network with its input scaling and its identity."""
 
     model: nn.Module
@@ -36,7 +36,7 @@ def load_teacher(
     preprocessing: Preprocessing | None,
     fallback: Preprocessing | None = None,
     option: str = "--teacher",
-) -> tuple[Teacher, Claims]:
+) -> tuple[TeacherNetwork, Claims]:
     """One network with the weights of a file, and what the file says of them.
 
     Args:
@@ -62,7 +62,7 @@ def load_teacher(
         )
     scaling.check(split)
     identity = {"architecture": architecture, "weights_sha256": weights_digest(state)}
-    return Teacher(model=model.eval(), preprocessing=scaling, identity=identity), claims
+    return TeacherNetwork(model=model.eval(), preprocessing=scaling, identity=identity), claims
 
 
 def _suggest(split: Split) -> str:
@@ -99,7 +99,7 @@ def single_path(weights: str) -> Path:
 
 def untrained_teachers(
     split: Split, architecture: str, num_teachers: int, scaling: Preprocessing
-) -> tuple[Teacher, ...]:
+) -> tuple[TeacherNetwork, ...]:
     """Networks with seeded random weights, one a fold."""
     scaling.check(split)
     teachers = []
@@ -107,7 +107,9 @@ def untrained_teachers(
         torch.manual_seed(fold)
         model = build_model(architecture, split).eval()
         identity = {"architecture": architecture, "weights_sha256": weights_digest(model.state_dict())}
-        teachers.append(Teacher(model=model, preprocessing=scaling, identity={**identity, "weights": RANDOM_INIT}))
+        teachers.append(
+            TeacherNetwork(model=model, preprocessing=scaling, identity={**identity, "weights": RANDOM_INIT})
+        )
     return tuple(teachers)
 
 
@@ -119,7 +121,7 @@ def load_again(
     num_teachers: int,
     preprocessing: Preprocessing | None,
     recorded: Sequence[Preprocessing],
-) -> tuple[tuple[Teacher, ...], tuple[Claims, ...]]:
+) -> tuple[tuple[TeacherNetwork, ...], tuple[Claims, ...]]:
     """The teachers that are said to have answered a store's rows, without a proof of what they were trained on.
 
     Args:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.answers import Rows, declared_folds
+from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.exported import files_digest
 from logitbank.pipeline.cache_teacher.teachers.sparse import from_probabilities, sparse_logits
@@ -46,7 +47,7 @@ _SAMPLE = 4096
 _BATCH = 2**16
 
 
-class TinyVitAnswers:
+class TinyVitTeacher:
     """A folder of saved logits.
 
     Args:

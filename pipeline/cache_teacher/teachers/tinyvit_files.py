@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.cache_teacher.answers import Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Rows
 from logitbank.pipeline.datasets import Split
 
 MAX_KEY = 4096

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitbank.pipeline.cache_teacher.teachers.build import build_answers
+from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.exchange import export_store, open_export, parquet
@@ -55,7 +55,7 @@ def refused(path: Path, data: Split, message: str, monkeypatch: pytest.MonkeyPat
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=message) as caught:
-            build_answers(data, f"export:{path}", "", FLIPS)(np.arange(N), 0)
+            build_teacher(data, f"export:{path}", "", FLIPS)(np.arange(N), 0)
         assert tracemalloc.get_traced_memory()[1] < MOST
     finally:
         tracemalloc.stop()

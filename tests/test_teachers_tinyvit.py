@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from logitbank.pipeline.cache_teacher.run import cache_teacher
-from logitbank.pipeline.cache_teacher.teachers.build import build_answers
-from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitAnswers
+from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
+from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.views import Views
@@ -64,7 +64,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_epochs_become_views(data: Split, cache: Path, tmp_path: Path) -> None:
-    answers = build_answers(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=3))
+    answers = build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=3))
     cache_teacher(answers, tmp_path / "s.zarr", encoding=TOPK16, predictor_rows=0)
     store = open_store(tmp_path / "s.zarr")
     for view, logits in enumerate(make_logits(3)):
@@ -79,7 +79,7 @@ def test_epochs_become_views(data: Split, cache: Path, tmp_path: Path) -> None:
 
 
 def test_the_store_says_what_was_not_proved(data: Split, cache: Path, tmp_path: Path) -> None:
-    answers = build_answers(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=2))
+    answers = build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=2))
     identity = answers.identity()
     assert identity["architecture"] == "tinyvit:cache (saw augmented pixels)"
     assert len(identity["weights_sha256"][0]) == 64
@@ -89,7 +89,7 @@ def test_the_store_says_what_was_not_proved(data: Split, cache: Path, tmp_path: 
     assert said["labels"].startswith("best class of 0.")
     assert said["epochs"] == [f"logits_top{K}_epoch0", f"logits_top{K}_epoch1"]
     assert any("evenly" in line for line in said["assumed"])
-    other = build_answers(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=1)).identity()
+    other = build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=1)).identity()
     assert other["weights_sha256"] != identity["weights_sha256"]
 
 
@@ -106,7 +106,7 @@ def test_the_store_says_what_was_not_proved(data: Split, cache: Path, tmp_path: 
 )
 def test_what_the_files_do_not_say_must_be_said(data: Split, cache: Path, options: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_answers(data, f"tinyvit:{cache}{options}", "", Views())
+        build_teacher(data, f"tinyvit:{cache}{options}", "", Views())
 
 
 def test_plain_pixels_have_one_view(data: Split, tmp_path: Path) -> None:
@@ -114,16 +114,16 @@ def test_plain_pixels_have_one_view(data: Split, tmp_path: Path) -> None:
     for epoch in range(2):  # the second differs as far as a GPU's rounding does
         write_epoch(tmp_path / "c", logits + epoch * 1e-3, [str(row) for row in range(N)], epoch=epoch)
     spec = f"tinyvit:{tmp_path}/c?keys=positions&pixels=plain"
-    assert build_answers(data, spec, "", Views()).identity()["architecture"] == "tinyvit:c"
+    assert build_teacher(data, spec, "", Views()).identity()["architecture"] == "tinyvit:c"
     with pytest.raises(ValueError, match="--views is 2"):
-        build_answers(data, spec, "", Views(num_views=2))
+        build_teacher(data, spec, "", Views(num_views=2))
 
 
 def test_views_that_cannot_be_replayed_are_refused(data: Split, cache: Path) -> None:
     with pytest.raises(ValueError, match="cannot be replayed"):
-        build_answers(data, f"tinyvit:{cache}{POSITIONS}", "", Views(transform="flip-crop", num_views=3))
+        build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(transform="flip-crop", num_views=3))
     with pytest.raises(ValueError, match="--views is 4"):
-        build_answers(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=4))
+        build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=4))
 
 
 def test_every_epoch_must_know_the_labels(data: Split, cache: Path) -> None:
@@ -135,7 +135,7 @@ def test_every_epoch_must_know_the_labels(data: Split, cache: Path) -> None:
     rest = other.read_text().splitlines()
     keys.write_text("\n".join(np.random.default_rng(0).permutation(rest)) + "\n")
     other.write_text("\n".join(np.random.default_rng(0).permutation(lines)) + "\n")
-    answers = build_answers(data, spec, "", views)
+    answers = build_teacher(data, spec, "", views)
     answers(np.arange(N), 1)
     with pytest.raises(ValueError, match="epoch2: its best class is the label of"):
         answers(np.arange(N), 2)
@@ -149,7 +149,7 @@ def test_rows_that_do_not_know_their_labels_are_refused(data: Split, cache: Path
     if change == "classes":
         other = replace(other, labels=np.where(other.labels < 0, -1, (other.labels + 3) % C))
     with pytest.raises(ValueError, match="if they were shuffled"):
-        build_answers(other, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=3))
+        build_teacher(other, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=3))
 
 
 @pytest.fixture
@@ -174,12 +174,12 @@ def test_file_names_find_their_images(images: Split, tmp_path: Path) -> None:
         file.write("class9/another.png\n")  # an example that this data does not have
     with (extra / "rank0-values.bin").open("ab") as file:
         file.write(bytes(4 + 4 * K))
-    answers = build_answers(images, f"tinyvit:{tmp_path}/c?keys=paths&pixels=plain", "", Views())
+    answers = build_teacher(images, f"tinyvit:{tmp_path}/c?keys=paths&pixels=plain", "", Views())
     found = answers(np.arange(60), 0).softmax(1).numpy()
     np.testing.assert_allclose(found, softmax(logits), atol=2e-3)
     write_epoch(tmp_path / "bare", logits, [path.name for path in paths])
     with pytest.raises(ValueError, match="lacks 60 of the 60"):  # names that several images share are no names
-        build_answers(images, f"tinyvit:{tmp_path}/bare?keys=paths&pixels=plain", "", Views())
+        build_teacher(images, f"tinyvit:{tmp_path}/bare?keys=paths&pixels=plain", "", Views())
 
 
 def test_ids_above_32767_are_unwrapped(tmp_path: Path) -> None:
@@ -189,11 +189,11 @@ def test_ids_above_32767_are_unwrapped(tmp_path: Path) -> None:
     split = Split(name="t", split="train", spec="t", samples=x, labels=labels, num_classes=num_classes)
     logits = make_logits(1)[0] * 4
     write_epoch(tmp_path / "c", logits, [str(row) for row in range(N)], offset=offset)
-    answers = TinyVitAnswers(f"tinyvit:{tmp_path}/c{POSITIONS}", split, Views())
+    answers = TinyVitTeacher(f"tinyvit:{tmp_path}/c{POSITIONS}", split, Views())
     best = answers(np.arange(N), 0).argmax(1).numpy()
     assert (best == logits.argmax(1) + offset).mean() > 0.98
     with pytest.raises(ValueError, match="ids of 16 bits"):
-        TinyVitAnswers(f"tinyvit:{tmp_path}/c{POSITIONS}", replace(split, num_classes=70_000), Views())
+        TinyVitTeacher(f"tinyvit:{tmp_path}/c{POSITIONS}", replace(split, num_classes=70_000), Views())
 
 
 def test_unreadable_images_need_no_record(data: Split, cache: Path, tmp_path: Path) -> None:
@@ -201,11 +201,11 @@ def test_unreadable_images_need_no_record(data: Split, cache: Path, tmp_path: Pa
     folder = tmp_path / "few"
     logits = make_logits(1)[0]
     write_epoch(folder, logits[readable], [str(row) for row in np.flatnonzero(readable)])
-    answers = build_answers(replace(data, readable=readable), f"tinyvit:{folder}{POSITIONS}", "", Views())
+    answers = build_teacher(replace(data, readable=readable), f"tinyvit:{folder}{POSITIONS}", "", Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=TOPK16, predictor_rows=0)
     assert (open_store(tmp_path / "s.zarr").teacher().slab(0)["mask"] == readable).all()
     with pytest.raises(ValueError, match="lacks at least 1 of the 120"):
-        build_answers(data, f"tinyvit:{folder}{POSITIONS}", "", Views())
+        build_teacher(data, f"tinyvit:{folder}{POSITIONS}", "", Views())
 
 
 def damage(folder: Path, how: str) -> None:
@@ -263,7 +263,7 @@ def test_damage_is_one_line(data: Split, tmp_path: Path, how: str, message: str)
     damage(tmp_path / "c", how)
 
     def answer() -> Any:
-        return build_answers(data, f"tinyvit:{tmp_path}/c{POSITIONS}", "", Views())(np.arange(N), 0)
+        return build_teacher(data, f"tinyvit:{tmp_path}/c{POSITIONS}", "", Views())(np.arange(N), 0)
 
     with pytest.raises(ValueError, match=message) as caught:
         answer()

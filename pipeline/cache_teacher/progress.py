@@ -11,7 +11,7 @@ from logitbank.pipeline.cache_teacher.run import Progress
 from logitbank.pipeline.files.strict_json import to_json
 
 
-class Report:
+class ProgressDisplay:
     """A progress bar with rows/s, time left and running accuracy; silent when stderr is no terminal.
 
     Args:
@@ -26,7 +26,7 @@ class Report:
         self.bar = tqdm(total=total, unit="row", unit_scale=True, disable=True if quiet or as_json else None)
         self.started, self.answered = time.perf_counter(), 0
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "ProgressDisplay":
         return self
 
     def __exit__(

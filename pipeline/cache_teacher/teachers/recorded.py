@@ -1,4 +1,4 @@
-"""The teacher of a store, run again: to check its answers, or to add views to them.
+"""The teacher that a store records, run again: to check its answers, or to add views to them.
 
 What a store says of its teacher is a stranger's word. It never decides which code runs or how much memory a network
 takes: only names of the model table are taken from it, everything else has to be named.
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from logitbank.pipeline.cache_teacher.answers import NetworkAnswers
 from logitbank.pipeline.cache_teacher.teachers.claims import Claims, Seen, nothing_seen
 from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS, Compute
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, seen_out_of_fold
 from logitbank.pipeline.cache_teacher.teachers.networks import load_again
+from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import Folds
 from logitbank.pipeline.models import MODELS, Preprocessing
@@ -22,7 +22,7 @@ from logitbank.pipeline.views import Views
 from logitbank.stores import Store, Teacher
 
 
-def answer_again(
+def recorded_teacher(
     store: Store,
     teacher: Teacher,
     split: Split,
@@ -34,7 +34,7 @@ def answer_again(
     batch_size: int = 256,
     device: torch.device | None = None,
     workers: int = 1,
-) -> NetworkAnswers:
+) -> NetworkTeacher:
     """The network behind a store's answers: with the store's views, folds and precision, and the user's weights.
 
     Args:
@@ -81,7 +81,7 @@ def answer_again(
         fold_attributes=teacher.folds,
     )
     compute = Compute(precision=_precision(teacher))
-    return NetworkAnswers(split, again, views, batch_size=batch_size, device=device, compute=compute, workers=workers)
+    return NetworkTeacher(split, again, views, batch_size=batch_size, device=device, compute=compute, workers=workers)
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 
 from logitbank import cli
 from logitbank.pipeline.cache_teacher.run import cache_teacher
-from logitbank.pipeline.cache_teacher.teachers.build import LimitedAnswers, build_answers
+from logitbank.pipeline.cache_teacher.teachers.build import LimitedTeacher, build_teacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding, decode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
@@ -92,7 +92,7 @@ def test_there_and_back(encoding: Encoding, target: str, data: Split, shuffled: 
     first = open_store(make_store(tmp_path, data, encoding))
     teacher = export(first.path, tmp_path / target)
     kept = TOPK16 if encoding.top_k else Encoding(kind="dense", num_classes=C, bits=16)
-    answers = build_answers(shuffled, teacher, "", FLIPS)
+    answers = build_teacher(shuffled, teacher, "", FLIPS)
     cache_teacher(answers, tmp_path / "back.zarr", encoding=kept, predictor_rows=0)
     second = open_store(tmp_path / "back.zarr")
     for view in range(V):  # the predicted tail is not exported
@@ -106,7 +106,7 @@ def test_there_and_back(encoding: Encoding, target: str, data: Split, shuffled: 
 @pytest.mark.parametrize("target", TARGETS)
 def test_predicted_tails_go_with_dense(target: str, store: Path, shuffled: Split, tmp_path: Path) -> None:
     teacher = export(store, tmp_path / target, dense=True)
-    answers = build_answers(shuffled, teacher, "", FLIPS)
+    answers = build_teacher(shuffled, teacher, "", FLIPS)
     cache_teacher(answers, tmp_path / "back.zarr", encoding=Encoding(kind="dense", num_classes=C, bits=16))
     for view in range(V):
         assert_close(log_prob_of(open_store(store), view), log_prob_of(open_store(tmp_path / "back.zarr"), view), 2**-9)
@@ -115,7 +115,7 @@ def test_predicted_tails_go_with_dense(target: str, store: Path, shuffled: Split
 @pytest.mark.parametrize("target", TARGETS)
 def test_lossless_stores_come_back_bit_for_bit(target: str, data: Split, shuffled: Split, tmp_path: Path) -> None:
     first = open_store(make_store(tmp_path, data, DENSE32))
-    answers = build_answers(shuffled, export(first.path, tmp_path / target), "", FLIPS)
+    answers = build_teacher(shuffled, export(first.path, tmp_path / target), "", FLIPS)
     cache_teacher(answers, tmp_path / "back.zarr", encoding=DENSE32)
     second = open_store(tmp_path / "back.zarr")
     rows = {key: row for row, key in enumerate(first.keys.tolist())}
@@ -129,7 +129,7 @@ def test_lossless_stores_come_back_bit_for_bit(target: str, data: Split, shuffle
 
 def test_examples_that_are_there_twice_keep_their_order(data: Split, tmp_path: Path) -> None:
     first = open_store(make_store(tmp_path, data, DENSE32))
-    answers = build_answers(data, export(first.path, tmp_path / "x.tar"), "", FLIPS)
+    answers = build_teacher(data, export(first.path, tmp_path / "x.tar"), "", FLIPS)
     assert data.keys[7] == data.keys[17]
     logits = answers(np.array([7, 17]), 1).numpy()
     assert (logits == first.teacher().slab(1)["logit"][[7, 17]]).all()
@@ -138,8 +138,8 @@ def test_examples_that_are_there_twice_keep_their_order(data: Split, tmp_path: P
 
 def test_a_part_of_the_data_and_of_the_views(store: Path, data: Split, tmp_path: Path) -> None:
     teacher = export(store, tmp_path / "x.npz")
-    answers = build_answers(data, teacher, "", Views(transform="flip-crop", num_views=1, seed=3))
-    limited = LimitedAnswers(answers, 40)
+    answers = build_teacher(data, teacher, "", Views(transform="flip-crop", num_views=1, seed=3))
+    limited = LimitedTeacher(answers, 40)
     summary = cache_teacher(limited, tmp_path / "s.zarr", encoding=DENSE32)
     assert (open_store(tmp_path / "s.zarr").num_examples, summary["kind"]) == (40, "training rows unknown")
 
@@ -148,7 +148,7 @@ def test_folds_come_with_the_answers(data: Split, shuffled: Split, tmp_path: Pat
     plan = FoldPlan(num_folds=3, strategy="kfold", seed=4)
     first = open_store(make_store(tmp_path, data, TOPK16, plan=plan))
     teacher = export(first.path, tmp_path / "x.npz")
-    answers = build_answers(shuffled, teacher, "", FLIPS)
+    answers = build_teacher(shuffled, teacher, "", FLIPS)
     summary = cache_teacher(answers, tmp_path / "back.zarr", encoding=TOPK16, predictor_rows=0)
     second = open_store(tmp_path / "back.zarr")
     assert summary["kind"] == "out-of-fold"
@@ -160,9 +160,9 @@ def test_folds_come_with_the_answers(data: Split, shuffled: Split, tmp_path: Pat
     folds = second.teacher().folds
     assert folds is not None
     assert folds["proof"] == "declared, as the export says"
-    assert build_answers(data, teacher, "", FLIPS, plan=plan).folds is not None
+    assert build_teacher(data, teacher, "", FLIPS, plan=plan).folds is not None
     with pytest.raises(ValueError, match="drop --folds"):
-        build_answers(data, teacher, "", FLIPS, plan=FoldPlan(num_folds=3, strategy="kfold", seed=5))
+        build_teacher(data, teacher, "", FLIPS, plan=FoldPlan(num_folds=3, strategy="kfold", seed=5))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -171,8 +171,8 @@ def test_rows_without_an_answer_are_missing(target: str, data: Split, tmp_path: 
     broken = replace(data, readable=np.arange(N) % 30 != 4)
     teacher = export(make_store(tmp_path, broken, TOPK16), tmp_path / target)
     with pytest.raises(ValueError, match="lacks 4 of the 120 examples"):
-        build_answers(data, teacher, "", FLIPS)
-    cache_teacher(build_answers(broken, teacher, "", FLIPS), tmp_path / "back.zarr", encoding=TOPK16, predictor_rows=0)
+        build_teacher(data, teacher, "", FLIPS)
+    cache_teacher(build_teacher(broken, teacher, "", FLIPS), tmp_path / "back.zarr", encoding=TOPK16, predictor_rows=0)
     first, second = (open_store(tmp_path / name).teacher() for name in ("s.zarr", "back.zarr"))
     assert (second.slab(1)["mask"] == broken.readable).all()
     assert (first.slab(1)["index"][broken.readable] == second.slab(1)["index"][broken.readable]).all()
@@ -180,9 +180,9 @@ def test_rows_without_an_answer_are_missing(target: str, data: Split, tmp_path: 
 
 
 def test_what_the_teacher_has_seen_stays_known(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
-    answers = build_answers(digits, "mlp:32", str(plain_teacher), Views())
+    answers = build_teacher(digits, "mlp:32", str(plain_teacher), Views())
     first = cache_teacher(answers, tmp_path / "s.zarr", encoding=Encoding(kind="dense", num_classes=10))
-    again = build_answers(digits, export(tmp_path / "s.zarr", tmp_path / "x.npz"), "", Views())
+    again = build_teacher(digits, export(tmp_path / "s.zarr", tmp_path / "x.npz"), "", Views())
     second = cache_teacher(again, tmp_path / "t.zarr", encoding=Encoding(kind="dense", num_classes=10))
     assert first["kind"] == second["kind"] == "seen"
     assert second["accuracy"] == first["accuracy"] > 0.9
@@ -209,7 +209,7 @@ def changed(split: Split, folder: Path, change: str) -> Split:
 def test_other_data_is_refused(store: Path, data: Split, tmp_path: Path, change: str, message: str) -> None:
     teacher = export(store, tmp_path / "x.npz")
     with pytest.raises(ValueError, match=message):
-        build_answers(changed(data, tmp_path, change), teacher, "", FLIPS)
+        build_teacher(changed(data, tmp_path, change), teacher, "", FLIPS)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_other_data_is_refused(store: Path, data: Split, tmp_path: Path, change:
 def test_other_views_are_refused(store: Path, data: Split, tmp_path: Path, views: Views) -> None:
     teacher = export(store, tmp_path / "x.npz")
     with pytest.raises(ValueError, match="pass --views 2 --transform 'flip-crop' --view-seed 3"):
-        build_answers(data, teacher, "", views)
+        build_teacher(data, teacher, "", views)
 
 
 @pytest.mark.parametrize(("change", "message"), [("digest", "replays to other pixels"), ("none", "no proof")])
@@ -240,7 +240,7 @@ def test_other_pixels_are_refused(store: Path, data: Split, tmp_path: Path, chan
     arrays["store"] = np.array(json.dumps(said))
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        build_answers(data, teacher, "", FLIPS)
+        build_teacher(data, teacher, "", FLIPS)
 
 
 def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> None:
@@ -250,12 +250,12 @@ def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> Non
         arrays = {name: file[name] for name in file.files}
     np.savez(tmp_path / "x.npz", **{**arrays, "fold": np.roll(arrays["fold"], 1)})
     with pytest.raises(ValueError, match="its folds are not those"):
-        build_answers(data, teacher, "", FLIPS)
+        build_teacher(data, teacher, "", FLIPS)
     said = json.loads(str(arrays["store"]))
     del said["folds"]["num_folds"]
     np.savez(tmp_path / "x.npz", **{**arrays, "store": np.array(json.dumps(said))})
     with pytest.raises(ValueError, match="its folds are not those"):
-        build_answers(data, teacher, "", FLIPS)
+        build_teacher(data, teacher, "", FLIPS)
 
 
 @pytest.mark.parametrize(
@@ -300,4 +300,4 @@ def test_what_is_no_export_is_refused_in_one_line(
 def test_weights_mean_nothing_to_it(data: Split) -> None:
     for teacher in ("export:x.npz", "tinyvit:x?keys=paths&pixels=plain"):
         with pytest.raises(ValueError, match="leave it out"):
-            build_answers(data, teacher, "w.pt", FLIPS)
+            build_teacher(data, teacher, "w.pt", FLIPS)

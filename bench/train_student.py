@@ -27,7 +27,8 @@ from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import BatchLoss, Training, fit
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.models import Preprocessing, build_model
 from logitbank.pipeline.models.weights import load_into, load_state
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective

@@ -22,7 +22,8 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split, with_split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import BatchLoss, Training, fit
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.models import Preprocessing, build_model
 from logitbank.pipeline.models.weights import weights_digest
 from logitbank.pipeline.train_student.compare import compare, format_table

@@ -110,24 +110,6 @@ TEMPERATURES = Numbers(each=TEMPERATURE)
 MEANS = Numbers(each=Number(low=-LARGEST, high=LARGEST))
 STDS = Numbers(each=Number(high=LARGEST, open_low=True))
 
-TRAINING: dict[str, Number | Words] = {
-    "epochs": AT_LEAST_ONE,
-    "batch_size": AT_LEAST_ONE,
-    "optimizer": Words(("sgd", "adamw")),
-    "lr": POSITIVE,
-    "momentum": SHARE,
-    "weight_decay": NOT_NEGATIVE,
-    "grad_clip": NOT_NEGATIVE,
-    "schedule": Words(("cosine", "step", "one-cycle", "constant")),
-    "warmup_epochs": NOT_NEGATIVE,
-    "ema_decay": SHARE,
-    "accumulate": AT_LEAST_ONE,
-    "precision": Words(("float32", "bfloat16", "float16")),
-    "weight_bits": whole(among=(0, 2, 4, 8)),
-    "select": Words(("last", "best")),
-    "seed": SEED,
-}
-"""The settings of ``logitbank.pipeline.fit.Training`` that are numbers or words."""
 FOLDS = Number(low=0, high=2**16, whole=True, without=(1,))
 FOLD_STRATEGIES = Words(("stratified", "kfold", "group", "hash"))
 VIEWS = whole(1, 2**20)

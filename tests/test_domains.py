@@ -18,15 +18,19 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.commands.options import Checked
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.domains import TRAINING, Number, Numbers, Words
+from logitbank.pipeline.described import settings_of
+from logitbank.pipeline.domains import Number, Numbers, Words
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.decode import TAIL_RULES
 from logitbank.pipeline.encoding.kinds import KINDS
 from logitbank.pipeline.exchange import FORMATS
-from logitbank.pipeline.fit import OPTIMIZERS, SCHEDULES, Training
-from logitbank.pipeline.fit.training import PRECISIONS as TRAINING_PRECISIONS
+from logitbank.pipeline.fit import SCHEDULES, Training
+from logitbank.pipeline.fit.optimizers import OPTIMIZERS
+from logitbank.pipeline.fit.optimizers import PRECISIONS as TRAINING_PRECISIONS
 from logitbank.pipeline.folds import STRATEGIES
 from logitbank.pipeline.views import Views
+
+TRAINING = {setting.name: setting.option.domain for setting in settings_of(Training) if setting.kind is not bool}
 
 # Texts that name something: what reads them refuses what it does not know.
 READ_ELSEWHERE = {

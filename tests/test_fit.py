@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.fit import BatchLoss, Diverged, Training, fit, predict
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.loop import BatchLoss, Diverged, fit, predict
 from logitbank.pipeline.fit.weights import (
     BUCKET,
     round_in_place,

@@ -14,8 +14,8 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Processes
 from logitbank.pipeline.models.weights import load_state
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SETTINGS, WEIGHTS
 from logitbank.pipeline.views import Views
 

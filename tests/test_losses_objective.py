@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.fit import Processes, Training
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions
 from logitbank.pipeline.train_student.losses import LOSSES, SEARCH, ExactAnswer, Step, parse_objective
 from logitbank.pipeline.train_student.losses.row_weights import row_temperatures, row_weights

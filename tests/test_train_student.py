@@ -22,7 +22,8 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.exchange.decode import decode_to_file
-from logitbank.pipeline.fit import BatchLoss, Training, fit
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import load_state, read_metadata, weights_digest

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.files.versions import library_versions
-from logitbank.pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Training, fit
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.fit.checkpoint import Checkpoint
+from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.folds import FoldPlan, fold_digest
 from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
 from logitbank.pipeline.models.check import check_network

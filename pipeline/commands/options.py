@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitbank.pipeline.described import Setting, settings_of
-from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, TRAINING, Domain
+from logitbank.pipeline.described import Setting, from_values, settings_of
+from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, Domain
 
 if TYPE_CHECKING:
     import torch
 
+    from logitbank.pipeline.fit import Training
     from logitbank.pipeline.folds import FoldPlan
     from logitbank.pipeline.models import Preprocessing
     from logitbank.pipeline.train_student.spec import RunSpec
@@ -40,11 +41,14 @@ def option(domain: Domain, *names: str, help: str) -> Any:
     return typer.Option(*names, help=help, callback=Checked(domain).check)
 
 
-def takes(described: type, *, leave_out: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The command is given ``run``, an object of a description whose fields are its options, behind its own ones.
+def takes(
+    described: type, name: str = "run", *, leave_out: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command is given an object of a description, whose fields are its options, behind its own ones.
 
     Args:
         described: A description of a run, see `pipeline.described`.
+        name: The command's parameter that is given the object.
         leave_out: Fields that the command does not offer, or offers in a way of its own; they keep their defaults.
     """
     offered = [setting for setting in settings_of(described) if setting.name not in leave_out]
@@ -52,13 +56,12 @@ def takes(described: type, *, leave_out: Sequence[str] = ()) -> Callable[[Callab
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def called(**given: Any) -> None:
-            run = described(**{setting.name: given.pop(setting.name) for setting in offered})
-            command(run=run, **given)
+            values = {setting.name: given.pop(setting.name) for setting in offered}
+            command(**{name: from_values(described, values)}, **given)
 
-        own = [each for name, each in inspect.signature(command).parameters.items() if name != "run"]
-        kinds = get_type_hints(described)
+        own = [each for each in inspect.signature(command).parameters.values() if each.name != name]
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-        parameters += [_parameter(setting, kinds[setting.name]) for setting in offered]
+        parameters += [_parameter(setting) for setting in offered]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
@@ -66,10 +69,11 @@ def takes(described: type, *, leave_out: Sequence[str] = ()) -> Callable[[Callab
     return decorate
 
 
-def _parameter(setting: Setting, kind: type) -> inspect.Parameter:
+def _parameter(setting: Setting) -> inspect.Parameter:
     check = None if setting.option.domain is None else Checked(setting.option.domain).check
+    kind: Any = setting.kind
     names = [setting.flag] if kind is bool or setting.option.spelled else []  # no --no-flag
-    annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]  # type: ignore[valid-type]
+    annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]
     default = inspect.Parameter.empty if setting.default is MISSING else setting.default
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -91,13 +95,6 @@ ViewTransform = Annotated[
         " or your own file.py:factory"
     ),
 ]
-GradClip = Annotated[float, option(TRAINING["grad_clip"], help="Largest norm of the gradient; 0 leaves it unbounded")]
-Epochs = Annotated[int, option(TRAINING["epochs"], help="Passes over the data")]
-BatchSize = Annotated[int, option(TRAINING["batch_size"], help="Examples a step")]
-Optimizer = Annotated[str, option(TRAINING["optimizer"], help="sgd (Nesterov momentum 0.9) or adamw")]
-LearningRate = Annotated[float, option(TRAINING["lr"], help="Peak learning rate; it falls to zero along a cosine")]
-WeightDecay = Annotated[float, option(TRAINING["weight_decay"], help="Weight decay")]
-Seed = Annotated[int, option(TRAINING["seed"], help="Seed of initialisation and of the order of examples")]
 OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
 TeacherArch = Annotated[
     str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
@@ -153,16 +150,13 @@ def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> N
             raise ValueError(f"{option} does nothing here, because {because}; leave it out")
 
 
-def run_spec(context: typer.Context, local: int = 0) -> "RunSpec":
+def run_spec(context: typer.Context, training: "Training", local: int = 0) -> "RunSpec":
     """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
     from logitbank.pipeline.answers.slab import default_budget
-    from logitbank.pipeline.fit import Training
     from logitbank.pipeline.train_student.losses import parse_objective
     from logitbank.pipeline.train_student.spec import RunSpec
 
     options: Mapping[str, Any] = context.params
-    if options["optimizer"] != "sgd":
-        refuse_idle(context, ("momentum",), f"{options['optimizer']} has none")
     settings = read_settings(options["settings"] or [])
     if options["label_smoothing"]:
         if not any(term.name == "ce" for term in parse_objective(options["loss"], settings).terms):
@@ -171,9 +165,6 @@ def run_spec(context: typer.Context, local: int = 0) -> "RunSpec":
             raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
         settings["ce.smoothing"] = str(options["label_smoothing"])
     parse_objective(options["loss"], settings)
-    names = ["epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "schedule", "warmup_epochs"]
-    names += ["weight_decay", "grad_clip", "ema_decay", "precision", "channels_last", "compile", "select", "seed"]
-    training = Training(**{name: options[name] for name in names}, weight_bits=options["student_bits"])
     texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
     return RunSpec(
         **{name: str(options[name]) for name in texts},

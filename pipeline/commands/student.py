@@ -8,24 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from logitbank.pipeline.commands.options import (
-    BatchSize,
     Data,
     Device,
-    Epochs,
-    GradClip,
     Mean,
-    Optimizer,
     OwnTransform,
-    Seed,
     Std,
     Threads,
-    WeightDecay,
     option,
     read_names,
     read_settings,
     run_spec,
+    takes,
     wrote,
 )
+from logitbank.pipeline.described import from_values
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     COMBINES,
@@ -33,25 +29,24 @@ from logitbank.pipeline.domains import (
     NOT_NEGATIVE,
     SHARE,
     TAIL_RULES,
-    TRAINING,
 )
+from logitbank.pipeline.fit import EpochRecord, Training
 
 # sweep takes every option of train-student beside its own
 _STUDENT = typer.Typer()
 
 
 @_STUDENT.command()
+@takes(Training, "training")
 def train_student(
     context: typer.Context,
+    training: Training,
     store: Annotated[Path, typer.Option(help="A store that cache-teacher wrote")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
     data: Data = "digits",
     eval_data: Annotated[str, typer.Option(help="Evaluated once, at the end; default: the data's split=test")] = "",
     student: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp:32",
     init: Annotated[str, typer.Option(help="Weights that the student starts from")] = "",
-    student_bits: Annotated[
-        int, option(TRAINING["weight_bits"], help="Train weights rounded to 8, 4 or 2 bits; 0: not rounded")
-    ] = 0,
     loss: Annotated[str, typer.Option(help="A name of `cli losses`, or a sum such as 'kd:0.9 + ce:0.1'")] = "kd",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the loss, option=value; may be repeated")
@@ -63,34 +58,7 @@ def train_student(
     ] = "mean-prob",
     tail: Annotated[str, option(TAIL_RULES, help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
     transform: OwnTransform = "",
-    epochs: Epochs = 30,
-    batch_size: BatchSize = 64,
-    accumulate: Annotated[
-        int, option(TRAINING["accumulate"], help="Forward passes that share one step; --batch-size stays")
-    ] = 1,
-    optimizer: Optimizer = "sgd",
-    lr: Annotated[float, option(TRAINING["lr"], help="Peak learning rate")] = 0.05,
-    momentum: Annotated[float, option(TRAINING["momentum"], help="Nesterov momentum of sgd; 0 for none")] = 0.9,
-    schedule: Annotated[str, option(TRAINING["schedule"], help="cosine, step, one-cycle or constant")] = "cosine",
-    warmup_epochs: Annotated[
-        float, option(TRAINING["warmup_epochs"], help="Epochs in which the learning rate rises from 0")
-    ] = 0.0,
-    weight_decay: WeightDecay = 5e-4,
-    grad_clip: GradClip = 5.0,
-    ema_decay: Annotated[
-        float,
-        option(TRAINING["ema_decay"], help="Keep a running average of the weights, such as 0.999; the decay warms up"),
-    ] = 0.0,
-    precision: Annotated[
-        str, option(TRAINING["precision"], help="float32, bfloat16 or float16 (autocast)")
-    ] = "float32",
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory format of images")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the student through torch.compile")] = False,
     val_share: Annotated[float, option(SHARE, help="Share of the training rows held out for validation")] = 0.0,
-    select: Annotated[
-        str, option(TRAINING["select"], help="Keep the last epoch, or the best by validation accuracy")
-    ] = "last",
-    seed: Seed = 0,
     memory_budget: Annotated[
         float,
         option(
@@ -114,14 +82,14 @@ def train_student(
     import torch
     from tqdm import tqdm
 
-    from logitbank.pipeline.fit import EpochRecord, Processes
+    from logitbank.pipeline.processes.together import Processes
     from logitbank.pipeline.train_student.folder import RESULT
 
     there = (out / RESULT).exists()
     processes = Processes.find()
-    spec = run_spec(context, local=processes.local)
+    spec = run_spec(context, training, local=processes.local)
     silent = None if processes.first else True
-    with tqdm(total=epochs, unit="epoch", disable=silent) as bar, processes.joined(torch.device(spec.device)):
+    with tqdm(total=training.epochs, unit="epoch", disable=silent) as bar, processes.joined(torch.device(spec.device)):
 
         def report(record: EpochRecord) -> None:
             validation = {} if record.val_accuracy is None else {"val": f"{record.val_accuracy:.4f}"}
@@ -168,7 +136,7 @@ def sweep(
     parsed: Any = typer.main.get_command(_STUDENT).make_context("sweep", base)
     if "--seed" in context.args:
         raise ValueError("--seed is not an option of sweep; pass --seeds")
-    spec = run_spec(parsed)
+    spec = run_spec(parsed, from_values(Training, parsed.params))
     planned = plan_runs(
         spec, out, losses=read_names("--loss", loss), students=read_names("--student", student), grid=grid, seeds=seeds
     )

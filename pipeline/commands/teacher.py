@@ -7,25 +7,18 @@ import typer
 
 from logitbank.pipeline.commands.options import (
     IDLE_OF_ENCODING,
-    BatchSize,
     Data,
     Device,
-    Epochs,
     Folds,
     FoldSeed,
     FoldStrategy,
-    GradClip,
-    LearningRate,
     Mean,
-    Optimizer,
     OwnTransform,
-    Seed,
     Std,
     Store,
     TeacherArch,
     Threads,
     ViewTransform,
-    WeightDecay,
     choose_encoding,
     find_device,
     fold_plan,
@@ -33,6 +26,7 @@ from logitbank.pipeline.commands.options import (
     input_scaling,
     option,
     refuse_idle,
+    takes,
     wrote,
 )
 from logitbank.pipeline.domains import (
@@ -49,10 +43,19 @@ from logitbank.pipeline.domains import (
     whole,
 )
 from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.fit import EpochRecord, Training
+
+# what a student's training alone has
+_STUDENTS = (
+    *("accumulate", "momentum", "schedule", "warmup_epochs", "ema_decay", "precision", "channels_last", "compile"),
+    *("weight_bits", "select"),
+)
 
 
+@takes(Training, "training", leave_out=_STUDENTS)
 def train_teacher(
     context: typer.Context,
+    training: Training,
     out: Annotated[Path, typer.Option(help="Folder for the weights")],
     data: Data = "digits",
     model: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp",
@@ -62,13 +65,6 @@ def train_teacher(
     transform: Annotated[
         str, typer.Option(help="Augmentation, fresh each epoch: none, flip-crop, rrc+randaugment, file.py:factory")
     ] = "none",
-    epochs: Epochs = 30,
-    batch_size: BatchSize = 64,
-    optimizer: Optimizer = "sgd",
-    lr: LearningRate = 0.05,
-    weight_decay: WeightDecay = 5e-4,
-    grad_clip: GradClip = 5.0,
-    seed: Seed = 0,
     mean: Mean = "",
     std: Std = "",
     device: Device = "auto",
@@ -79,22 +75,12 @@ def train_teacher(
 
     from logitbank.pipeline.cache_teacher.train import train_teachers
     from logitbank.pipeline.datasets import load_split
-    from logitbank.pipeline.fit import EpochRecord, Training
     from logitbank.pipeline.views import allow_transform
 
     if not folds:
         refuse_idle(context, ("fold_strategy", "fold_seed"), "--folds is 0")
     split = load_split(data)
-    training = Training(
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        weight_decay=weight_decay,
-        grad_clip=grad_clip,
-        seed=seed,
-    )
-    with tqdm(total=max(folds, 1) * epochs, unit="epoch", disable=None) as bar:
+    with tqdm(total=max(folds, 1) * training.epochs, unit="epoch", disable=None) as bar:
 
         def report(fold: int, record: EpochRecord) -> None:
             bar.set_description(f"fold {fold}" if folds else "teacher")

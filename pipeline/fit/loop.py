@@ -19,10 +19,12 @@ from torch.amp.grad_scaler import GradScaler
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
 from logitbank.pipeline.fit.checkpoint import Checkpoint, Run, random_state
-from logitbank.pipeline.fit.training import OPTIMIZERS, PRECISIONS, EpochRecord, Training
+from logitbank.pipeline.fit.optimizers import OPTIMIZERS, PRECISIONS
+from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.pipeline.fit.weights import round_in_place, rounded_parameters, running_average
 from logitbank.pipeline.models import Preprocessing
-from logitbank.pipeline.processes.together import LEAST_ROWS, Processes
+from logitbank.pipeline.processes import LEAST_ROWS
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.views import Views
 
 EVALUATION_BATCH = 500

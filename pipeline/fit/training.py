@@ -1,28 +1,19 @@
-"""Every setting of a training run, and what follows from them: optimiser, learning rate, precision."""
+"""Every setting of a training run, described once, and the learning rate as a function of the step.
+
+Imports nothing heavy, since the command line's options are made of it; what a name stands for is in optimizers.py.
+"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from logitbank.pipeline.described import check_settings, option, refuse_idle
+from logitbank.pipeline.domains import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Words, whole
+from logitbank.pipeline.processes import LEAST_ROWS
 
-from logitbank.pipeline.domains import TRAINING
-from logitbank.pipeline.processes.together import LEAST_ROWS
-
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], "Training"], Optimizer]] = {
-    "sgd": lambda parameters, training: SGD(
-        parameters,
-        lr=training.lr,
-        momentum=training.momentum,
-        nesterov=training.momentum > 0,
-        weight_decay=training.weight_decay,
-    ),
-    "adamw": lambda parameters, training: AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay),
-}
-
+OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("float32", "bfloat16", "float16")
 STEP_MILESTONES = (0.625, 0.75, 0.875)  # 150, 180 and 210 of 240 epochs
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 0.04
 
@@ -38,61 +29,53 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
 }
 
-PRECISIONS: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_OPTIONS = {"weight_bits": "--student-bits"}  # where the command line has another name
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is trained.
+    """How a model is trained; each setting says what it is."""
 
-    Attributes:
-        epochs: Passes over the data.
-        batch_size: Examples an optimiser step.
-        optimizer: A name of ``OPTIMIZERS``.
-        lr: Peak learning rate.
-        momentum: Of SGD (Nesterov); 0 for none.
-        weight_decay: Weight decay.
-        grad_clip: Largest norm of the gradient (0: unbounded): divergences with unbounded ratios, such as power
-            divergence with lambda > 0, need it in the first steps.
-        schedule: A name of ``SCHEDULES``, applied step by step.
-        warmup_epochs: The learning rate rises linearly from 0 over this many epochs; the schedule follows.
-        ema_decay: Decay of a running average of the weights, which becomes the result (0: none). It warms up, as
-            ``running_average`` says: runs of few steps never reach it.
-        accumulate: Forward passes that share one optimiser step; batch_size stays what a step sees.
-        precision: float32, or autocast to bfloat16 or float16; weights and loss stay float32.
-        channels_last: Memory format of images.
-        compile: Run the model through ``torch.compile``.
-        weight_bits: Train weights rounded to 2, 4 or 8 bits (0: not rounded).
-        select: "last" epoch's weights, or those of the "best" epoch by accuracy on the validation rows.
-        seed: Of initialisation and of the order of examples.
-    """
-
-    epochs: int = 30
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    grad_clip: float = 5.0
-    schedule: str = "cosine"
-    warmup_epochs: float = 0.0
-    ema_decay: float = 0.0
-    accumulate: int = 1
-    precision: str = "float32"
-    channels_last: bool = False
-    compile: bool = False
-    weight_bits: int = 0
-    select: str = "last"
-    seed: int = 0
+    epochs: int = option(30, help="Passes over the data", domain=AT_LEAST_ONE)
+    batch_size: int = option(64, help="Examples an optimiser step", domain=AT_LEAST_ONE)
+    accumulate: int = option(
+        1, help="Forward passes that share one step; --batch-size stays what a step sees", domain=AT_LEAST_ONE
+    )
+    optimizer: str = option("sgd", help="sgd (Nesterov momentum) or adamw", domain=Words(OPTIMIZERS))
+    lr: float = option(0.05, help="Peak learning rate", domain=POSITIVE)
+    momentum: float = option(0.9, help="Nesterov momentum of sgd; 0 for none", domain=SHARE)
+    schedule: str = option(
+        "cosine", help="cosine, step, one-cycle or constant, applied step by step", domain=Words(tuple(SCHEDULES))
+    )
+    warmup_epochs: float = option(
+        0.0, help="Epochs in which the learning rate rises from 0; the schedule follows", domain=NOT_NEGATIVE
+    )
+    weight_decay: float = option(5e-4, help="Weight decay", domain=NOT_NEGATIVE)
+    # divergences with unbounded ratios, such as power divergence with lambda > 0, need it in the first steps
+    grad_clip: float = option(5.0, help="Largest norm of the gradient; 0 leaves it unbounded", domain=NOT_NEGATIVE)
+    ema_decay: float = option(
+        0.0, help="Keep a running average of the weights, such as 0.999; the decay warms up", domain=SHARE
+    )
+    precision: str = option(
+        "float32",
+        help="float32, or autocast to bfloat16 or float16; weights stay float32",
+        domain=Words(PRECISIONS),
+    )
+    channels_last: bool = option(False, help="Memory format of images")
+    compile: bool = option(False, help="Run the model through torch.compile")
+    weight_bits: int = option(
+        0,
+        help="Train weights rounded to 8, 4 or 2 bits; 0: not rounded",
+        domain=whole(among=(0, 2, 4, 8)),
+        spelled="--student-bits",
+    )
+    select: str = option(
+        "last", help="Keep the last epoch, or the best by validation accuracy", domain=Words(("last", "best"))
+    )
+    seed: int = option(0, help="Seed of initialisation and of the order of examples", domain=SEED)
 
     def __post_init__(self) -> None:
-        for name, domain in TRAINING.items():
-            domain.check(_OPTIONS.get(name, f"--{name.replace('_', '-')}"), getattr(self, name))
+        check_settings(self)
+        if self.optimizer != "sgd":
+            refuse_idle(self, ("momentum",), f"{self.optimizer} has none")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs is {self.warmup_epochs:g} of {self.epochs} epochs, so the learning rate never"

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.torchrun import find_rank
-
-LEAST_ROWS = 2  # of a process in a pass: batch norm needs two
 
 
 @dataclass(frozen=True, kw_only=True)

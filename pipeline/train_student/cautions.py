@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.fit import Processes, Training
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.losses import Objective
 
 

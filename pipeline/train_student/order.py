@@ -11,7 +11,7 @@ import torch
 from logitbank.pipeline.answers.ensemble import teachers_of
 from logitbank.pipeline.answers.signal import Signal
 from logitbank.pipeline.answers.slab import Grouping
-from logitbank.pipeline.fit import Processes
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.folder import SETTINGS, read_json
 
 

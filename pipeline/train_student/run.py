@@ -23,7 +23,9 @@ from logitbank.pipeline.answers.slab import Grouping
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.split import check_same_classes
 from logitbank.pipeline.files.versions import library_versions
-from logitbank.pipeline.fit import BatchLoss, Checkpoint, EpochRecord, Processes, Training, fit
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.fit.checkpoint import Checkpoint
+from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.fit.weights import weight_bytes
 from logitbank.pipeline.metrics import Metrics, measure
 from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
@@ -39,6 +41,7 @@ from logitbank.pipeline.models.weights import (
     save_weights,
     weights_digest,
 )
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
 from logitbank.pipeline.train_student.evaluate import (
     VALIDATION_SEED,

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.fit import Diverged, Training
+from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.loop import Diverged
 from logitbank.pipeline.train_student.losses import Objective
 
 SHARE = 4  # a candidate trains for one epoch in four of the run, at least one

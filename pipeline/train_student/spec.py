@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from logitbank.pipeline.datasets import Split, load_split, with_split
-from logitbank.pipeline.fit import EpochRecord, Processes, Training
+from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.losses import parse_objective
 from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.train_student.tensorboard import Curves

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.losses import KEEP_MEMORY
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
@@ -121,7 +121,7 @@ def students(num_students: int = CORES) -> None:
 
 def student(store: Path) -> None:
     """One of the processes: the best of many rounds by the wall clock, since noise only adds."""
-    signal = TeacherSignal(open_store(store))
+    answers = StoredAnswers(open_store(store))
     batches = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).split(BATCH)  # type: ignore[no-untyped-call]
     dense = torch.empty(BATCH, CLASSES)
 
@@ -132,7 +132,7 @@ def student(store: Path) -> None:
         return (time.perf_counter() - begin) / len(batches)
 
     def answer(rows_B: Tensor) -> Tensor:
-        return signal.logits(rows_B, 0)
+        return answers.logits(rows_B, 0)
 
     every(answer)
     print("ready", flush=True)
@@ -140,7 +140,7 @@ def student(store: Path) -> None:
     rounds = [(every(answer), every(lambda rows: dense.fill_(1.0))) for _ in range(ROUNDS)]
     seconds, write = (min(times[i] for times in rounds) for i in (0, 1))
     print(json.dumps({"rows_per_s": BATCH / seconds, "of_write": seconds / write}))
-    signal.close()
+    answers.close()
 
 
 def examples_of(logits_NC: Tensor) -> Tensor:

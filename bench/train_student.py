@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
@@ -120,8 +120,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 def first_answer(store: Store, view: int) -> float:
     """Seconds of reading a view that nobody holds."""
-    with closing(TeacherSignal(store)) as signal:
-        return seconds(lambda: signal.logits(torch.arange(1), view))
+    with closing(StoredAnswers(store)) as answers:
+        return seconds(lambda: answers.logits(torch.arange(1), view))
 
 
 def results(rounds: int) -> Iterator[tuple[str, float, float]]:
@@ -133,10 +133,10 @@ def results(rounds: int) -> Iterator[tuple[str, float, float]]:
         command = [sys.executable, "-c", FIRST_STEP, str(store.path), split.spec, f"{folder}/run"]
         first = [float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout) for _ in range(3)]
         yield "seconds to the first step, 50,000 rows, beyond import", min(first), 3.0
-        signal = TeacherSignal(store)
+        answers = StoredAnswers(store)
         load = statistics.median(first_answer(store, view) for view in (0, 1, 0))
         losses: dict[str, BatchLoss] = {
-            name: DistillationLoss(parse_objective(name), signal, split, epochs=1) for name in ("ce", *MAIN_LOSSES)
+            name: DistillationLoss(parse_objective(name), answers, split, epochs=1) for name in ("ce", *MAIN_LOSSES)
         }
         losses["online"] = OnlineTeacher(split, weights if weights.is_file() else None)
         step = step_seconds(split, losses, rounds)

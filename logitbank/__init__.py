@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from logitbank.pipeline.answers.dataset import DistillationDataset
-    from logitbank.pipeline.answers.ensemble import open_signal
+    from logitbank.pipeline.answers.opening import open_answers
     from logitbank.pipeline.cache_teacher.run import cache_teacher
     from logitbank.pipeline.datasets import load_split
     from logitbank.pipeline.models import build_model
@@ -28,7 +28,7 @@ _HOMES = {
     "build_model": "pipeline.models",
     "cache_teacher": "pipeline.cache_teacher.run",
     "DistillationDataset": "pipeline.answers.dataset",
-    "open_signal": "pipeline.answers.ensemble",
+    "open_answers": "pipeline.answers.opening",
     "LOSSES": "pipeline.train_student.losses",
     "ExactAnswer": "pipeline.train_student.losses",
     "Step": "pipeline.train_student.losses",
@@ -46,7 +46,7 @@ __all__ = [
     "copy_store",
     "load_split",
     "local_store",
-    "open_signal",
+    "open_answers",
     "open_store",
     "parse_objective",
     "train_student",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.answers.ensemble import open_signal
+from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
@@ -47,7 +47,7 @@ def test_a_known_order_is_the_teachers(
     """Of a bucket tail, which rises where the student's does, and of teachers that store different classes."""
     rows, labels_N1 = torch.arange(len(digits)), torch.from_numpy(digits.labels)[:, None]
     student = 3 * torch.randn(len(digits), 10, generator=torch.Generator().manual_seed(1))
-    answer = open_signal(store, teacher=teacher, tail=tail, combine=combine).answer(rows, 0)
+    answer = open_answers(store, teacher=teacher, tail=tail, combine=combine).of(rows, 0)
     truth = torch.stack([logits[name] for name in teacher.split(",")])
     truth = truth.mean(dim=0) if combine == "mean-logit" else truth.softmax(dim=2).mean(dim=0).log()
     decoded = answer.logits(student, TEMPERATURE)
@@ -79,12 +79,12 @@ def test_what_an_answer_lacks_is_refused_in_every_loop(
     store: Store, loss: str, settings: dict[str, str], tail: str, message: str
 ) -> None:
     """Before the first step of the program's own training, and at the first of another."""
-    objective, signal = parse_objective(loss, settings), open_signal(store, teacher="a", tail=tail)
+    objective, answers = parse_objective(loss, settings), open_answers(store, teacher="a", tail=tail)
     with pytest.raises(ValueError, match=message):
-        check_needs(objective, store, signal)
+        check_needs(objective, store, answers)
     rows, step = torch.arange(4), Step(step=0, steps_per_epoch=1, num_epochs=1)
     with pytest.raises(ValueError, match=message):
-        objective(torch.zeros(4, 10), signal.answer(rows, 0), rows, step)
+        objective(torch.zeros(4, 10), answers.of(rows, 0), rows, step)
 
 
 def test_a_row_weight_reads_the_teacher_at_temperature_1(
@@ -95,7 +95,7 @@ def test_a_row_weight_reads_the_teacher_at_temperature_1(
     student, labels_B = torch.randn(200, 10, generator=torch.Generator().manual_seed(1)), torch.arange(200) % 10
     settings = {"temperature": "4", "row_weight": "confidence", "row_weight_mean_one": "0"}
     plain, weighted = (parse_objective("kd:1", chosen) for chosen in ({"temperature": "4"}, settings))
-    answer = open_signal(store, teacher="a", tail="bucket").answer(rows, 0)
+    answer = open_answers(store, teacher="a", tail="bucket").of(rows, 0)
     weights = weighted(student, answer, labels_B, step) / plain(student, answer, labels_B, step)
     torch.testing.assert_close(weights, logits["a"][rows].softmax(1).amax(1), rtol=2e-3, atol=1e-4)
 
@@ -108,7 +108,7 @@ def test_a_step_is_of_the_run_and_logits_are_no_answer(digits: Split) -> None:
         with pytest.raises(ValueError, match=f"step is {wrong}; expected 0 to 9, counted over the whole run"):
             Step(step=wrong, steps_per_epoch=5, num_epochs=2)
     flat = torch.zeros(2, 10)
-    with pytest.raises(TypeError, match=r"found a tensor: pass signal.answer\(rows, view\)"):
+    with pytest.raises(TypeError, match=r"found a tensor: pass answers.of\(rows, view\)"):
         parse_objective("kd")(flat, flat, torch.zeros(2), step)  # type: ignore[arg-type]
     noise = parse_objective("kd", {"row_weight": "label_noise"})
     noise(flat, ExactAnswer(flat, out_of_fold=True), torch.zeros(2), step)

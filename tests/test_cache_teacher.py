@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import Budget, cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
@@ -176,9 +176,9 @@ def test_stage_two_decodes_what_stage_one_measured(
     )
     cache_teacher(answers, tmp_path / "s.zarr", encoding=CACHED[kind])
     store = open_store(tmp_path / "s.zarr")
-    signal = TeacherSignal(store)
+    stored = StoredAnswers(store)
     rows = torch.arange(len(digits))
-    teacher, decoded = answers(rows.numpy(), 0), signal.logits(rows, 0)
+    teacher, decoded = answers(rows.numpy(), 0), stored.logits(rows, 0)
     assert (teacher.argmax(dim=1) == decoded.argmax(dim=1)).double().mean() > 0.999
     fidelity = store.teacher().fidelity or {}
     for temperature in (1.0, 2.0, 4.0):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from logitbank.pipeline.alignment import check_data
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -169,8 +169,8 @@ def test_broken_images_stop_the_pass_or_are_masked(folder: Path, tmp_path: Path)
     store = open_store(tmp_path / "s.zarr")
     assert (store.teacher().slab(1)["mask"] == split.readable).all()
     check_data(store, split)
-    signal = TeacherSignal(store)
-    assert (signal.served(0) == split.readable).all()
+    stored = StoredAnswers(store)
+    assert (stored.served(0) == split.readable).all()
     victims[0].unlink()
     with pytest.raises(ValueError, match="cut off|cannot be decoded"):
         load_split(f"imagefolder:{folder}?size=16").samples[:]

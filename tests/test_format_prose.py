@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.stores import open_store, verify_store
 from tests.golden.make_decoded import FOLDER, KINDS, N
 
@@ -112,9 +112,9 @@ def test_the_prose_is_enough(kind: str) -> None:
 def test_golden_stores_decode_to_what_they_always_did(kind: str) -> None:
     path: Path = FOLDER / f"{kind}.zarr"
     assert verify_store(path) == []
-    signal = TeacherSignal(open_store(path))
+    stored = StoredAnswers(open_store(path))
     expected = torch.from_numpy(np.load(FOLDER / f"{kind}.npy"))
     finite = torch.isfinite(expected)
-    decoded = signal.logits(torch.arange(N), 0)
+    decoded = stored.logits(torch.arange(N), 0)
     torch.testing.assert_close(decoded[finite], expected[finite], rtol=0, atol=1e-4)
     assert (decoded[~finite] < expected[finite].min() - 1000).all()

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset, WeightedRandomSampler
 
 from logitbank.pipeline.answers.dataset import DistillationDataset, Example
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
+from logitbank.pipeline.answers.tail_warnings import tail_warnings
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
@@ -75,7 +76,7 @@ LOADERS: dict[str, dict[str, Any]] = {
 def test_every_row_hears_its_own_answer_in_the_epochs_view(
     stores: dict[str, Store], digits: Split, dataset: DistillationDataset, logits: Tensor, shown: list[Tensor], way: str
 ) -> None:
-    signal = TeacherSignal(stores["dense"])
+    answers = StoredAnswers(stores["dense"])
     loader = DataLoader(dataset, batch_size=100, shuffle=True, **LOADERS[way])
     for epoch in range(4):
         dataset.set_epoch(epoch)
@@ -84,16 +85,16 @@ def test_every_row_hears_its_own_answer_in_the_epochs_view(
             assert (view_B == epoch % 3).all()
             assert torch.equal(sample_B, shown[epoch % 3][row_B])
             assert torch.equal(label_B, torch.from_numpy(digits.labels)[row_B])
-            assert torch.equal(signal.logits(row_B, view_B), logits[epoch % 3][row_B])
+            assert torch.equal(answers.logits(row_B, view_B), logits[epoch % 3][row_B])
             seen += row_B.tolist()
         assert sorted(seen) == list(range(len(digits)))
 
 
-def of(batches: Iterable[Any], signal: TeacherSignal, logits: Tensor) -> list[int]:
+def of(batches: Iterable[Any], answers: StoredAnswers, logits: Tensor) -> list[int]:
     """The rows of some batches, each with its own answer."""
     seen = []
     for batch in batches:
-        assert torch.equal(signal.logits(batch.row, batch.view), logits[batch.view, batch.row])
+        assert torch.equal(answers.logits(batch.row, batch.view), logits[batch.view, batch.row])
         seen += batch.row.tolist()
     return seen
 
@@ -101,58 +102,58 @@ def of(batches: Iterable[Any], signal: TeacherSignal, logits: Tensor) -> list[in
 def test_subsets_sums_and_samplers_keep_rows_with_their_answers(
     stores: dict[str, Store], digits: Split, dataset: DistillationDataset, logits: Tensor
 ) -> None:
-    signal, num_rows = TeacherSignal(stores["dense"]), len(digits)
+    answers, num_rows = StoredAnswers(stores["dense"]), len(digits)
     dataset.set_epoch(1)
-    assert of(DataLoader(Subset(dataset, [5, 3, 3, 399])), signal, logits) == [5, 3, 3, 399]
+    assert of(DataLoader(Subset(dataset, [5, 3, 3, 399])), answers, logits) == [5, 3, 3, 399]
     both: ConcatDataset[Example] = ConcatDataset([dataset, dataset])
-    assert of(DataLoader(Subset(both, [num_rows + 7, 7])), signal, logits) == [7, 7]
+    assert of(DataLoader(Subset(both, [num_rows + 7, 7])), answers, logits) == [7, 7]
     drawn = WeightedRandomSampler(np.arange(num_rows, dtype=float).tolist(), 50)
-    assert len(of(DataLoader(dataset, batch_size=16, sampler=drawn), signal, logits)) == 50
+    assert len(of(DataLoader(dataset, batch_size=16, sampler=drawn), answers, logits)) == 50
     parts = [DistributedSampler[Example](dataset, num_replicas=2, rank=rank) for rank in range(2)]
-    seen = [of(DataLoader(dataset, batch_size=64, sampler=part), signal, logits) for part in parts]
+    seen = [of(DataLoader(dataset, batch_size=64, sampler=part), answers, logits) for part in parts]
     assert set(seen[0] + seen[1]) == set(range(num_rows))
 
 
 def test_rows_and_views_that_do_not_exist_are_refused(
     stores: dict[str, Store], digits: Split, dataset: DistillationDataset
 ) -> None:
-    signal, last = TeacherSignal(stores["dense"]), len(digits) - 1
+    answers, last = StoredAnswers(stores["dense"]), len(digits) - 1
     for row in (-1, last + 1):
         with pytest.raises(IndexError, match=f"expected rows 0 to {last}, found {row}"):
             dataset[row]
         with pytest.raises(ValueError, match=f"expected rows from 0 to {last}, found {row}"):
-            signal.logits(torch.tensor([row]), 0)
+            answers.logits(torch.tensor([row]), 0)
     for view in (-1, 3, torch.tensor([0, 3])):
         with pytest.raises(ValueError, match="expected views from 0 to 2, found"):
-            signal.logits(torch.tensor([1, 2]), view)
+            answers.logits(torch.tensor([1, 2]), view)
     with pytest.raises(ValueError, match=r"expected rows as whole numbers \[B\], found torch.float32 \[1\]"):
-        signal.logits(torch.tensor([1.0]), 0)
+        answers.logits(torch.tensor([1.0]), 0)
     with pytest.raises(ValueError, match="found 2 views for 3 rows"):
-        signal.logits(torch.arange(3), torch.tensor([0, 1]))
-    assert signal.logits(torch.arange(0), 0).shape == (0, 10)
+        answers.logits(torch.arange(3), torch.tensor([0, 1]))
+    assert answers.logits(torch.arange(0), 0).shape == (0, 10)
     with pytest.raises(ValueError, match="epoch is -1"):
         dataset.set_epoch(-1)
 
 
 def test_no_call_changes_what_another_returns(stores: dict[str, Store], digits: Split, logits: Tensor) -> None:
-    signal, rows = TeacherSignal(stores["dense"]), torch.tensor([3, 900, 3])
-    answer = signal.answer(rows, 1)
-    signal.warnings(4.0)
-    signal.prefetch(2)
-    signal.logits(rows, 2)
+    answers, rows = StoredAnswers(stores["dense"]), torch.tensor([3, 900, 3])
+    answer = answers.of(rows, 1)
+    tail_warnings(answers, 4.0)
+    answers.read_ahead(2)
+    answers.logits(rows, 2)
     assert torch.equal(answer.logits(torch.zeros(3, 10), 1.0), logits[1, rows])
-    signal.close()
-    assert torch.equal(signal.logits(rows, torch.tensor([0, 1, 2])), logits[torch.tensor([0, 1, 2]), rows])
+    answers.close()
+    assert torch.equal(answers.logits(rows, torch.tensor([0, 1, 2])), logits[torch.tensor([0, 1, 2]), rows])
 
 
 def test_a_copy_of_a_signal_answers_or_refuses(stores: dict[str, Store], logits: Tensor, tmp_path: Path) -> None:
     rows = torch.arange(5)
     for name in ("dense", "topk"):
         shutil.copytree(stores[name].path, tmp_path / name)
-    signal = TeacherSignal(open_store(tmp_path / "dense"), memory_budget=100_000)
-    packed = pickle.dumps(signal)
-    for other in (pickle.loads(packed), copy.deepcopy(signal)):  # noqa: S301
-        assert other.grouping == signal.grouping is not None
+    answers = StoredAnswers(open_store(tmp_path / "dense"), memory_budget=100_000)
+    packed = pickle.dumps(answers)
+    for other in (pickle.loads(packed), copy.deepcopy(answers)):  # noqa: S301
+        assert other.grouping == answers.grouping is not None
         assert torch.equal(other.logits(rows, 2), logits[2, rows])
     shutil.rmtree(tmp_path / "dense")
     (tmp_path / "topk").rename(tmp_path / "dense")

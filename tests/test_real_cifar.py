@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -64,9 +64,9 @@ def weights(depth: int) -> str:
 def stored_accuracy(split: Split, path: Path) -> float:
     """Accuracy of the answers in a store, in percent, from the store alone."""
     store = open_store(path)
-    signal = TeacherSignal(store)
+    answers = StoredAnswers(store)
     rows = torch.arange(store.num_examples)
-    return 100 * float((signal.logits(rows, 0).argmax(dim=1) == torch.from_numpy(split.labels)).double().mean())
+    return 100 * float((answers.logits(rows, 0).argmax(dim=1) == torch.from_numpy(split.labels)).double().mean())
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -16,9 +16,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from logitbank.pipeline.answers.signal import TeacherSignal
-from logitbank.pipeline.answers.slab import BlockedSlabs, Grouping
+from logitbank.pipeline.answers.grouping import Grouping
+from logitbank.pipeline.answers.slab import BlockedSlabs
 from logitbank.pipeline.answers.slab_file import map_slab, remove_unused
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
@@ -59,10 +60,10 @@ def stores(digits: Split, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def budget(store: Store, num_blocks: int) -> int:
     """The least budget that mixes so many blocks."""
-    signal = TeacherSignal(store)
+    answers = StoredAnswers(store)
     for size in range(1_000, 2_000_000, 1_000):
         try:
-            grouping = signal._prepared.grouping(size, num_slabs=2)
+            grouping = answers._prepared.grouping(size, num_slabs=2)
         except StoreError:
             continue
         if grouping is None or grouping.num_blocks >= num_blocks:
@@ -78,10 +79,10 @@ def test_every_way_to_hold_a_slab_decodes_to_the_same_bits(
     store, encoding = stores[name], ENCODINGS[name]
     labels = torch.from_numpy(np.asarray(store.labels, np.int64))
     teacher = store.teacher()
-    mapped, blocked = TeacherSignal(store, tail=tail), TeacherSignal(store, tail=tail, memory_budget=budget(store, 2))
+    mapped, blocked = StoredAnswers(store, tail=tail), StoredAnswers(store, tail=tail, memory_budget=budget(store, 2))
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOGITBANK_CACHE", str(tmp_path / "file"))  # no folder: nothing can be shared
-    private = TeacherSignal(store, tail=tail)
+    private = StoredAnswers(store, tail=tail)
     assert mapped.grouping is None
     assert blocked.grouping == Grouping(block_rows=BLOCK, num_blocks=2)
     predictor = TailPredictor.from_constants(teacher.constants())
@@ -90,17 +91,17 @@ def test_every_way_to_hold_a_slab_decodes_to_the_same_bits(
         arrays = {key: torch.from_numpy(values) for key, values in teacher.slab(view).items()}
         whole = finite(decode(arrays, labels, encoding, predictor=predictor, tail=tail))
         torch.testing.assert_close(mapped.logits(rows, view), whole[rows], rtol=1e-5, atol=1e-5)
-        for signal in (mapped, private, blocked):
-            answer = signal.answer(rows, view)
+        for answers in (mapped, private, blocked):
+            answer = answers.of(rows, view)
             assert torch.equal(answer.logits(whole[rows], 1.0), mapped.logits(rows, view))
             head = answer.order_known(whole[rows], 1.0)
             if head is not None:
                 assert torch.equal(head, arrays["label_rank"][rows].long() <= encoding.top_k)
-    for signal in (mapped, private, blocked):
-        before = signal.logits(rows, 0)
-        signal.close()
-        assert torch.equal(signal.logits(rows, 0), before)
-        signal.close()
+    for answers in (mapped, private, blocked):
+        before = answers.logits(rows, 0)
+        answers.close()
+        assert torch.equal(answers.logits(rows, 0), before)
+        answers.close()
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,7 +150,7 @@ def test_blocks_are_read_once_in_the_announced_order_and_never_too_many_are_held
     slabs = BlockedSlabs(block, values.dtype, grouping)
     groups = grouping.groups(torch.arange(50), torch.Generator().manual_seed(seed))
     if announced:
-        slabs.expect(0, groups)
+        slabs.read_ahead(0, groups)
     for rows in torch.split(torch.cat(groups), batch):
         assert (slabs.take(0, rows.numpy())["v"] == rows.numpy()).all()
         blocks_of_batch = len(set((rows // block_rows).tolist()))
@@ -193,21 +194,21 @@ def test_a_student_within_a_budget_learns_resumes_and_is_told(
 
 def test_a_budget_too_small_for_two_blocks_says_how_much_it_takes(stores: dict[str, Store]) -> None:
     with pytest.raises(StoreError, match=r"--memory-budget is 1e-06 GB, but two blocks .* take .* GB; raise it"):
-        TeacherSignal(stores["dense8"], memory_budget=1_000)
+        StoredAnswers(stores["dense8"], memory_budget=1_000)
 
 
 def test_data_sorted_by_label_is_told(stores: dict[str, Store]) -> None:
-    signal = TeacherSignal(stores["dense8"], memory_budget=budget(stores["dense8"], 1))
-    assert len(order_warnings(signal.grouping, signal)) == 1
-    signal.labels = signal.labels.sort().values
-    assert "shuffle=0" in order_warnings(signal.grouping, signal)[1]
+    answers = StoredAnswers(stores["dense8"], memory_budget=budget(stores["dense8"], 1))
+    assert len(order_warnings(answers.grouping, answers)) == 1
+    answers.labels = answers.labels.sort().values
+    assert "shuffle=0" in order_warnings(answers.grouping, answers)[1]
 
 
 def test_a_student_of_labels_sees_the_rows_in_the_order_of_the_others(stores: dict[str, Store], digits: Split) -> None:
-    signal = TeacherSignal(stores["topk"], memory_budget=budget(stores["topk"], 2))
+    answers = StoredAnswers(stores["topk"], memory_budget=budget(stores["topk"], 2))
     orders = []
     for loss in ("ce", "kd"):
-        batch = DistillationLoss(parse_objective(loss), signal, digits, epochs=2, grouping=signal.grouping)
+        batch = DistillationLoss(parse_objective(loss), answers, digits, epochs=2, grouping=answers.grouping)
         rows, generator = torch.arange(len(digits)), torch.Generator().manual_seed(3)
         orders.append(batch.order(rows, generator, view=0, next_view=1))
     assert torch.equal(*orders)
@@ -248,18 +249,18 @@ def test_a_full_disk_is_no_obstacle(stores: dict[str, Store], tmp_path: Path, mo
     monkeypatch.setenv("LOGITBANK_CACHE", str(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signals.signal(signals.SIGXFSZ, signals.SIG_IGN)
-    signal, rows = TeacherSignal(stores["dense32"]), torch.arange(50)
+    answers, rows = StoredAnswers(stores["dense32"]), torch.arange(50)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-        own = signal.logits(rows, 0)
+        own = answers.logits(rows, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signals.signal(signals.SIGXFSZ, handler)
     assert [path.name for path in (tmp_path / "slabs").iterdir()] == ["lock"]
-    signal.close()
-    assert torch.equal(signal.logits(rows, 0), own)
+    answers.close()
+    assert torch.equal(answers.logits(rows, 0), own)
     assert len(list((tmp_path / "slabs").glob("*.slab"))) == 1
-    signal.close()
+    answers.close()
 
 
 def test_pieces_that_fail_leave_nothing_that_could_be_mapped(tmp_path: Path) -> None:
@@ -276,13 +277,13 @@ def test_pieces_that_fail_leave_nothing_that_could_be_mapped(tmp_path: Path) -> 
 READER = """
 import sys
 import torch
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.stores import open_store
-signal = TeacherSignal(open_store(sys.argv[1]))
-signal.logits(torch.arange(4), 0)
+answers = StoredAnswers(open_store(sys.argv[1]))
+answers.logits(torch.arange(4), 0)
 print("loaded", flush=True)
 sys.stdin.readline()
-signal.close()
+answers.close()
 """
 
 
@@ -320,24 +321,24 @@ FORKED = """
 import os, sys, time
 from pathlib import Path
 import torch
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.answers.slab_file import _lock
 from logitbank.stores import open_store
 
-signal, rows = TeacherSignal(open_store(sys.argv[1])), torch.arange(5)
+answers, rows = StoredAnswers(open_store(sys.argv[1])), torch.arange(5)
 with _lock(Path(os.environ["LOGITBANK_CACHE"]) / "slabs"):  # as a thread that reads ahead may hold it
     sleeper = os.fork()
     if not sleeper:
         time.sleep(60)
         os._exit(0)
-signal.prefetch(1)
+answers.read_ahead(1)
 if not (worker := os.fork()):
-    signal.logits(rows, 1)
+    answers.logits(rows, 1)
     os._exit(0)
 assert os.waitpid(worker, 0)[1] == 0
-print(signal.logits(rows, 1).tolist())
+print(answers.logits(rows, 1).tolist())
 os.kill(sleeper, 9)
-signal.close()
+answers.close()
 """
 
 
@@ -347,5 +348,5 @@ def test_a_process_that_is_forked_keeps_nobody_waiting(stores: dict[str, Store],
     environment = {**os.environ, "LOGITBANK_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FORKED, str(stores["dense32"].path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50, check=True)
-    expected = TeacherSignal(stores["dense32"]).logits(torch.arange(5), 1)
+    expected = StoredAnswers(stores["dense32"]).logits(torch.arange(5), 1)
     assert torch.equal(torch.tensor(json.loads(done.stdout)), expected)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from logitbank.pipeline.answers.against_labels import suspicion
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.stored import StoredAnswers
+from logitbank.pipeline.answers.tail_warnings import tail_warnings
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.sound import LARGEST, ZERO_FLOOR, ask_first, floored, stand_for_logits
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
@@ -107,8 +108,8 @@ def test_a_zero_probability_has_a_floor_that_is_said(
     assert 0.2 < fidelity["zero_share"] < 0.5
     assert "are kept as 1e-06" in summary["warnings"][0]
     assert 0 < summary["nll"] < 4
-    signal = TeacherSignal(store)
-    decoded = signal.logits(torch.arange(N), 0)
+    stored = StoredAnswers(store)
+    decoded = stored.logits(torch.arange(N), 0)
     prob = np.exp(logits - logits.max(1, keepdims=True)) * ~zero
     expected = prob / prob.sum(1, keepdims=True)
     if encoding.kind == "dense":
@@ -195,15 +196,15 @@ def test_losses_of_logits_refuse_a_store_of_masked_classes(tmp_path: Path) -> No
         for masked in (False, True):
             arrays, labels = answers(ENCODINGS[kind], masked=masked)
             store = open_store(make(tmp_path / f"{kind}{masked}.zarr", arrays, labels, ENCODINGS[kind]))
-            signal = TeacherSignal(store)
-            check_needs(parse_objective("kd"), store, signal)
-            check_needs(parse_objective("sel_corrected", {"scale": "probability"}), store, signal)
+            stored = StoredAnswers(store)
+            check_needs(parse_objective("kd"), store, stored)
+            check_needs(parse_objective("sel_corrected", {"scale": "probability"}), store, stored)
             for loss in ("mse", "sel", "sel_corrected", "sel_ortho"):
                 if not masked:
-                    check_needs(parse_objective(loss), store, signal)
+                    check_needs(parse_objective(loss), store, stored)
                     continue
                 with pytest.raises(ValueError, match="compares logits, but some of those .* are -inf"):
-                    check_needs(parse_objective(loss), store, signal)
+                    check_needs(parse_objective(loss), store, stored)
 
 
 def test_a_teacher_that_does_not_know_the_labels_is_named(split: Split, tmp_path: Path) -> None:
@@ -284,9 +285,9 @@ def test_the_warning_about_the_tail_quotes_the_rule_in_use(tmp_path: Path) -> No
         ("uniform", f"rule 'uniform' is {fidelity['uniform_4']:.2g};"),
         ("bucket", "has no KL of its own"),
     ):
-        (line,) = TeacherSignal(store, tail=tail).warnings(4.0)
+        (line,) = tail_warnings(StoredAnswers(store, tail=tail), 4.0)
         assert words in line
-    (line,) = TeacherSignal(store).warnings(7.0)
+    (line,) = tail_warnings(StoredAnswers(store), 7.0)
     assert "was not measured at this temperature" in line
 
 

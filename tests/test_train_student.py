@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.alignment import check_data
-from logitbank.pipeline.answers.ensemble import open_signal
-from logitbank.pipeline.answers.signal import TeacherSignal
+from logitbank.pipeline.answers.opening import open_answers
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
@@ -119,23 +119,23 @@ def test_a_lossless_store_teaches_exactly_what_the_online_teacher_does(
 
 def test_an_epoch_hears_its_own_view(stores: dict[str, Store], digits: Split, plain_teacher: Path) -> None:
     teacher = load_teachers(digits, "mlp:32", str(plain_teacher)).teachers[0]
-    signal = TeacherSignal(stores["dense32"])
+    answers = StoredAnswers(stores["dense32"])
     rows = torch.tensor([3, 1, 700])
     for view in (2, 0, 1):
         samples = torch.from_numpy(VIEWS.samples(digits, rows.numpy(), view))
         with torch.inference_mode():
             expected = teacher.model(teacher.preprocessing(samples))
-        torch.testing.assert_close(signal.logits(rows, view), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(answers.logits(rows, view), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_order_of_labels_and_head_is_known(stores: dict[str, Store]) -> None:
     rows = torch.arange(stores["topk"].num_examples)
-    dense, topk = TeacherSignal(stores["dense32"]), TeacherSignal(stores["topk"])
+    dense, topk = StoredAnswers(stores["dense32"]), StoredAnswers(stores["topk"])
     best = dense.logits(rows, 0).topk(3).indices
     expected = (best == dense.labels[rows][:, None]).any(dim=1)
     nobody = torch.zeros(len(rows), 10)
-    assert dense.answer(rows, 0).order_known(nobody, 1.0) is None
-    known = topk.answer(rows, 0).order_known(nobody, 1.0)
+    assert dense.of(rows, 0).order_known(nobody, 1.0) is None
+    known = topk.of(rows, 0).order_known(nobody, 1.0)
     assert known is not None
     assert (known == expected).all()
 
@@ -154,11 +154,11 @@ def test_every_tail_rule_trains(
 
 def test_rules_that_would_change_nothing_are_refused(stores: dict[str, Store], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--tail uniform does nothing here, since the store keeps every class"):
-        open_signal(stores["dense8"], tail="uniform")
+        open_answers(stores["dense8"], tail="uniform")
     with pytest.raises(ValueError, match="--tail renormalise does nothing here"):
         decode_to_file(stores["dense8"], tmp_path / "p.npy", tail="renormalise")
     with pytest.raises(ValueError, match="--combine mean-logit does nothing with one teacher"):
-        open_signal(stores["topk"], combine="mean-logit")
+        open_answers(stores["topk"], combine="mean-logit")
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.answers.ensemble import open_signal, parse_teachers
+from logitbank.pipeline.answers.opening import open_answers, parse_teachers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.encode import encode
@@ -73,7 +73,7 @@ def test_weights_are_read_in_the_order_written() -> None:
 
 @pytest.mark.parametrize("combine", ["mean-prob", "mean-logit"])
 def test_several_teachers_are_a_weighted_mean_over_those_that_serve_a_row(store: Store, combine: str) -> None:
-    signal = open_signal(store, teacher="a:3,b:1", combine=combine)
+    answers = open_answers(store, teacher="a:3,b:1", combine=combine)
     rows = torch.arange(ROWS)
     share = torch.where(rows < 40, 0.0, torch.where(rows < 80, 0.75, 1.0))[:, None]
     a, b = (LOGITS[name].double() for name in "ab")
@@ -81,17 +81,17 @@ def test_several_teachers_are_a_weighted_mean_over_those_that_serve_a_row(store:
         expected = (share * a.softmax(1) + (1 - share) * b.softmax(1)).log()
     else:
         expected = share * a + (1 - share) * b
-    torch.testing.assert_close(signal.logits(rows, 0).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(answers.logits(rows, 0).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("teacher", ["a", "a,b"])
 def test_every_loss_takes_unlabelled_and_unserved_rows(store: Store, split: Split, loss: str, teacher: str) -> None:
     """Rows that nobody serves teach their label alone; all gradients are finite."""
-    signal = open_signal(store, teacher=teacher)
+    answers = open_answers(store, teacher=teacher)
     objective = parse_objective(loss, {"warmup": "0"})
-    check_needs(objective, store, signal)
-    batch = DistillationLoss(objective, signal, split, epochs=2)
+    check_needs(objective, store, answers)
+    batch = DistillationLoss(objective, answers, split, epochs=2)
     rows = torch.arange(20, 100, 3)
     student = torch.randn(len(rows), 10, requires_grad=True, generator=torch.Generator().manual_seed(2))
     loss_B = batch(student, rows, view=0, step=1, steps_per_epoch=1)
@@ -137,12 +137,12 @@ def test_out_of_fold_is_asked_of_the_teacher_that_is_heard(split: Split, tmp_pat
     assert store.teacher("plain").row_folds is None
     needs = parse_objective("kd", {"row_weight": "label_noise"})
     prefers = parse_objective("sel_corrected", {})
-    assert check_needs(needs, store, open_signal(store, teacher="folded")) == []
-    assert check_needs(prefers, store, open_signal(store, teacher="folded")) == []
+    assert check_needs(needs, store, open_answers(store, teacher="folded")) == []
+    assert check_needs(prefers, store, open_answers(store, teacher="folded")) == []
     for teacher in ("plain", "folded,plain"):
         with pytest.raises(ValueError, match="not those of teacher .*plain.*: it is not cross-fitted"):
-            check_needs(needs, store, open_signal(store, teacher=teacher))
-        assert "plain" in check_needs(prefers, store, open_signal(store, teacher=teacher))[0]
+            check_needs(needs, store, open_answers(store, teacher=teacher))
+        assert "plain" in check_needs(prefers, store, open_answers(store, teacher=teacher))[0]
     with pytest.raises(ValueError, match="needs out-of-fold"):
         train_student(store, split, None, "mlp:4", needs, Training(epochs=1), tmp_path / "run", teacher="plain")
     assert not (tmp_path / "run").exists()

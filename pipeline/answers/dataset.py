@@ -29,7 +29,7 @@ class Example(NamedTuple):
     row: int
     """Of the store."""
     view: int
-    """Of the store; ``signal.answer(row, view)`` is the teacher's answer to these very pixels."""
+    """Of the store; ``answers.of(row, view)`` is the teacher's answer to these very pixels."""
 
 
 class DistillationDataset(Dataset[Example]):

@@ -152,7 +152,7 @@ def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> N
 
 def run_spec(context: typer.Context, training: "Training", local: int = 0) -> "RunSpec":
     """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
-    from logitbank.pipeline.answers.slab import default_budget
+    from logitbank.pipeline.answers.prepared import default_budget
     from logitbank.pipeline.train_student.losses import parse_objective
     from logitbank.pipeline.train_student.spec import RunSpec
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.answers.signal import TeacherSignal, refuse_idle_tail
+from logitbank.pipeline.answers.opening import refuse_idle_tail
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.encoding import decode_log_prob
 from logitbank.stores import Store
 from logitbank.stores.write.building import build
@@ -51,17 +52,17 @@ def decode_to_file(
     if not 0 <= view < store.num_views:
         raise ValueError(f"--view is {view}; expected 0 to {store.num_views - 1}")
     chosen = _rows(rows, store.num_examples)
-    with closing(TeacherSignal(store, name=teacher, tail=tail)) as signal:
-        refuse_idle_tail([signal], tail)
-        served_N = torch.from_numpy(signal.served(view))
-        shape = (len(chosen), signal.encoding.num_classes)
+    with closing(StoredAnswers(store, name=teacher, tail=tail)) as answers:
+        refuse_idle_tail([answers], tail)
+        served_N = torch.from_numpy(answers.served(view))
+        shape = (len(chosen), answers.encoding.num_classes)
 
         def make(built: Path) -> None:
             with built.open("xb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 for rows_B in torch.split(chosen, _ROWS):
-                    logits_BC = signal.answer(rows_B, view).decoded(None, temperature)
+                    logits_BC = answers.of(rows_B, view).decoded(None, temperature)
                     logits_BC[~served_N[rows_B]] = math.nan
                     file.write(decode_log_prob(logits_BC, temperature).numpy().data)
 

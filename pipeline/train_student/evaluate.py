@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from logitbank.pipeline.answers.signal import Signal
+from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit.loop import predict
 from logitbank.pipeline.metrics import measure, measure_agreement, measure_classes, reliability_of
@@ -93,7 +93,7 @@ def evaluate_test(
 def evaluate_against_teacher(
     model: nn.Module,
     split: Split,
-    signal: Signal,
+    answers: Answers,
     validation: Rows,
     *,
     folds: npt.NDArray[np.integer] | None,
@@ -106,14 +106,14 @@ def evaluate_against_teacher(
     On the validation rows, which the student has not seen, or else on some training rows.
     """
     rows = validation if len(validation) else np.arange(0, len(split), max(1, len(split) // _SAMPLE))
-    rows = rows[signal.served(0)[rows]]
+    rows = rows[answers.served(0)[rows]]
     if not len(rows):
         return {}
     student_NC = predict(model, split, preprocessing=preprocessing, device=device, rows=rows, views=views)
     flat_NC = torch.zeros_like(student_NC)
     teacher_NC = torch.cat(
         [
-            signal.logits(part, 0, student_BC=flat_NC[: len(part)]).cpu()
+            answers.logits(part, 0, student_BC=flat_NC[: len(part)]).cpu()
             for part in torch.split(torch.from_numpy(rows), _DECODE_ROWS)
         ]
     )

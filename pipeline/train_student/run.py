@@ -1,4 +1,4 @@
-"""Stage two, top to bottom: store -> signal -> loss -> student. The teacher is never loaded.
+"""Stage two, top to bottom: store -> answers -> loss -> student. The teacher is never loaded.
 
 Shapes: B batch, C classes, N examples.
 """
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.alignment import check_data
 from logitbank.pipeline.answers.against_labels import label_warnings
-from logitbank.pipeline.answers.ensemble import Ensemble, open_signal, teachers_of
-from logitbank.pipeline.answers.signal import Signal
-from logitbank.pipeline.answers.slab import Grouping
+from logitbank.pipeline.answers.ensemble import Ensemble
+from logitbank.pipeline.answers.grouping import Grouping
+from logitbank.pipeline.answers.interface import Answers
+from logitbank.pipeline.answers.opening import open_answers
+from logitbank.pipeline.answers.tail_warnings import tail_warnings
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.split import check_same_classes
 from logitbank.pipeline.files.versions import library_versions
@@ -75,21 +77,21 @@ __all__ = ["HISTORY", "RESULT", "WEIGHTS", "DistillationLoss", "train_student"]
 
 
 class DistillationLoss(BatchLoss):
-    """An objective over what a signal answers to the rows of a batch in the view of their epoch."""
+    """An objective over the answers to the rows of a batch in the view of their epoch."""
 
     def __init__(
-        self, objective: Objective, signal: Signal, split: Split, *, epochs: int, grouping: Grouping | None = None
+        self, objective: Objective, answers: Answers, split: Split, *, epochs: int, grouping: Grouping | None = None
     ) -> None:
-        self.objective, self.signal, self.epochs, self.grouping = objective, signal, epochs, grouping
+        self.objective, self.answers, self.epochs, self.grouping = objective, answers, epochs, grouping
         self.labels = torch.from_numpy(split.labels)
 
     def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
         """The same for every objective, so that students of one seed see the same rows, whatever they listen to."""
         groups = [] if self.grouping is None else self.grouping.groups(rows, generator)
         if self.objective.uses_teacher:
-            self.signal.expect(view, groups)
-            for soon in (view,) if next_view is None else (view, next_view):
-                self.signal.prefetch(soon)
+            self.answers.read_ahead(view, groups)
+            if next_view is not None and next_view != view:
+                self.answers.read_ahead(next_view)
         return torch.cat(groups) if groups else super().order(rows, generator, view=view, next_view=next_view)
 
     def notes(self) -> dict[str, int]:
@@ -98,7 +100,7 @@ class DistillationLoss(BatchLoss):
     def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
         return self.objective(
             logits_BC,
-            self.signal.answer(rows_B, view),
+            self.answers.of(rows_B, view),
             self.labels[rows_B].to(logits_BC.device),
             Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs),
         )
@@ -161,12 +163,14 @@ def train_student(
     """
     refuse_file(out)
     processes = processes or Processes()
-    signal = open_signal(store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget)
-    grouping = decide_grouping(out, signal, processes, device or torch.device("cpu"))
-    warnings = [*order_warnings(grouping, signal), *check_needs(objective, store, signal)]
+    answers = open_answers(
+        store, teacher=teacher, combine=combine, tail=tail, device=device, memory_budget=memory_budget
+    )
+    grouping = decide_grouping(out, answers, processes, device or torch.device("cpu"))
+    warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
     warnings += cautions(objective, training, processes)
     if objective.uses_teacher:
-        warnings += [line for part in teachers_of(signal) for line in label_warnings(store, part.teacher)]
+        warnings += [line for part in answers.parts for line in label_warnings(store, part.teacher)]
     check_data(store, split)
     if test is not None:
         check_same_classes(split, test)
@@ -196,7 +200,7 @@ def train_student(
         "student": student,
         "objective": objective.settings,
         "tail": tail,
-        "combine": combine if isinstance(signal, Ensemble) else None,
+        "combine": combine if isinstance(answers, Ensemble) else None,
         "init_sha256": None if init is None else weights_digest(load_state(init)),
         "training": training.attributes(),
         "validation": {
@@ -206,7 +210,7 @@ def train_student(
             "keys_sha256": rows_digest(split, validation),
         },
         "preprocessing": scaling.attributes(),
-        "store": store_identity(store, signal),
+        "store": store_identity(store, answers),
         "test": None if test is None else test.fingerprint,
         "grouping": None if grouping is None else asdict(grouping),
         "processes": processes.count,
@@ -233,7 +237,7 @@ def train_student(
         history = fit(
             model,
             split,
-            DistillationLoss(objective, signal, split, epochs=training.epochs, grouping=grouping),
+            DistillationLoss(objective, answers, split, epochs=training.epochs, grouping=grouping),
             training,
             views=views,
             preprocessing=scaling,
@@ -250,11 +254,11 @@ def train_student(
     if not processes.first:
         if finished_result(out, settings) is not None:
             return {}
-        with closing(signal):
+        with closing(answers):
             train(objective, training, rows, Checkpoint(out / CHECKPOINT))
         return {}
 
-    with closing(signal), RunFolder(out, settings) as folder:
+    with closing(answers), RunFolder(out, settings) as folder:
         if folder.result is not None:
             return folder.result
         objective, searched = search_options(
@@ -288,9 +292,9 @@ def train_student(
             "against_teacher": evaluate_against_teacher(
                 model,
                 split,
-                signal,
+                answers,
                 validation,
-                folds=store.folds if "out_of_fold" in signal.offers else None,
+                folds=store.folds if "out_of_fold" in answers.offers else None,
                 views=views,
                 preprocessing=scaling,
                 device=device,
@@ -299,7 +303,7 @@ def train_student(
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "weight_bytes": weight_bytes(model, training.weight_bits),
             "weights_sha256": weights_digest(model.state_dict()),
-            "store": {"path": place_of(store.path), **store_identity(store, signal)},
+            "store": {"path": place_of(store.path), **store_identity(store, answers)},
             "device": str(device or "cpu"),
             "num_threads": torch.get_num_threads(),
             "processes": processes.count,
@@ -365,13 +369,13 @@ def _total_notes(history: list[EpochRecord]) -> dict[str, int]:
     return dict(total)
 
 
-def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]:
+def check_needs(objective: Objective, store: Store, answers: Answers) -> list[str]:
     """Warnings about what the loss would rather have; read before the first step.
 
     Raises:
         ValueError: The loss cannot do without something that the store does not have.
     """
-    for part in teachers_of(signal):
+    for part in answers.parts:
         if "dense" in objective.needs and part.encoding.kind == "topk":
             raise ValueError(
                 f"loss {objective.name!r} needs every class's logit, but {store.path} keeps the top"
@@ -384,14 +388,14 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
                 f" {store.path} are -inf (classes of probability zero); cache it again, which gives them a floor, or"
                 " choose a loss of probabilities"
             )
-    cross_fitted = "out_of_fold" in signal.offers
-    names = ", ".join(part.teacher.name for part in teachers_of(signal))
+    cross_fitted = "out_of_fold" in answers.offers
+    names = ", ".join(part.teacher.name for part in answers.parts)
     if "out_of_fold" in objective.needs and not cross_fitted:
         raise ValueError(
             f"loss {objective.name!r} needs out-of-fold answers, but not those of teacher {names} of {store.path}: it"
             " is not cross-fitted; train fold teachers (train-teacher --folds 5) and cache them"
         )
-    refuse_missing(objective, signal.offers)
+    refuse_missing(objective, answers.offers)
     if "labels" in objective.needs and (store.labels < 0).all():
         raise ValueError(f"loss {objective.name!r} needs labels, but {store.path} has none; choose a loss without")
     views = Views.from_attributes(store.views)
@@ -406,7 +410,7 @@ def check_needs(objective: Objective, store: Store, signal: Signal) -> list[str]
             f"loss {objective.name!r} was made for out-of-fold answers; teacher {names} of {store.path} is not"
             " cross-fitted"
         )
-    return warnings + (signal.warnings(objective.temperature) if objective.uses_teacher else [])
+    return warnings + (tail_warnings(answers, objective.temperature) if objective.uses_teacher else [])
 
 
 def has_masked_classes(teacher: Teacher) -> bool:
@@ -425,9 +429,9 @@ def has_masked_classes(teacher: Teacher) -> bool:
     return False
 
 
-def store_identity(store: Store, signal: Signal) -> dict[str, Any]:
+def store_identity(store: Store, answers: Answers) -> dict[str, Any]:
     """Which answers a student heard: enough to find the same store again, wherever it lies."""
-    parts = teachers_of(signal)
+    parts = answers.parts
     first = parts[0].teacher
     identity: dict[str, Any] = {
         "dataset_fingerprint": store.dataset["fingerprint"],
@@ -438,7 +442,7 @@ def store_identity(store: Store, signal: Signal) -> dict[str, Any]:
         "views": {name: store.views[name] for name in ("num_views", "transform", "seed")},
         "num_folds": None if first.folds is None else first.folds["num_folds"],
     }
-    if isinstance(signal, Ensemble):
+    if isinstance(answers, Ensemble):
         identity["teachers"] = {
             part.teacher.name: {
                 "weight": weight,
@@ -446,7 +450,7 @@ def store_identity(store: Store, signal: Signal) -> dict[str, Any]:
                 "identity": dict(part.teacher.identity),
                 "encoding": dict(part.teacher.encoding),
             }
-            for part, weight in zip(parts, signal.weights_M.tolist(), strict=True)
+            for part, weight in zip(parts, answers.weights_M.tolist(), strict=True)
         }
         identity["teacher"] = ",".join(part.teacher.name for part in parts)
     return identity

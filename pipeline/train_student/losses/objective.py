@@ -175,7 +175,7 @@ class Objective:
 
         Args:
             student_BC: Student logits, any floating type.
-            answer: What the teacher says of the rows: ``signal.answer(rows, view)``, or ``ExactAnswer`` of logits.
+            answer: What the teacher says of the rows: ``answers.of(rows, view)``, or ``ExactAnswer`` of logits.
             labels_B: Class ids, -1 unlabelled.
             step: Where in the run the step is.
 
@@ -191,7 +191,7 @@ class Objective:
             raise ValueError(f"{', '.join(self.search)} is auto: search it on a validation split and bind it first")
         if isinstance(answer, Tensor):
             raise TypeError(
-                "expected an answer, found a tensor: pass signal.answer(rows, view), or ExactAnswer(logits) if a"
+                "expected an answer, found a tensor: pass answers.of(rows, view), or ExactAnswer(logits) if a"
                 " teacher gave every logit itself"
             )
         refuse_missing(self, answer.offers)

@@ -1,0 +1,79 @@
+"""What stage two asks of one stored teacher, or of several that answer as one.
+
+Shapes: B batch, C classes, N examples, V views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from logitbank.pipeline.answers.grouping import Grouping
+from logitbank.pipeline.train_student.losses import Answer
+
+if TYPE_CHECKING:
+    from logitbank.pipeline.answers.stored import StoredAnswers
+
+View = int | Tensor
+
+
+class Answers(Protocol):
+    """Answers to any rows of any view.
+
+    Nothing that is called changes what another call returns: a row's answer is asked for by its number and view.
+    Rows are int64 [B] on any device, a view is one number or one for each row, int64 [B].
+    """
+
+    tail: str
+    grouping: Grouping | None
+    """The order of rows in which the memory budget serves them fast; None when whole slabs fit: any."""
+
+    @property
+    def parts(self) -> Sequence[StoredAnswers]:
+        """The single teachers behind the answers."""
+        ...
+
+    @property
+    def num_views(self) -> int:
+        """V; views count from 0."""
+        ...
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Which of ``losses.context.OFFERS`` hold for every answer."""
+        ...
+
+    def of(self, rows_B: Tensor, view: View) -> Answer:
+        """What is said of the rows, and what of it is known; what a loss takes."""
+        ...
+
+    def logits(
+        self, rows_B: Tensor, view: View, *, student_BC: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """Dense, finite logits, float32 [B, C]; student and temperature matter to the ``bucket`` rule only.
+
+        Raises:
+            ValueError: There is no such row or view, or no teacher serves one of the rows.
+        """
+        ...
+
+    def served(self, view: int) -> npt.NDArray[np.bool_]:
+        """Rows that have an answer in the view, bool [N]."""
+        ...
+
+    def read_ahead(self, view: int, groups: Sequence[Tensor] = ()) -> None:
+        """Says what will be asked for next, so that it comes sooner, and is the same.
+
+        Args:
+            view: Is read in a thread of its own.
+            groups: Its rows in the order of a ``grouping``, group after group; whole slabs need none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back the memory that is held; what is asked for later is read again."""
+        ...

@@ -1,0 +1,96 @@
+"""What a store holds of the B rows of a batch, decoded when it is asked for.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitbank.pipeline.answers.slab import Records
+
+if TYPE_CHECKING:
+    from logitbank.pipeline.answers.stored import StoredAnswers
+
+
+class StoredBatch:
+    """One teacher's answer to rows of views, as a loss takes it.
+
+    Args:
+        answers: All that the teacher says.
+        rows_B: int64 [B] on the CPU.
+        view_B: The view of each, int64 [B] on the CPU.
+    """
+
+    def __init__(self, answers: StoredAnswers, rows_B: Tensor, view_B: Tensor) -> None:
+        self.answers, self.rows_B, self.view_B = answers, rows_B, view_B
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return self.answers.offers
+
+    def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+        return self.decoded(student_BC, temperature)
+
+    def decoded(self, student_BC: Tensor | None, temperature: float) -> Tensor:
+        """Logits, with a student for the ``bucket`` rule; without that rule they are decoded once."""
+        return self._decode(student_BC, temperature) if self.answers.tail == "bucket" else self._logits_BC
+
+    def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
+        """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""
+        if self.answers.encoding.kind == "dense":
+            return None
+        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64)).to(self.answers.device)
+        known_B = rank_B <= self.answers.encoding.top_k
+        if self.answers.tail != "bucket":  # no other tail rises above the head
+            return known_B
+        return known_B & ((self.above_label_BC(student_BC, temperature).sum(dim=1) == rank_B) | (rank_B == 0))
+
+    def served(self) -> Tensor | None:
+        return self.answers.mask(self.rows_B, self.view_B)
+
+    def refuse_unserved(self) -> None:
+        """Raises ValueError when the teacher has no answer to one of the rows."""
+        served_B = self.served()
+        if served_B is not None:
+            first = int(self.rows_B[~served_B][0])
+            raise ValueError(
+                f"teacher {self.answers.teacher.name!r} does not serve {int((~served_B).sum())} of {len(served_B)}"
+                f" rows, such as row {first}; ask served(view) which rows have an answer"
+            )
+
+    def above_label_BC(self, student_BC: Tensor, temperature: float) -> Tensor:
+        """Classes that decode at or above the label, the label's own included, bool [B, C]."""
+        logits_BC = self.decoded(student_BC, temperature)
+        labels_B1 = self.answers.labels[self.rows_B].clamp(min=0)[:, None].to(logits_BC.device)
+        return logits_BC >= logits_BC.gather(1, labels_B1)
+
+    def stored_BC(self) -> Tensor:
+        """Classes whose logit the store holds by itself, the label's aside, bool [B, C]."""
+        shape, device = (len(self.rows_B), self.answers.encoding.num_classes), self.answers.device
+        if self.answers.encoding.kind == "dense":
+            return torch.ones(shape, dtype=torch.bool, device=device)
+        index_BK = torch.from_numpy(self._records_B["index"].astype(np.int64)).to(device)
+        return torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, index_BK, True)
+
+    def _decode(self, student_BC: Tensor | None, temperature: float) -> Tensor:
+        names = [name for name in self._records_B.dtype.names or () if name != "label_rank"]
+        return self.answers.decoder.logits(
+            {name: torch.from_numpy(self._records_B[name]) for name in names},
+            self.rows_B,
+            student_BC=student_BC,
+            temperature=temperature,
+        )
+
+    @cached_property
+    def _logits_BC(self) -> Tensor:
+        return self._decode(None, 1.0)
+
+    @cached_property
+    def _records_B(self) -> Records:
+        return self.answers.records(self.rows_B, self.view_B)

@@ -1,0 +1,55 @@
+"""What a user should know of the classes that a store only predicts, before training at a temperature.
+
+Shapes: B rows, C classes.
+"""
+
+import torch
+
+from logitbank.pipeline.answers.interface import Answers
+from logitbank.pipeline.answers.stored import StoredAnswers
+
+_SAMPLE, _SHARE = 2000, 0.01
+
+
+def tail_warnings(answers: Answers, temperature: float) -> list[str]:
+    """A line for each teacher of which, at this temperature, some rows have most of their mass in predicted classes."""
+    lines = []
+    for part in answers.parts:
+        share = _mostly_predicted(part, temperature)
+        if share >= _SHARE:
+            who = f"teacher {part.teacher.name!r}: " if len(answers.parts) > 1 else ""
+            lines.append(
+                f"{who}at temperature {temperature:g}, {share:.0%} of the rows have most of their mass outside the"
+                f" stored top {part.encoding.top_k}; {_loss(part, temperature)}; a lower temperature, topk+tail or"
+                " dense would be closer to the teacher"
+            )
+    return lines
+
+
+def _mostly_predicted(part: StoredAnswers, temperature: float) -> float:
+    """Share of some rows of the first view that have most of their mass outside what is stored."""
+    if part.encoding.kind != "topk":
+        return 0.0
+    num_rows = len(part.labels) if part.grouping is None else part.grouping.block_rows
+    rows_B = torch.arange(0, num_rows, max(1, num_rows // _SAMPLE))
+    rows_B = rows_B[torch.from_numpy(part.served(0))[rows_B]]
+    if not len(rows_B):
+        return 0.0
+    answer = part.of(rows_B, 0)
+    flat_BC = torch.zeros((len(rows_B), part.encoding.num_classes), device=part.device)
+    prob_BC = torch.softmax(answer.decoded(flat_BC, temperature) / temperature, dim=-1)
+    head_B = prob_BC[answer.stored_BC()].reshape(len(rows_B), -1).sum(dim=-1)
+    return float((head_B < 0.5).float().mean())
+
+
+def _loss(part: StoredAnswers, temperature: float) -> str:
+    """What the tail rule in use loses at a temperature, as far as it was measured."""
+    if part.tail == "renormalise":
+        return "its tail rule 'renormalise' calls them impossible (KL infinite)"
+    if part.tail == "bucket":
+        return "its tail rule 'bucket' takes the student's word for them, and has no KL of its own"
+    uniform = part.tail == "uniform" and "tail_matrix" in part.teacher.constant_names
+    found = part.teacher.fidelity.get(f"uniform_{temperature:g}" if uniform else f"{temperature:g}")
+    if not isinstance(found, int | float):
+        return f"KL T^2 of the tail rule {part.tail!r} was not measured at this temperature"
+    return f"measured KL T^2 of the tail rule {part.tail!r} is {found:.2g}"

@@ -24,7 +24,7 @@ from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.fit.loop import predict
+from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.models import Preprocessing, build_model
 from logitbank.pipeline.models.weights import load_into, load_state, read_metadata

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.fit.loop import BatchLoss, Diverged, fit, predict
+from logitbank.pipeline.fit.loop import BatchLoss, fit
+from logitbank.pipeline.fit.predict import Diverged, predict
 from logitbank.pipeline.fit.weights import (
     BUCKET,
     round_in_place,

@@ -8,7 +8,7 @@ import pytest
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.fit.loop import Diverged
+from logitbank.pipeline.fit.predict import Diverged
 from logitbank.pipeline.train_student.losses import Objective, parse_objective
 from logitbank.pipeline.train_student.search import Rows, cut_folds, search_options
 

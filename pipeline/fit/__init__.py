@@ -2,7 +2,10 @@
 
 training.py     Training: every setting of a run, and the learning rate as a function of the step
 optimizers.py   what the names of optimisers and precisions stand for
-loop.py         fit: the loop, top to bottom; predict: logits in evaluation mode
+loop.py         fit: the loop, top to bottom
+feed.py         the rows and samples of each step, read ahead
+progress.py     what changes while it runs: one step, what would be kept, what is best so far
+predict.py      logits in evaluation mode
 weights.py      running average of the weights, and weights rounded to few bits with a straight-through gradient
 checkpoint.py   everything that a killed run needs to go on bit for bit, in one safetensors file
 

@@ -6,47 +6,21 @@ and, as its metadata, JSON: the history so far, the scaler of float16, and the s
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from logitbank.pipeline.files.whole import whole_file
+from logitbank.pipeline.fit.progress import Progress, State
 from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.stores.format.plain_json import parse_json
 
-State = dict[str, Tensor]
-
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
-
-
-@dataclass(kw_only=True)
-class Run:
-    """Everything that changes while ``fit`` runs."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    scaler: GradScaler
-    order: torch.Generator
-    average: AveragedModel | None
-    history: list[EpochRecord]
-    device: torch.device
-    number: int = 0
-    """Which process this is."""
-    random: list[State] = field(default_factory=list)
-    """What the random generators of every process stand at."""
-    best: State | None = None
-
-    @property
-    def best_accuracy(self) -> float:
-        return max((record.val_accuracy or 0.0 for record in self.history), default=-1.0)
 
 
 class Checkpoint:
@@ -60,7 +34,7 @@ class Checkpoint:
     def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
         self.path, self.about = path, json.loads(json.dumps(about or {}, allow_nan=False))
 
-    def save(self, run: Run, training: Training) -> None:
+    def save(self, run: Progress, training: Training) -> None:
         """Writes beside and renames: a kill at any moment leaves the last whole checkpoint."""
         tensors = {
             **_prefixed("model", run.model.state_dict()),
@@ -90,7 +64,7 @@ class Checkpoint:
         with whole_file(self.path) as beside:
             beside.write_bytes(blob)
 
-    def restore(self, run: Run, training: Training) -> bool:
+    def restore(self, run: Progress, training: Training) -> bool:
         """Puts the run where it was; False when there is no checkpoint.
 
         Raises:
@@ -137,12 +111,6 @@ class Checkpoint:
 
     def _unreadable(self, reason: object) -> ValueError:
         return ValueError(f"{self.path}: not a readable checkpoint ({reason}); remove it to start over")
-
-
-def random_state(device: torch.device) -> State:
-    """What this process's random generators stand at."""
-    states = {"cpu": torch.get_rng_state()}
-    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:

@@ -85,10 +85,11 @@ class Processes:
             return module
         return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
-    def sum_(self, values: Tensor) -> None:
-        """Puts the sum over processes into ``values``."""
+    def sum_(self, values: Tensor) -> Tensor:
+        """The sum over processes, which it puts into ``values``."""
         if self.count > 1:
             distributed.all_reduce(values)
+        return values
 
     def gather(self, values: Tensor, device: torch.device) -> list[Tensor]:
         """The values of every process, of one shape, in every process; on the CPU."""

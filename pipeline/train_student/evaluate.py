@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.fit.loop import predict
+from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.metrics import measure, measure_agreement, measure_classes, reliability_of
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views

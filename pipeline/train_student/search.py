@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.fit.loop import Diverged
+from logitbank.pipeline.fit.predict import Diverged
 from logitbank.pipeline.train_student.losses import Objective
 
 SHARE = 4  # a candidate trains for one epoch in four of the run, at least one

@@ -1,0 +1,63 @@
+"""What a step is made of: the rows of a batch, this process's share of them, and the samples, read ahead."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.ahead import in_order
+from logitbank.pipeline.fit.training import Training
+from logitbank.pipeline.processes import LEAST_ROWS
+from logitbank.pipeline.processes.together import Processes
+from logitbank.pipeline.views import Views
+
+Pass = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Cuts an epoch's order into steps and passes, and reads their samples.
+
+    Attributes:
+        training: Says how many rows a step has, over all processes, and in how many passes.
+        workers: Threads that read and transform the next passes meanwhile; 0 does it in between.
+        pinned: Samples lie in memory that a GPU reads meanwhile.
+    """
+
+    split: Split
+    views: Views
+    training: Training
+    processes: Processes
+    workers: int
+    pinned: bool
+
+    def num_steps(self, num_rows: int) -> int:
+        """Of an epoch of so many rows."""
+        return len(self._batches(torch.arange(num_rows)))
+
+    def steps(self, order_N: Tensor, view: int) -> Iterator[tuple[int, Iterator[Pass]]]:
+        """For each step its number of rows over all processes, and its passes here: rows [B] and samples [B, ...]."""
+        batches = self._batches(order_N)
+        passes = [self._passes(self.processes.share(rows_B)) for rows_B in batches]
+        samples = in_order(partial(self._samples, view), list(chain.from_iterable(passes)), self.workers)
+        for rows_B, own in zip(batches, passes, strict=True):
+            yield len(rows_B), zip(own, samples, strict=False)  # samples go on in the next step
+
+    def _batches(self, order_N: Tensor) -> list[Tensor]:
+        """Batches of rows; a last one that is too small for the processes joins the batch before it."""
+        batches = list(torch.split(order_N, self.training.batch_size))
+        if len(batches) > 1 and len(batches[-1]) < LEAST_ROWS * self.processes.count:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
+    def _passes(self, rows_B: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each forward pass of a step; batch norm needs two."""
+        return rows_B.tensor_split(min(self.training.accumulate, max(len(rows_B) // LEAST_ROWS, 1)))
+
+    def _samples(self, view: int, rows_B: Tensor) -> Tensor:
+        samples = torch.from_numpy(self.views.samples(self.split, rows_B.numpy(), view))
+        return samples.pin_memory() if self.pinned else samples

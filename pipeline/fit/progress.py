@@ -1,0 +1,127 @@
+"""Everything that changes while a model is trained, and how: one step, what would be kept, what is best so far."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from logitbank.pipeline.fit.optimizers import OPTIMIZERS
+from logitbank.pipeline.fit.predict import Diverged
+from logitbank.pipeline.fit.training import EpochRecord, Training
+from logitbank.pipeline.fit.weights import round_in_place, running_average
+from logitbank.pipeline.processes.together import Processes
+
+VALIDATION = ("val_accuracy", "val_nll")
+State = dict[str, Tensor]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a checkpoint holds.
+
+    Attributes:
+        order: Draws the order of examples.
+        average: Running average of the weights, when one is kept.
+        history: One record a finished epoch.
+        number: Which process this is.
+        random: What the random generators of every process stand at.
+        best: The weights of the best epoch so far, when they are to be kept.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: GradScaler
+    order: torch.Generator
+    average: AveragedModel | None
+    device: torch.device
+    number: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+    random: list[State] = field(default_factory=list)
+    best: State | None = None
+
+    @classmethod
+    def start(cls, model: nn.Module, training: Training, device: torch.device, number: int) -> "Progress":
+        """Before the first step."""
+        return cls(
+            model=model,
+            optimizer=OPTIMIZERS[training.optimizer](model.parameters(), training),
+            scaler=GradScaler(device.type, enabled=training.precision == "float16"),
+            order=torch.Generator().manual_seed(training.seed),
+            average=running_average(model, training.ema_decay) if training.ema_decay else None,
+            device=device,
+            number=number,
+        )
+
+    def step(self, training: Training, rate: float) -> None:
+        """One step of the optimiser along the gradients that the passes have left, at a learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if training.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def check_finite(self, mean_loss: float) -> None:
+        """Raises Diverged when the loss of the epoch, or a weight, is not finite."""
+        found = f"the loss is {mean_loss}" if not math.isfinite(mean_loss) else ""
+        if not found and not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+            found = "weights are no longer finite"
+        if found:
+            raise Diverged(
+                f"training diverged, {found} in epoch {len(self.history) + 1}; lower --lr or the loss's weights, in a"
+                " new --out"
+            )
+
+    def validate(self, training: Training, evaluate: Evaluate | None, processes: Processes) -> dict[str, float]:
+        """Validation measures, in every process, of what would be kept now; nothing without ``evaluate``.
+
+        Process 0 measures, and remembers the weights when they are the best so far.
+        """
+        if evaluate is None:
+            return {}
+        return processes.from_first(
+            self._measured(training, evaluate) if processes.first else {}, VALIDATION, self.device
+        )
+
+    def _measured(self, training: Training, evaluate: Evaluate) -> dict[str, float]:
+        last, now = _copied(self.model), self._now(training)
+        self.model.load_state_dict(now)
+        measured = dict(evaluate(self.model))
+        self.model.load_state_dict(last)
+        best = max((record.val_accuracy or 0.0 for record in self.history), default=-1.0)
+        if training.select == "best" and measured["val_accuracy"] > best:
+            self.best = now
+        return measured
+
+    def kept(self, training: Training) -> State:
+        """What training ends with: the best epoch's weights, or the running average, or the last; rounded if asked."""
+        return self._now(training) if self.best is None else self.best
+
+    def _now(self, training: Training) -> State:
+        state = _copied(self.model if self.average is None else self.average.module)
+        if training.weight_bits:
+            last = _copied(self.model)
+            self.model.load_state_dict(state)
+            round_in_place(self.model, training.weight_bits)
+            state = _copied(self.model)
+            self.model.load_state_dict(last)
+        return state
+
+
+def random_state(device: torch.device) -> State:
+    """What this process's random generators stand at."""
+    states = {"cpu": torch.get_rng_state()}
+    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def _copied(model: nn.Module) -> State:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from logitbank.pipeline.commands import exchange, look, parts, share, student, teacher
-from logitbank.pipeline.processes.torchrun import find_rank
+from logitbank.pipeline.processes.rank import Rank
 
 UsageError: Any = typer.BadParameter.__base__  # Typer carries its own copy of click, or does not
 TOGETHER = ("cache-teacher", "extend", "train-student")  # what processes that torchrun starts do together
@@ -48,8 +48,8 @@ def main_options(
     ] = False,
 ) -> None:
     """Holds the options that stand before the command; ``main`` reads them."""
-    rank = find_rank()
-    if rank is not None and rank.count > 1 and context.invoked_subcommand not in TOGETHER:
+    rank = Rank.find()
+    if rank.count > 1 and context.invoked_subcommand not in TOGETHER:
         raise ValueError(
             f"{context.invoked_subcommand} runs in one process, torchrun started {rank.count}; call it without torchrun"
         )

@@ -183,7 +183,7 @@ def test_an_untrained_network_is_a_control(digits: Split, tmp_path: Path) -> Non
         assert len(set(teachers.identity()["weights_sha256"])) == (1 if plan is None else 3)
 
 
-@pytest.mark.parametrize("compute", [Compute(precision="bf16"), Compute(channels_last=True)])
+@pytest.mark.parametrize("compute", [Compute(precision="bfloat16"), Compute(channels_last=True)])
 def test_other_ways_to_compute(digits: Split, compute: Compute) -> None:
     teachers = load_teachers(digits, "cnn", "random-init")
     plain = NetworkTeacher(digits, teachers, Views())
@@ -192,14 +192,15 @@ def test_other_ways_to_compute(digits: Split, compute: Compute) -> None:
     expected, found = plain(rows, 0), other(rows, 0)
     assert found.dtype == torch.float32
     assert float((expected - found).abs().max()) < 0.05
-    exact = compute.precision == "fp32"
+    exact = compute.precision == "float32"
     assert (other.identity() == plain.identity()) is exact
     assert other.identity()["precision"] == ("float32" if exact else "bfloat16")
 
 
-def test_an_unknown_precision() -> None:
-    with pytest.raises(ValueError, match="did you mean 'fp16'"):
-        Compute(precision="fp17")
+@pytest.mark.parametrize(("name", "meant"), [("fp32", "float32"), ("bf16", "bfloat16"), ("float17", "float16")])
+def test_an_unknown_precision(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        Compute(precision=name)
 
 
 def test_an_error_of_a_reader_is_the_readers_own() -> None:

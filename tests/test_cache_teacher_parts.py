@@ -15,7 +15,7 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.processes.parts import Part, find_part
+from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store, verify_store
 
@@ -62,7 +62,7 @@ def _work(out: Path, weights: Path, part: str, environment: dict[str, str], say:
         out,
         encoding=TOP_K,
         block_rows=BLOCK_ROWS,
-        part=find_part(part, environment),
+        rank=Rank.find(part, environment),
         on_progress=lambda progress: say.send(progress.done),
     )
     say.send("finished" if summary else "left")
@@ -129,24 +129,24 @@ def test_a_finished_store_is_left_alone(undisturbed: Path, digits: Split, fold_t
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in undisturbed.rglob("*") if path.is_file()}
     answers = fold_answers(digits, fold_teachers)
     for number in range(2):
-        part = Part(number=number, num_parts=2)
-        summary = cache_teacher(answers, undisturbed, encoding=TOP_K, part=part)
+        part = Rank(number=number, count=2)
+        summary = cache_teacher(answers, undisturbed, encoding=TOP_K, rank=part)
         assert summary["kind"] == "out-of-fold"
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in undisturbed.rglob("*") if path.is_file()}
     assert after == before
 
 
 def test_parts_are_spelled_or_come_from_torchrun() -> None:
-    assert find_part("", {}) == Part()
-    assert find_part("1/4", {"RANK": "0", "WORLD_SIZE": "2"}) == Part(number=1, num_parts=4)
-    ranked = find_part("", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
-    assert ranked == Part(number=3, num_parts=4, together=True, local=1)
+    assert Rank.find("", {}) == Rank()
+    assert Rank.find("1/4", {"RANK": "0", "WORLD_SIZE": "2"}) == Rank(number=1, count=4)
+    ranked = Rank.find("", {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    assert ranked == Rank(number=3, count=4, together=True, local=1)
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/2", "0/0"])
 def test_impossible_parts(text: str) -> None:
     with pytest.raises(ValueError, match="expected i/n"):
-        find_part(text, {})
+        Rank.find(text, {})
 
 
 def test_answers_do_not_depend_on_readers(digits: Split, fold_teachers: Path) -> None:

@@ -13,7 +13,6 @@ from logitbank import cli
 from logitbank.pipeline import domains
 from logitbank.pipeline.answers.ensemble import COMBINE
 from logitbank.pipeline.cache_teacher.run import cache_teacher
-from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.commands.options import Checked
@@ -25,8 +24,7 @@ from logitbank.pipeline.encoding.decode import TAIL_RULES
 from logitbank.pipeline.encoding.kinds import KINDS
 from logitbank.pipeline.exchange import FORMATS
 from logitbank.pipeline.fit import SCHEDULES, Training
-from logitbank.pipeline.fit.optimizers import OPTIMIZERS
-from logitbank.pipeline.fit.optimizers import PRECISIONS as TRAINING_PRECISIONS
+from logitbank.pipeline.fit.optimizers import OPTIMIZERS, PRECISIONS
 from logitbank.pipeline.folds import STRATEGIES
 from logitbank.pipeline.views import Views
 
@@ -114,7 +112,6 @@ def test_words_are_those_of_the_tables() -> None:
     for words, table in (
         (TRAINING["optimizer"], OPTIMIZERS),
         (TRAINING["schedule"], SCHEDULES),
-        (TRAINING["precision"], TRAINING_PRECISIONS),
         (domains.FOLD_STRATEGIES, STRATEGIES),
         (domains.ENCODINGS, ("auto", *KINDS)),
         (domains.PRECISIONS, PRECISIONS),

@@ -21,7 +21,7 @@ from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.processes.parts import Part
+from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import Views
 from logitbank.stores import StoreError, copy_store, open_store, verify_store
 from logitbank.stores.format import layout
@@ -47,12 +47,12 @@ def cached(
     return out
 
 
-def extended(split: Split, weights: Path, path: Path, out: Path, num_views: int = 4, part: Part | None = None) -> Path:
+def extended(split: Split, weights: Path, path: Path, out: Path, num_views: int = 4, rank: Rank | None = None) -> Path:
     store = open_store(path, allow_incomplete=True)
     again = recorded_teacher(
         store, store.teacher(), split, str(weights), architecture="mlp:32", num_views=num_views, batch_size=256
     )
-    extend_views(store, again, out, part=part)
+    extend_views(store, again, out, rank=rank)
     return out
 
 
@@ -138,7 +138,7 @@ def test_parts_write_it_together(digits: Split, plain_teacher: Path, tmp_path: P
     path, out = cached(digits, plain_teacher, tmp_path / "two.zarr"), tmp_path / "four.zarr"
     for number in (1, 0):
         assert not out.exists() or not open_store(out, allow_incomplete=True).teacher().complete
-        extended(digits, plain_teacher, path, out, part=Part(number=number, num_parts=2))
+        extended(digits, plain_teacher, path, out, rank=Rank(number=number, count=2))
     assert without_root(out) == without_root(cached(digits, plain_teacher, tmp_path / "once.zarr", 4))
 
 
@@ -205,7 +205,7 @@ def test_only_finished_and_sound_stores_grow(digits: Split, plain_teacher: Path,
     with pytest.raises(StoreError, match=r"has 0 teachers \(none\)"):
         extendable(open_store(tmp_path / "none.zarr", allow_incomplete=True), 4)
     half = tmp_path / "half.zarr"
-    extended(digits, plain_teacher, path, half, part=Part(number=0, num_parts=3))
+    extended(digits, plain_teacher, path, half, rank=Rank(number=0, count=3))
     with pytest.raises(StoreError, match="'teacher' is unfinished"):
         extended(digits, plain_teacher, half, tmp_path / "out.zarr", 5)
     file = path / "teachers" / "teacher" / "index" / "c" / "1" / "0" / "0"

@@ -83,7 +83,7 @@ def test_other_scaling_is_found(digits: Split, plain_teacher: Path, tmp_path: Pa
 
 
 def test_half_precision_is_repeated_in_half_precision(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
-    path = cached(digits, plain_teacher, tmp_path / "s.zarr", compute=Compute(precision="bf16"))
+    path = cached(digits, plain_teacher, tmp_path / "s.zarr", compute=Compute(precision="bfloat16"))
     assert checked(path, digits, plain_teacher, batch_size=5).problems == []
 
 

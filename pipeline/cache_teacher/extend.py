@@ -12,7 +12,7 @@ from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.cache_teacher.teachers.recorded import differences
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
-from logitbank.pipeline.processes.parts import Part
+from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import probe
 from logitbank.stores import Store, open_store
 from logitbank.stores.write.extend import extend_store, extendable
@@ -23,7 +23,7 @@ def extend_views(
     answers: AnsweringTeacher,
     out: Path,
     *,
-    part: Part | None = None,
+    rank: Rank | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a store of more views; goes on where a killed run stopped.
@@ -35,7 +35,7 @@ def extend_views(
         store: A finished store with one teacher, opened with ``allow_incomplete``.
         answers: This very teacher, to all views.
         out: The new store.
-        part: This process's share of the new cells (default: everything).
+        rank: Which of several processes this is (default: the only one).
         on_progress: Called after each block.
 
     Returns:
@@ -61,7 +61,7 @@ def extend_views(
     writer = extend_store(store, out, num_views=answers.views.num_views, probes=probes)
     encoding = Encoding.from_attributes(teacher.encoding)
     predictor = TailPredictor.from_constants(teacher.constants())
-    write_cells(writer, answers, encoding, predictor, part or Part(), on_progress)
+    write_cells(writer, answers, encoding, predictor, rank or Rank(), on_progress)
     if writer.pending():
         return {}
     written = open_store(out, allow_incomplete=True)

@@ -25,7 +25,7 @@ from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.folds import refuse_apart
-from logitbank.pipeline.processes.parts import Part
+from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import probe
 from logitbank.stores import Cell, RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
 from logitbank.stores.format.address import check_folder
@@ -69,11 +69,11 @@ def cache_teacher(
     name: str = "teacher",
     predictor_rows: int = PREDICTOR_ROWS,
     temperatures: Sequence[float] = TEMPERATURES,
-    part: Part | None = None,
+    rank: Rank | None = None,
     block_rows: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes this part's share of the answers; goes on where a killed run stopped.
+    """Writes this process's share of the answers; goes on where a killed run stopped.
 
     Any number of processes may do so at once, each with a part of its own. Whoever finds every cell committed
     finishes the store; when two do at the same moment they write the same.
@@ -85,7 +85,7 @@ def cache_teacher(
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
         temperatures: Where the encoding's fidelity is measured.
-        part: This process's share (default: everything).
+        rank: Which of several processes this is (default: the only one).
         block_rows: Rows written and committed together; chosen when left out.
         on_progress: Called after each block.
 
@@ -99,11 +99,11 @@ def cache_teacher(
     check_folder(out)
     if answers.folds is not None:
         refuse_apart(answers.split.keys, answers.folds, answers.split.spec)
-    part, answers = part or Part(), ask_first(answers)
+    rank, answers = rank or Rank(), ask_first(answers)
     sample = Sample(answers, predictor_rows)
     asked = _asked(encoding, predictor_rows)
-    writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, part, block_rows, asked)
-    write_cells(writer, answers, encoding, predictor, part, on_progress)
+    writer, encoding, predictor = _open(answers, out, sample, encoding, name, temperatures, rank, block_rows, asked)
+    write_cells(writer, answers, encoding, predictor, rank, on_progress)
     if writer.pending():
         return {}
     written = open_store(out, allow_incomplete=True)
@@ -159,7 +159,7 @@ def _open(
     encoding: Encoding | Budget,
     name: str,
     temperatures: Sequence[float],
-    part: Part,
+    rank: Rank,
     block_rows: int | None,
     asked: dict[str, Any],
 ) -> tuple[TeacherWriter, Encoding, TailPredictor | None]:
@@ -167,7 +167,7 @@ def _open(
     if _begun(out):
         _describe(answers, out)  # another dataset or other views: said before anything is computed
     there = _find_teacher(out, name)
-    if there is None and part.together and part.number:
+    if there is None and rank.together and rank.number:
         there = _wait_for_teacher(out, name)
     if there is None:
         if isinstance(encoding, Budget):
@@ -258,7 +258,7 @@ def write_cells(
     answers: AnsweringTeacher,
     encoding: Encoding,
     predictor: TailPredictor | None,
-    part: Part,
+    rank: Rank,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
     """Answers cell after cell; a second thread encodes and writes one cell while the teacher answers the next."""
@@ -289,7 +289,7 @@ def write_cells(
                 accuracy = num_correct / num_labelled if num_labelled else None
                 on_progress(Progress(done=done, total=total, rows=num_rows, accuracy=accuracy))
 
-        for cell in writer.pending(part.number, part.num_parts):
+        for cell in writer.pending(rank.number, rank.count):
             rows = rows_of(writer, cell)
             logits_BC = answers(rows, cell.view)
             if behind:

@@ -143,7 +143,9 @@ def cache_teacher(
     transform: ViewTransform = "none",
     view_seed: Annotated[int, option(SEED, help="Seed of the views")] = 0,
     batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples a forward pass")] = 256,
-    precision: Annotated[str, option(PRECISIONS, help="fp32, bf16 or fp16; part of the teacher's identity")] = "fp32",
+    precision: Annotated[
+        str, option(PRECISIONS, help="float32, bfloat16 or float16; part of the teacher's identity")
+    ] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Faster convolutions on many GPUs")] = False,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the teacher")] = False,
     workers: Annotated[int, option(COUNT, help="Threads that read and transform ahead of the teacher")] = 1,
@@ -171,10 +173,10 @@ def cache_teacher(
     from logitbank.pipeline.datasets import load_split
     from logitbank.pipeline.encoding import Encoding
     from logitbank.pipeline.look.describe import describe_kind
-    from logitbank.pipeline.processes.parts import find_part
+    from logitbank.pipeline.processes.rank import Rank
     from logitbank.pipeline.views import Views, allow_transform
 
-    share = find_part(part)
+    rank = Rank.find(part)
     split = load_split(data)
     measured_at = TEMPERATURES.read("--temperatures", temperatures)
     _refuse_idle_caching(context)
@@ -195,7 +197,7 @@ def cache_teacher(
         plan=fold_plan(folds, fold_strategy, fold_seed),
         preprocessing=input_scaling(mean, std),
         batch_size=batch_size,
-        device=find_device(device, threads, local=share.local),
+        device=find_device(device, threads, local=rank.local),
         compute=Compute(precision=precision, channels_last=channels_last, compile=compile_model),
         workers=workers,
     )
@@ -207,7 +209,7 @@ def cache_teacher(
         return
     there = is_finished(out, name)
     total = len(answers.split) * views
-    with ProgressDisplay(total, as_json=log_json, quiet=share.together and share.number > 0, say=typer.echo) as report:
+    with ProgressDisplay(total, as_json=log_json, quiet=rank.together and not rank.first, say=typer.echo) as report:
         summary = run(
             answers,
             out,
@@ -215,7 +217,7 @@ def cache_teacher(
             name=name,
             predictor_rows=predictor_rows,
             temperatures=measured_at,
-            part=share,
+            rank=rank,
             on_progress=report,
         )
     for warning in (*filter(None, [leak_warning(summary)]), *summary.get("warnings", ())):
@@ -224,7 +226,7 @@ def cache_teacher(
     if log_json:
         return
     if not summary:
-        typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
+        typer.echo(f"wrote part {rank.number}/{rank.count} of {out}; other parts are still to be written")
         return
     accuracy = f", accuracy {summary['accuracy']:.4f} ({describe_kind(summary)})" if "accuracy" in summary else ""
     typer.echo(f"{wrote(not there)} {out}: {len(answers.split)} rows x {views} views{accuracy}")
@@ -258,12 +260,12 @@ def extend(
     from logitbank.pipeline.cache_teacher.run import is_finished
     from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
     from logitbank.pipeline.datasets import load_split
-    from logitbank.pipeline.processes.parts import find_part
+    from logitbank.pipeline.processes.rank import Rank
     from logitbank.pipeline.views import allow_views
     from logitbank.stores import open_store
     from logitbank.stores.write.extend import extendable
 
-    share = find_part(part)
+    rank = Rank.find(part)
     opened = open_store(here(store), allow_incomplete=True)
     chosen = extendable(opened, views)
     kept = chosen.encoding.get("top_k")
@@ -284,17 +286,17 @@ def extend(
         num_views=views,
         preprocessing=input_scaling(mean, std),
         batch_size=batch_size,
-        device=find_device(device, threads, local=share.local),
+        device=find_device(device, threads, local=rank.local),
         workers=workers,
     )
     there = is_finished(out, chosen.name)
-    quiet = share.together and share.number > 0
+    quiet = rank.together and not rank.first
     with ProgressDisplay(len(split) * views, as_json=False, quiet=quiet, say=typer.echo) as report:
-        summary = extend_views(opened, answers, out, part=share, on_progress=report)
+        summary = extend_views(opened, answers, out, rank=rank, on_progress=report)
     for warning in summary.get("warnings", ()):
         typer.echo(f"warning: {warning}", err=True)
     if not summary:
-        typer.echo(f"wrote part {share.number}/{share.num_parts} of {out}; other parts are still to be written")
+        typer.echo(f"wrote part {rank.number}/{rank.count} of {out}; other parts are still to be written")
         return
     typer.echo(f"{wrote(not there)} {out}: {len(split)} rows x {views} views, {opened.num_views} of them taken over")
 

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from logitbank.pipeline.described import check_settings, option, refuse_idle
-from logitbank.pipeline.domains import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Words, whole
+from logitbank.pipeline.domains import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PRECISIONS, SEED, SHARE, Words, whole
 from logitbank.pipeline.processes import LEAST_ROWS
 
 OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = ("float32", "bfloat16", "float16")
 STEP_MILESTONES = (0.625, 0.75, 0.875)  # 150, 180 and 210 of 240 epochs
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 0.04
 
@@ -57,7 +56,7 @@ class Training:
     precision: str = option(
         "float32",
         help="float32, or autocast to bfloat16 or float16; weights stay float32",
-        domain=Words(PRECISIONS),
+        domain=PRECISIONS,
     )
     channels_last: bool = option(False, help="Memory format of images")
     compile: bool = option(False, help="Run the model through torch.compile")

@@ -17,32 +17,12 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from logitbank.pipeline.processes import LEAST_ROWS
-from logitbank.pipeline.processes.torchrun import find_rank
+from logitbank.pipeline.processes.rank import Rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
-    """This process among those that train together; alone by default.
-
-    Attributes:
-        number: Which one, from 0; process 0 evaluates and writes.
-        count: How many there are.
-        local: Which of this machine's processes.
-    """
-
-    number: int = 0
-    count: int = 1
-    local: int = 0
-
-    @classmethod
-    def find(cls) -> "Processes":
-        """As torchrun says; alone without it."""
-        rank = find_rank()
-        return cls() if rank is None else cls(number=rank.number, count=rank.count, local=rank.local)
-
-    @property
-    def first(self) -> bool:
-        return self.number == 0
+class Processes(Rank):
+    """The ranks that train together; the first evaluates and writes."""
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:

@@ -5,26 +5,13 @@ Shapes: B batch.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from logitbank.pipeline.spelling import unknown
-
-
-class Precision(NamedTuple):
-    """Its name in a store, and the type that autocast computes in."""
-
-    name: str
-    dtype: torch.dtype
-
-
-PRECISIONS: dict[str, Precision] = {
-    "fp32": Precision("float32", torch.float32),
-    "bf16": Precision("bfloat16", torch.bfloat16),
-    "fp16": Precision("float16", torch.float16),
-}
+from logitbank.pipeline import domains
+from logitbank.pipeline.fit.optimizers import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +19,17 @@ class Compute:
     """Ways to run a network faster; logits are float32 afterwards.
 
     Attributes:
-        precision: fp32, bf16 or fp16 (autocast); it is part of the teacher's identity, since it changes answers.
+        precision: float32, bfloat16 or float16 (autocast); part of the identity, since it changes answers.
         channels_last: Convolutions in channels-last memory format.
         compile: ``torch.compile`` the network.
     """
 
-    precision: str = "fp32"
+    precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(unknown("precision", self.precision, PRECISIONS))
+        domains.PRECISIONS.check("--precision", self.precision)
 
     def prepare(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The network on its device, in evaluation mode."""
@@ -60,6 +46,6 @@ class Compute:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
-        if self.precision == "fp32":
+        if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(device.type, dtype=PRECISIONS[self.precision].dtype)
+        return torch.autocast(device.type, dtype=PRECISIONS[self.precision])

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from logitbank.pipeline.cache_teacher.teachers.claims import Claims, Seen, nothing_seen
-from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS, Compute
+from logitbank.pipeline.cache_teacher.teachers.compute import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, seen_out_of_fold
 from logitbank.pipeline.cache_teacher.teachers.networks import load_again
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit.optimizers import PRECISIONS
 from logitbank.pipeline.folds import Folds
 from logitbank.pipeline.models import MODELS, Preprocessing
 from logitbank.pipeline.user_code import factory_name
@@ -120,9 +121,8 @@ def _seen(split: Split, folds: Folds | None, said: tuple[Claims, ...]) -> Seen:
 
 def _precision(teacher: Teacher) -> str:
     said = teacher.identity.get("precision")
-    for name, precision in PRECISIONS.items():
-        if precision.name == said:
-            return name
+    if isinstance(said, str) and said in PRECISIONS:
+        return said
     raise ValueError(f"teacher {teacher.name!r} answered in precision {str(said)[:50]!r}, which no network here has")
 
 

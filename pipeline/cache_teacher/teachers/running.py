@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
-from logitbank.pipeline.cache_teacher.teachers.compute import PRECISIONS, Compute
+from logitbank.pipeline.cache_teacher.teachers.compute import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
@@ -75,7 +75,7 @@ class NetworkTeacher:
         self._models = [self.compute.prepare(teacher.model, self.device) for teacher in self.teachers]
 
     def identity(self) -> dict[str, Any]:
-        return {**self._identity(), "precision": PRECISIONS[self.compute.precision].name}
+        return {**self._identity(), "precision": self.compute.precision}
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)

@@ -25,9 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.fidelity import bytes_estimate, fit_predictor
-from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.encoding.decode import decode, finite
+from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
+from logitbank.pipeline.encoding import Encoding, decode, finite
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.train_student.losses import LOSSES
 
@@ -133,7 +132,7 @@ def measure(logits_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
         for temperature in temperatures(name)
     }
     for label, encoding, rules in encodings(logits_NC.shape[1]):
-        entry: dict[str, Any] = {"bytes": round(bytes_estimate(encoding), 1), "rules": {}}
+        entry: dict[str, Any] = {"bytes": round(encoding.row_bytes, 1), "rules": {}}
         found["encodings"][label] = entry
         for rule in rules:
             teacher, label_in_head_B = stored(encoding, rule, logits_NC[fit_N], teacher_BC, labels_B)

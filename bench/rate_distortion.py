@@ -30,7 +30,7 @@ from torch import Tensor
 
 from logitbank.pipeline.encoding import Encoding, decode
 from logitbank.pipeline.encoding.encode import encode
-from logitbank.pipeline.encoding.tail_fit import TailFit, mean_kl
+from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -91,7 +91,7 @@ def ours(encoding: Encoding, *, predicted: bool = True) -> Callable[[Sample], tu
 
     def run(sample: Sample) -> tuple[Tensor, float]:
         predictor: TailPredictor | None = None
-        if predicted and encoding.kind != "dense":
+        if predicted and encoding.has_tail:
             if encoding.top_k not in sample.fits:
                 sample.fits[encoding.top_k] = TailFit(encoding.num_classes, encoding.top_k)
                 sample.fits[encoding.top_k].update(sample.fit, sample.held_out)

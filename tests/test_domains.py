@@ -19,9 +19,7 @@ from logitbank.pipeline.commands.options import Checked
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.described import settings_of
 from logitbank.pipeline.domains import Number, Numbers, Words
-from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.encoding.decode import TAIL_RULES
-from logitbank.pipeline.encoding.kinds import KINDS
+from logitbank.pipeline.encoding import KINDS, TAIL_RULES, Encoding
 from logitbank.pipeline.exchange import FORMATS
 from logitbank.pipeline.fit import SCHEDULES, Training
 from logitbank.pipeline.fit.optimizers import OPTIMIZERS, PRECISIONS

@@ -1,6 +1,7 @@
 """Laws that hold for every encoding and every row of logits."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite
+from logitbank.pipeline.answers.against_labels import best_classes
+from logitbank.pipeline.answers.teacher_rows import TeacherRows
+from logitbank.pipeline.encoding import KINDS, TAIL_RULES, Encoding, decode, decode_log_prob, finite
 from logitbank.pipeline.encoding.encode import encode
+from logitbank.stores import StoreError, open_store
+from tests.sharing import make_store
+from tests.test_stores_hostile import edit
 
 CLASSES = 12
 ENCODINGS = [
@@ -178,3 +184,39 @@ def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     for encoding in ENCODINGS:
         with pytest.raises(ValueError, match="row 1"):
             encode(logits_BC, torch.zeros(3, dtype=torch.long), encoding)
+
+
+def test_every_kind_of_the_table_is_under_these_laws() -> None:
+    tail = "topk+tail"  # needs a predictor: tests/test_tail_predictor.py
+    assert {(e.kind, e.bits) for e in ENCODINGS} == {
+        (name, bits) for name, kind in KINDS.items() if name != tail for bits in kind.codes
+    }
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=IDS)
+@settings(max_examples=40, deadline=None)
+@given(case=rows())
+def test_what_a_kind_says_of_its_rows_is_what_they_decode_to(encoding: Encoding, case: tuple[Tensor, Tensor]) -> None:
+    logits_BC, labels_B = case
+    stored = encode(logits_BC, labels_B, encoding)
+    arrays = as_tensors(stored)
+    kept_BC, decoded_BC = encoding.kept(arrays), decode(arrays, labels_B, encoding, tail="uniform")
+    assert (kept_BC.sum(1) == (encoding.top_k if encoding.has_tail else CLASSES)).all()
+    best_B = torch.from_numpy(encoding.best_class(stored[encoding.best_array]))
+    assert (logits_BC.gather(1, best_B[:, None]) == logits_BC.amax(1, keepdim=True)).all()
+    order = decoded_BC.masked_fill(~kept_BC, -math.inf).sort(1, descending=True).values
+    log_prob = encoding.kept_log_prob(arrays).sort(1, descending=True).values
+    known = order[:, : log_prob.shape[1]]
+    torch.testing.assert_close(log_prob - log_prob[:, :1], known - known[:, :1], rtol=1e-5, atol=1e-3)
+    zero = stored[encoding.code.array] == encoding.code.zero
+    assert zero.any(1).tolist() == torch.isneginf(decoded_BC.masked_fill(~kept_BC, 0.0)).any(1).tolist()
+
+
+def test_a_store_without_the_arrays_of_its_encoding_is_refused_in_a_line(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.zarr", ("t",), kind="dense-16")
+    said = Encoding(kind="dense", num_classes=CLASSES).attributes()
+    edit(path, lambda document: document["attributes"].update(encoding=said), "teachers/t")
+    store = open_store(path)
+    for use in (lambda: TeacherRows(store, store.teacher()), lambda: best_classes(store.teacher())):
+        with pytest.raises(StoreError, match="no array log_prob_code, which its encoding"):
+            use()

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.cache_teacher.fidelity import (
-    bytes_estimate,
-    choose_encoding,
-    fit_predictor,
-    ladder,
-    measure_fidelity,
-)
-from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.cache_teacher.fidelity import choose_encoding, fit_predictor, measure_fidelity
+from logitbank.pipeline.encoding import Encoding, ladder
 from tests.realdata import DATA, needs_real_data
 from tests.test_tail_predictor import teacher_logits
 
@@ -44,7 +38,7 @@ def test_a_tighter_budget_never_picks_a_smaller_encoding() -> None:
     sizes = []
     for budget in (1.0, 0.1, 0.01, 1e-4, 1e-9):
         chosen = choose_encoding(logits_NC, labels_N, budget, (1.0, 4.0))
-        sizes.append(bytes_estimate(chosen))
+        sizes.append(chosen.row_bytes)
         predictor = fit_predictor(logits_NC, chosen)
         measured = measure_fidelity(teacher_logits(500, seed=3), labels_N[:500], chosen, predictor)
         assert max(measured["1"], measured["4"]) <= 1.3 * budget + 1e-12
@@ -54,7 +48,7 @@ def test_a_tighter_budget_never_picks_a_smaller_encoding() -> None:
 
 def test_ladder_is_sorted_and_fits_few_classes() -> None:
     for num_classes in (2, 10, 1000, 21_841):
-        sizes = [bytes_estimate(encoding) for encoding in ladder(num_classes)]
+        sizes = [encoding.row_bytes for encoding in ladder(num_classes)]
         assert sizes == sorted(sizes)
 
 

@@ -15,7 +15,7 @@ SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stores").rglob("
 LINKS = ("pipeline", "stores", "cli.py")  # of the folder logitbank, so that there is one name
 
 # what stage one alone needs of the encoding
-_FITTING = ("pipeline.encoding.encode", "pipeline.encoding.tail_fit")
+_FITTING = ("pipeline.encoding.encode", "pipeline.encoding.fitting")
 
 # room -> rooms and libraries that it must not import; the longest matching room rules.
 _ABOVE = ("cli", "typer", "pipeline.commands", "pipeline.look", "pipeline.exchange")

@@ -11,9 +11,11 @@ from torch import Tensor
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, fit_predictor
 from logitbank.pipeline.encoding import Encoding, decode, decode_log_prob, finite, prepare
 from logitbank.pipeline.encoding.encode import encode
-from logitbank.pipeline.encoding.tail_basis import TailBasis, allocate_bits, gaussian_error, gaussian_levels
-from logitbank.pipeline.encoding.tail_fit import TailFit, mean_kl
-from logitbank.pipeline.encoding.tail_predictor import TailPredictor, shift_to_mass
+from logitbank.pipeline.encoding.fitting.basis import allocate_bits, gaussian_error, gaussian_levels
+from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl
+from logitbank.pipeline.encoding.tail_basis import MAX_WIDTH, TailBasis
+from logitbank.pipeline.encoding.tail_mass import shift_to_mass
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 CLASSES = 40
 TOPK = Encoding(kind="topk", num_classes=CLASSES, top_k=6)
@@ -242,7 +244,8 @@ def test_bits_go_where_they_remove_most_error() -> None:
 
 def test_codes_pack_and_unpack_for_every_width() -> None:
     widths = torch.tensor([8, 7, 6, 5, 4, 3, 2, 1, 1, 0])
-    basis = TailBasis(basis_FMC=torch.eye(10)[None], scale_FM=torch.ones(1, 10), width_FM=widths[None])
+    levels = torch.cat([gaussian_levels(width) for width in range(1, MAX_WIDTH + 1)]).float()
+    basis = TailBasis(basis_FMC=torch.eye(10)[None], scale_FM=torch.ones(1, 10), width_FM=widths[None], levels=levels)
     values = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     code = basis.encode(values, None, 5)
     assert code.shape == (50, 5)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from logitbank.pipeline.answers.teacher_rows import encoding_of
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, Teacher
 
@@ -40,13 +41,14 @@ def label_warnings(store: Store, teacher: Teacher) -> list[str]:
 
 def best_classes(teacher: Teacher) -> Ids:
     """The best class of each row of the first view, int64 [N]; -1 where it has no answer or was not read."""
-    name = next(name for name in ("index", "logit", "log_prob", "log_prob_code") if name in teacher.arrays)
+    encoding = encoding_of(teacher)
+    name = encoding.best_array
     names = [name, *({"mask"} & set(teacher.arrays))]
     best_N = np.full(teacher.num_examples, -1, np.int64)
     num_blocks = max(1, _READ // (teacher.block_rows * teacher.row_arrays[name].row_bytes))
     for block in range(min(teacher.num_blocks, num_blocks)):
         arrays = teacher.answers(0, block, names)
-        best_B = (arrays["index"][:, 0] if name == "index" else arrays[name].argmax(1)).astype(np.int64)
+        best_B = encoding.best_class(arrays[name])
         best_N[teacher.rows(block)] = np.where(arrays["mask"], best_B, -1) if "mask" in arrays else best_B
     return best_N
 

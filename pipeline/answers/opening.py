@@ -65,5 +65,5 @@ def parse_teachers(text: str | None) -> dict[str, float]:
 
 def refuse_idle_tail(parts: Sequence[StoredAnswers], tail: str) -> None:
     """Raises ValueError when a tail rule was chosen and no teacher has a tail."""
-    if tail != TAIL_RULES[0] and all(part.encoding.kind == "dense" for part in parts):
+    if tail != TAIL_RULES[0] and not any(part.encoding.has_tail for part in parts):
         raise ValueError(f"--tail {tail} does nothing here, since the store keeps every class; leave it out")

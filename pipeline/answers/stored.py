@@ -77,9 +77,9 @@ class StoredAnswers:
     @property
     def offers(self) -> frozenset[str]:
         found = set()
-        if self.encoding.kind != "topk":
+        if self.encoding.every_class:
             found.add("dense")
-        if self.encoding.kind == "dense" or self.tail != "bucket":
+        if not self.encoding.has_tail or self.tail != "bucket":
             found.add("fixed_tail")
         if self.teacher.row_folds is not None:
             found.add("out_of_fold")

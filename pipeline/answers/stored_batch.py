@@ -43,7 +43,7 @@ class StoredBatch:
 
     def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
         """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""
-        if self.answers.encoding.kind == "dense":
+        if not self.answers.encoding.has_tail:
             return None
         rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64)).to(self.answers.device)
         known_B = rank_B <= self.answers.encoding.top_k
@@ -72,20 +72,15 @@ class StoredBatch:
 
     def stored_BC(self) -> Tensor:
         """Classes whose logit the store holds by itself, the label's aside, bool [B, C]."""
-        shape, device = (len(self.rows_B), self.answers.encoding.num_classes), self.answers.device
-        if self.answers.encoding.kind == "dense":
-            return torch.ones(shape, dtype=torch.bool, device=device)
-        index_BK = torch.from_numpy(self._records_B["index"].astype(np.int64)).to(device)
-        return torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, index_BK, True)
+        return self.answers.encoding.kept(self._arrays()).to(self.answers.device)
 
     def _decode(self, student_BC: Tensor | None, temperature: float) -> Tensor:
+        return self.answers.decoder.logits(self._arrays(), self.rows_B, student_BC=student_BC, temperature=temperature)
+
+    def _arrays(self) -> dict[str, Tensor]:
+        """What is decoded."""
         names = [name for name in self._records_B.dtype.names or () if name != "label_rank"]
-        return self.answers.decoder.logits(
-            {name: torch.from_numpy(self._records_B[name]) for name in names},
-            self.rows_B,
-            student_BC=student_BC,
-            temperature=temperature,
-        )
+        return {name: torch.from_numpy(self._records_B[name]) for name in names}
 
     @cached_property
     def _logits_BC(self) -> Tensor:

@@ -28,7 +28,7 @@ def tail_warnings(answers: Answers, temperature: float) -> list[str]:
 
 def _mostly_predicted(part: StoredAnswers, temperature: float) -> float:
     """Share of some rows of the first view that have most of their mass outside what is stored."""
-    if part.encoding.kind != "topk":
+    if part.encoding.every_class:
         return 0.0
     num_rows = len(part.labels) if part.grouping is None else part.grouping.block_rows
     rows_B = torch.arange(0, num_rows, max(1, num_rows // _SAMPLE))

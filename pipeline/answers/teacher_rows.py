@@ -13,7 +13,7 @@ from torch import Tensor
 from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, prepare
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.spelling import unknown
-from logitbank.stores import Store, Teacher
+from logitbank.stores import Store, StoreError, Teacher
 
 
 class TeacherRows:
@@ -32,7 +32,7 @@ class TeacherRows:
         if tail not in TAIL_RULES:
             raise ValueError(unknown("tail rule", tail, TAIL_RULES))
         self.teacher, self.tail, self.device = teacher, tail, device or torch.device("cpu")
-        self.encoding = Encoding.from_attributes(teacher.encoding)
+        self.encoding = encoding_of(teacher)
         self.labels_N = torch.from_numpy(np.asarray(store.labels, dtype=np.int64))
         folds = teacher.row_folds
         self.folds_N = None if folds is None else torch.from_numpy(np.asarray(folds, dtype=np.int64))
@@ -97,3 +97,18 @@ class TeacherRows:
         if "mask" not in self.teacher.arrays:
             return np.ones(self.teacher.num_examples, np.bool_)
         return self.teacher.slab(view, ["mask"])["mask"].astype(np.bool_)
+
+
+def encoding_of(teacher: Teacher) -> Encoding:
+    """What a teacher's rows are stored in.
+
+    Raises:
+        ValueError: Not an encoding that is known here, or the teacher lacks arrays that it takes.
+    """
+    encoding = Encoding.from_attributes(teacher.encoding)
+    if missing := sorted(set(encoding.row_arrays()) - set(teacher.row_arrays)):
+        raise StoreError(
+            f"teacher {teacher.name!r} has no array {missing[0]}, which its encoding ({encoding.describe()}) takes; do"
+            " not use this store"
+        )
+    return encoding

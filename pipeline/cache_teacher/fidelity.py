@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.encoding import Encoding, decode
+from logitbank.pipeline.encoding import Encoding, decode, ladder
 from logitbank.pipeline.encoding.encode import encode
-from logitbank.pipeline.encoding.tail_fit import TailFit, mean_kl, no_prediction
+from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl, no_prediction
 from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -25,7 +25,7 @@ class PredictorFit:
     """Streaming fit of the tail predictor of one teacher, or of a stack of fold teachers.
 
     Args:
-        encoding: What the store will hold; dense encodings need no predictor.
+        encoding: What the store will hold; one without a tail needs no predictor.
         num_folds: Fold teachers; 1 without cross-fitting.
     """
 
@@ -43,7 +43,7 @@ class PredictorFit:
             held_out_B: Rows that only validate; every eighth when left out. Keep views of one example
                 together.
         """
-        if self.encoding.kind == "dense":
+        if not self.encoding.has_tail:
             return
         if self.num_folds > 1 and folds_B is None:
             raise ValueError(f"expected each row's fold among {self.num_folds}, found none; pass folds_B")
@@ -64,7 +64,7 @@ class PredictorFit:
     def fit(self) -> TailPredictor | None:
         """The predictor for `encode`, `decode` and the store's constants; None when it would not help."""
         if not self._fits:
-            if self.encoding.kind == "topk+tail":
+            if self.encoding.tail_bytes:
                 raise ValueError("expected rows of logits to fit a tail code, found none; raise --predictor-rows")
             return None
         gauge = None
@@ -142,8 +142,7 @@ def measure_fidelity(
         arrays = {name: torch.from_numpy(array).to(logits_BC.device) for name, array in stored.items()}
         mine = None if predictor is None else predictor.to(logits_BC.device)
         decoded_BC = decode(arrays, labels_B, encoding, predictor=mine, folds_B=folds_B, tail=tail)
-        outside_BC = torch.ones_like(logits_BC)
-        outside_BC = outside_BC.scatter_(1, arrays["index"].long(), 0) if "index" in arrays else outside_BC * 0
+        outside_BC = ~encoding.kept(arrays)
         best_B = logits_BC.gather(1, decoded_BC.argmax(1, keepdim=True)).squeeze(1)
         part = {"top1_agreement": float((best_B == logits_BC.amax(1)).float().mean())}
         for temperature in temperatures:
@@ -153,32 +152,6 @@ def measure_fidelity(
         for name, value in part.items():
             totals[name] = totals.get(name, 0.0) + value * len(logits_BC)
     return {**{name: value / len(logits_NC) for name, value in totals.items()}, "num_rows": len(logits_NC)}
-
-
-def ladder(num_classes: int) -> list[Encoding]:
-    """What `choose_encoding` tries, the smallest first by `bytes_estimate`.
-
-    `topk` with K of 5, 10, 20 and 50, `topk+tail` with K of 10 and 20 and 1/8 to 3 bits a class, and dense
-    with 8, 16 and 32 bits, as far as C allows.
-    """
-    rungs = [Encoding(kind="dense", num_classes=num_classes, bits=bits) for bits in (8, 16, 32)]
-    for top_k in (5, 10, 20, 50):
-        if top_k < num_classes:
-            rungs.append(Encoding(kind="topk", num_classes=num_classes, top_k=top_k))
-    for top_k in (10, 20):
-        for tail_bits in (0.125, 0.25, 0.5, 1, 2, 3):
-            if 2 * top_k <= num_classes:
-                tail = Encoding(kind="topk+tail", num_classes=num_classes, top_k=top_k, tail_bits=tail_bits)
-                rungs.append(tail)
-    return sorted(rungs, key=bytes_estimate)
-
-
-def bytes_estimate(encoding: Encoding) -> float:
-    """Bytes of a row after compression, without keys: what decides between encodings."""
-    if encoding.kind == "dense":
-        return encoding.num_classes * encoding.bits / 8 * (1.0 if encoding.bits == 32 else 0.9) + 8
-    id_bits = (encoding.num_classes - 1).bit_length()
-    return encoding.top_k * (id_bits + 6.5) / 8 + encoding.tail_bytes + 7
 
 
 def choose_encoding(
@@ -210,7 +183,7 @@ def choose_encoding(
     fits: dict[int, TailFit] = {}
     for encoding in ladder(logits_NC.shape[1]):
         predictor = None
-        if encoding.kind != "dense":
+        if encoding.has_tail:
             if encoding.top_k not in fits:
                 fits[encoding.top_k] = TailFit(encoding.num_classes, encoding.top_k)
                 fits[encoding.top_k].update(logits_NC[~held_out_N])

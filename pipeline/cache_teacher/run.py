@@ -138,7 +138,7 @@ def _asked(encoding: Encoding | Budget, predictor_rows: int) -> dict[str, Any]:
     if isinstance(encoding, Budget):
         budget = {"kl_budget": encoding.kl, "temperatures": list(encoding.temperatures)}
         return {"predictor_rows": predictor_rows, **budget}
-    return {} if encoding.kind == "dense" else {"predictor_rows": predictor_rows}
+    return {"predictor_rows": predictor_rows} if encoding.has_tail else {}
 
 
 def _check_asked(out: Path, there: Teacher, asked: Mapping[str, Any]) -> None:

@@ -60,7 +60,7 @@ class Sample:
 
     def fit_predictor(self, encoding: Encoding) -> TailPredictor | None:
         """The tail predictor of the rows that do not measure."""
-        if encoding.kind == "dense" or not len(self.fitted):
+        if not encoding.has_tail or not len(self.fitted):
             return None
         folds = self.teacher.folds
         fit = PredictorFit(encoding, num_folds=1 if folds is None else int(folds.max()) + 1)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from logitbank.pipeline.cache_teacher.fidelity import bytes_estimate
 from logitbank.pipeline.cache_teacher.run import Budget
 from logitbank.pipeline.cache_teacher.sample import Sample
 from logitbank.pipeline.cache_teacher.sound import ask_first
@@ -51,7 +50,7 @@ def try_out(
         "num_rows": num_rows,
         "rows_per_second": rows_per_second,
         "seconds": (num_rows + answered_twice) / rows_per_second,
-        "bytes": round(num_rows * bytes_estimate(encoding)),
+        "bytes": round(num_rows * encoding.row_bytes),
         "encoding": encoding.attributes(),
         "fidelity": sample.measure(encoding, predictor, temperatures),
     }

@@ -217,24 +217,21 @@ def read_settings(pairs: list[str]) -> dict[str, str]:
     return settings
 
 
-# encoding -> what changes nothing about it
-IDLE_OF_ENCODING = {"dense": ("top_k", "tail_bits", "predictor_rows"), "topk": ("tail_bits",), "topk+tail": ()}
-
-
 def choose_encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:
-    from logitbank.pipeline.encoding import Encoding
+    from logitbank.pipeline.encoding import KINDS, Encoding
 
     if kind == "auto":
         kind = "dense" if num_classes <= 256 else "topk"
-    if kind == "dense":
-        return Encoding(kind=kind, num_classes=num_classes, bits=bits)
-    return Encoding(
-        kind=kind,
-        num_classes=num_classes,
-        top_k=top_k,
-        tail_bits=tail_bits if kind == "topk+tail" else 0,
-        bits=bits,
-    )
+    given: dict[str, Any] = {"top_k": top_k, "tail_bits": tail_bits, "bits": bits}
+    return Encoding(kind=kind, num_classes=num_classes, **{name: given[name] for name in KINDS[kind].options})
+
+
+def idle_of_encoding(encoding: Any) -> list[str]:
+    """Options that change nothing about an encoding."""
+    return [
+        *(name for name in ("top_k", "tail_bits") if name not in encoding.of_kind.options),
+        *(() if encoding.has_tail else ("predictor_rows",)),
+    ]
 
 
 def wrote(written: bool) -> str:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from logitbank.pipeline.commands.options import (
-    IDLE_OF_ENCODING,
     Data,
     Device,
     Folds,
@@ -23,6 +22,7 @@ from logitbank.pipeline.commands.options import (
     find_device,
     fold_plan,
     here,
+    idle_of_encoding,
     input_scaling,
     option,
     refuse_idle,
@@ -186,7 +186,7 @@ def cache_teacher(
         else choose_encoding(encoding, split.num_classes, top_k=top_k, tail_bits=tail_bits, bits=bits)
     )
     if isinstance(chosen, Encoding):
-        refuse_idle(context, IDLE_OF_ENCODING[chosen.kind], f"the encoding is {chosen.kind}")
+        refuse_idle(context, idle_of_encoding(chosen), f"the encoding is {chosen.kind}")
     if not split.is_image:
         refuse_idle(context, ("channels_last",), f"{split.spec} holds no images")
     answers = build_teacher(

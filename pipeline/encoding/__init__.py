@@ -1,11 +1,18 @@
 """What a row stores and how it becomes dense logits again; the only tail rule.
 
-`kinds` says which arrays an encoding has, `encode` fills them, `decode` reads them, `packing` squeezes numbers into
-bytes. `tail_predictor` says what the classes outside the head are; `tail_fit`, `tail_low_rank` and `tail_basis` fit
-it, and stage two does not import them. May import torch, numpy and `stores`.
+    settings                      what a kind is given: its numbers, rows to encode, how a tail is filled in
+    kind                          what a kind answers: row arrays, encode, prepare, decode, bytes
+    dense, topk, topk_tail        the kinds, one a file; `head` is of the last two, `packing` squeezes numbers
+    kinds                         the table, and `Encoding`: a kind by its name, with its numbers
+    encode, decode                the two ways, for any kind
+    tail_predictor, _basis, _mass what the classes outside the head are, their code, their mass
+    fitting/                      fits predictor and basis; stage two imports neither it nor `encode`
+
+Each may import what stands before it. May import torch, numpy and `stores`.
 """
 
-from logitbank.pipeline.encoding.decode import TAIL_RULES, decode, decode_log_prob, finite, head_logits, prepare
-from logitbank.pipeline.encoding.kinds import KINDS, Encoding
+from logitbank.pipeline.encoding.decode import decode, decode_log_prob, finite, prepare
+from logitbank.pipeline.encoding.kinds import KINDS, Encoding, ladder
+from logitbank.pipeline.encoding.settings import TAIL_RULES
 
-__all__ = ["KINDS", "TAIL_RULES", "Encoding", "decode", "decode_log_prob", "finite", "head_logits", "prepare"]
+__all__ = ["KINDS", "TAIL_RULES", "Encoding", "decode", "decode_log_prob", "finite", "ladder", "prepare"]

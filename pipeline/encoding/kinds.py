@@ -1,101 +1,126 @@
-"""The table of encodings: which arrays a row is stored in.
+"""The table of encodings.
 
 Shape suffixes: B rows, C classes, K kept classes.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from logitbank.pipeline.encoding.packing import smallest_uint
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from logitbank.pipeline.encoding.dense import Dense
+from logitbank.pipeline.encoding.kind import Code, Kind
+from logitbank.pipeline.encoding.settings import Settings
+from logitbank.pipeline.encoding.topk import TopK
+from logitbank.pipeline.encoding.topk_tail import TopKTail
 from logitbank.stores import RowArray
 
-KINDS = ("topk", "topk+tail", "dense")
-_BITS = {"topk": (8, 16), "topk+tail": (8, 16), "dense": (8, 16, 32)}
+KINDS: dict[str, Kind] = {"topk": TopK(), "topk+tail": TopKTail(), "dense": Dense()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """What is kept of a row of logits.
+class Encoding(Settings):
+    """What is kept of a row of logits: a kind, by its name in `KINDS`, and its numbers.
 
     Args:
         kind: "topk", "topk+tail" or "dense".
         num_classes: C.
         top_k: K, the classes kept exactly (0 for dense).
         tail_bits: Bits per class that the tail's code takes on average, 0.1 to 4 for "topk+tail", else 0.
-            They go where they remove most error (see `tail_basis`), so 1 does more than 2 bits for every
-            class would.
         bits: Bits of a log-probability: 8 (default) or 16, for dense also 32, which is lossless.
     """
 
     kind: str
-    num_classes: int
-    top_k: int = 0
-    tail_bits: float = 0
-    bits: int = 8
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"expected an encoding among {', '.join(KINDS)}, found {self.kind!r}")
         if not 2 <= self.num_classes <= 2**31:
             raise ValueError(f"expected 2 to 2^31 classes, found {self.num_classes}")
-        if self.bits not in _BITS[self.kind]:
-            raise ValueError(f"expected bits among {_BITS[self.kind]} for {self.kind}, found {self.bits}")
-        if self.kind == "dense":
-            if self.top_k or self.tail_bits:
-                raise ValueError("dense stores every class; leave out top_k and tail_bits")
-            return
-        if not 1 <= self.top_k <= self.num_classes:
-            raise ValueError(f"expected top_k from 1 to {self.num_classes} (the classes), found {self.top_k}")
-        if self.kind == "topk" and self.tail_bits:
-            raise ValueError(f"expected no tail_bits for topk, found {self.tail_bits}; use topk+tail")
-        if self.kind == "topk+tail" and not 0.1 <= self.tail_bits <= 4:
-            raise ValueError(f"expected tail_bits from 0.1 to 4 for topk+tail, found {self.tail_bits}")
+        if self.bits not in self.of_kind.codes:
+            widths = tuple(self.of_kind.codes)
+            raise ValueError(f"expected bits among {widths} for {self.kind}, found {self.bits}")
+        self.of_kind.check(self)
 
     @property
-    def tail_bytes(self) -> int:
-        """Bytes of a row's tail code."""
-        return math.ceil(self.num_classes * self.tail_bits / 8)
+    def of_kind(self) -> Kind:
+        """What answers all that differs between kinds."""
+        return KINDS[self.kind]
 
     def attributes(self) -> dict[str, Any]:
         """JSON-able description; `from_attributes` is its inverse."""
-        return asdict(self)
+        return {"kind": self.kind, **asdict(self)}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> "Encoding":
         """The encoding that `attributes` describes; ValueError when it holds what is not known here."""
-        known = set(cls.__dataclass_fields__)
+        known = {field.name for field in fields(cls)}
         if unknown := set(attributes) - known:
             raise ValueError(
                 f"expected an encoding with {sorted(known)}, found also {sorted(unknown)}; update the reader"
             )
-        numbers = {name: attributes.get(name, 0) for name in ("num_classes", "top_k", "tail_bits", "bits")}
-        if wrong := [name for name, number in numbers.items() if type(number) not in (int, float)]:
+        numbers = {name: attributes.get(name, 0) for name in known - {"kind"}}
+        if wrong := sorted(name for name, number in numbers.items() if type(number) not in (int, float)):
             raise ValueError(f"expected numbers in the encoding, found {wrong[0]} {attributes[wrong[0]]!r}")
         return cls(**{"kind": "", "num_classes": 0, **attributes})
 
+    @property
+    def has_tail(self) -> bool:
+        """Whether classes are left out of what is stored one by one, so that a tail rule matters."""
+        return self.of_kind.has_tail
+
+    @property
+    def every_class(self) -> bool:
+        """Whether a row says something of every class."""
+        return self.of_kind.every_class
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the logits come back bit for bit."""
+        return self.code.lossless
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of a row after compression, without keys; an estimate that orders encodings."""
+        return self.of_kind.row_bytes(self)
+
+    @property
+    def code(self) -> Code:
+        """How the log-probabilities of the classes that a row holds become bytes."""
+        return self.of_kind.codes[self.bits]
+
+    @property
+    def best_array(self) -> str:
+        """The array that tells a row's best class."""
+        return self.of_kind.best_array(self)
+
+    def best_class(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+        """The best class of each row, int64 [B], from that array."""
+        return self.of_kind.best_class(values)
+
+    def kept(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Which classes a row holds one by one, the label's aside, bool [B, C]."""
+        return self.of_kind.kept(arrays, self)
+
+    def kept_log_prob(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities of those classes, as exactly as they are stored, float32 [B, K] or [B, C]."""
+        return self.of_kind.kept_log_prob(arrays, self)
+
     def row_arrays(self) -> dict[str, RowArray]:
         """The arrays a row is stored in: name -> dtype and shape of one row."""
-        per_row = {
-            "label_log_prob": RowArray(dtype="float16"),
-            "label_rank": RowArray(dtype=smallest_uint(self.num_classes)),
-        }
-        if self.kind == "dense" and self.bits == 32:
-            return {"logit": RowArray(dtype="float32", row_shape=(self.num_classes,)), **per_row}
-        per_row["logsumexp"] = RowArray(dtype="float32")
-        if self.kind == "dense" and self.bits == 16:
-            return {"log_prob": RowArray(dtype="float16", row_shape=(self.num_classes,)), **per_row}
-        if self.kind == "dense":
-            per_row["log_prob_scale"] = RowArray(dtype="float32")
-            per_row["log_prob_floor"] = RowArray(dtype="float32")
-            return {"log_prob_code": RowArray(dtype="uint8", row_shape=(self.num_classes,)), **per_row}
-        per_row["log_tail_mass"] = RowArray(dtype="float16")
-        head = {"index": RowArray(dtype=smallest_uint(self.num_classes - 1), row_shape=(self.top_k,))}
-        if self.bits == 16:
-            head["log_prob"] = RowArray(dtype="float16", row_shape=(self.top_k,))
-        else:
-            head["log_prob_code"] = RowArray(dtype="uint8", row_shape=(self.top_k,))
-        if self.tail_bytes:
-            per_row["tail_code"] = RowArray(dtype="uint8", row_shape=(self.tail_bytes,))
-        return {**head, **per_row}
+        return self.of_kind.row_arrays(self)
+
+    def describe(self) -> str:
+        """In words."""
+        return self.of_kind.describe(self)
+
+
+def ladder(num_classes: int) -> list[Encoding]:
+    """What a fidelity budget chooses among: of every kind some, as far as C allows; the smallest first."""
+    rungs = [
+        Encoding(kind=name, **asdict(settings)) for name, kind in KINDS.items() for settings in kind.ladder(num_classes)
+    ]
+    return sorted(rungs, key=lambda encoding: encoding.row_bytes)

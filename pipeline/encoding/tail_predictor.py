@@ -1,8 +1,8 @@
 """Predicts a row's tail from its head, and carries what of the tail is coded in bits.
 
 What a teacher says about the classes outside its top K is largely a function of what it says inside. The
-predictor is an affine map, fitted once per teacher (`tail_fit`), from the row's sparse vector of K head
-logits [C] to all its logits [C]. Only the shape counts: one shift per row (`shift_to_mass`) then gives the
+predictor is an affine map, fitted once per teacher (`fitting`), from the row's sparse vector of K head
+logits [C] to all its logits [C]. Only the shape counts: one shift per row (`tail_mass`) then gives the
 tail its exact mass at T = 1, so the map is defined up to a constant per row.
 
 A head logit z enters as `z - gauge_kth * z_kth + gauge_offset`, clipped to +-gauge_limit: gauge_kth = 0
@@ -16,7 +16,6 @@ the low-rank form with D = 128 is 11 MB.
 Shape suffixes: B rows, C classes, K kept classes, F folds, D inner dimension of the map.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from torch.nn.functional import embedding_bag
 from logitbank.pipeline.encoding.tail_basis import TailBasis
 
 _LOWEST = -3e4
+FLOOR = 40.0  # a logit further than this below the row's K-th counts as this far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,43 +224,13 @@ class TailPredictor:
         )
 
 
-def log_minus(log_a_B: Tensor, log_b_B: Tensor) -> Tensor:
-    """log(exp(a) - exp(b)), with at least 2^-11 of exp(a) left: less than float16's rounding is noise."""
-    gap_B = (log_a_B - log_b_B).clamp(min=2.0**-11)
-    return torch.where(torch.isneginf(log_a_B), log_a_B, log_a_B + torch.log(-torch.expm1(-gap_B)))
-
-
-def shift_to_mass(shape_BC: Tensor, known: Tensor, log_mass_B: Tensor, cap_B: Tensor) -> Tensor:
-    """The shift of each row that gives its classes the mass exp(log_mass), no class above the cap.
-
-    Args:
-        shape_BC: float32 logits up to a constant per row; overwritten.
-        known: int64 ids of classes that take no part, [B, any number], repeats allowed.
-        log_mass_B: Log of the mass to reach, in the scale of the result; -inf where there is none.
-        cap_B: Ceiling of `min(shape + shift, cap)`.
-
-    Returns:
-        float32 [B]; -inf where the mass is zero.
-    """
-    free_BC = shape_BC.scatter_(1, known, -math.inf)
-    top_B = free_BC.amax(1)
-    scaled_BC = (free_BC - top_B[:, None].clamp(min=_LOWEST)).exp_()
-    total_B = scaled_BC.sum(1)
-    shift_B = torch.where(total_B > 0, log_mass_B - top_B - total_B.log(), 0.0)
-    over_R = (top_B + shift_B > cap_B).nonzero().squeeze(1)
-    if len(over_R):
-        shift_B[over_R] = _shift_under_cap(free_BC[over_R], log_mass_B[over_R], cap_B[over_R], shift_B[over_R])
-    return shift_B
-
-
-def _shift_under_cap(free_RC: Tensor, log_mass_R: Tensor, cap_R: Tensor, shift_R: Tensor) -> Tensor:
-    """Raises the shift of rows with classes at the cap until the others have the mass that is left."""
-    for _ in range(8):
-        over_RC = free_RC > (cap_R - shift_R)[:, None]
-        left_R = log_minus(log_mass_R, cap_R + over_RC.sum(1).log())
-        under_R = free_RC.masked_fill(over_RC, -math.inf).logsumexp(1)
-        raised_R = torch.where(torch.isneginf(under_R), shift_R, left_R - under_R)
-        if not (raised_R > shift_R + 1e-5).any():
-            break
-        shift_R = torch.maximum(shift_R, raised_R)
-    return shift_R
+def tail_residual(
+    logits_BC: Tensor, head_BK: Tensor, index_BK: Tensor, predictor: TailPredictor, folds_B: Tensor | None = None
+) -> Tensor:
+    """What the prediction leaves of the tail: zero in the head, zero mean in each row, float32 [B, C]."""
+    floored_BC = torch.maximum(logits_BC, head_BK[:, -1:].clamp(min=-1e6) - FLOOR)
+    residual_BC = floored_BC - predictor.predict(index_BK, head_BK, folds_B)
+    tail_size = max(1, logits_BC.shape[1] - head_BK.shape[1])
+    residual_BC.scatter_(1, index_BK, 0.0)
+    residual_BC -= residual_BC.sum(1, keepdim=True) / tail_size
+    return residual_BC.scatter_(1, index_BK, 0.0)

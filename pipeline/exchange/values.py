@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
-from logitbank.pipeline.encoding import head_logits
 from logitbank.pipeline.exchange.document import DENSE, TOP_K
 from logitbank.stores import RowArray, Store, StoreError
 
@@ -51,8 +50,8 @@ class Values:
         self.encoding = self._decoder.encoding
         if self.encoding.num_classes != store.num_classes:
             raise StoreError(f"{store.path}: its encoding is for {self.encoding.num_classes} classes; do not use it")
-        self.dense = dense or self.encoding.kind == "dense"
-        self.predicts = self.dense and self.encoding.kind != "dense"
+        self.dense = dense or not self.encoding.has_tail
+        self.predicts = self.dense and self.encoding.has_tail
         self._stored = [*self.encoding.row_arrays(), *({"mask"} & set(self.teacher.arrays))]
         self._on_rows = on_rows
         self._held: dict[tuple[int, int], Arrays] = {}
@@ -110,7 +109,7 @@ class Values:
         if self.dense:
             arrays = dict.fromkeys(DENSE, float32)
             arrays["log_prob"] = RowArray(dtype="float32", row_shape=(num_classes,))
-            if self.encoding.kind == "dense" and self.encoding.bits == 32:
+            if self.encoding.lossless:
                 arrays["logit"] = arrays["log_prob"]  # log_prob + logsumexp would be off by a rounding
         else:
             arrays = dict.fromkeys(TOP_K, float32)
@@ -127,8 +126,8 @@ class Values:
             found = {"log_prob": torch.log_softmax(logits, 1), "logsumexp": torch.logsumexp(logits, 1)}
             found |= {"logit": logits} if "logit" in self.arrays else {}
         else:
-            log_prob = arrays["log_prob"] if self.encoding.bits == 16 else self._head_log_prob(arrays)
-            found = {**{name: arrays[name] for name in TOP_K if name in arrays}, "log_prob": log_prob}
+            kept = {name: arrays[name] for name in TOP_K if name in arrays}
+            found = {**kept, "log_prob": self.encoding.kept_log_prob(arrays)}
         values: Arrays = {name: array.numpy().astype(self.arrays[name].dtype) for name, array in found.items()}
         if "mask" in stored:
             values["mask"] = mask = np.asarray(stored["mask"][here], dtype=np.bool_)
@@ -138,6 +137,3 @@ class Values:
         if self._on_rows is not None:
             self._on_rows(rows.stop - rows.start)
         return values
-
-    def _head_log_prob(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        return head_logits(arrays, self.encoding) - arrays["logsumexp"].float()[:, None]

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.files.strict_json import to_json
-from logitbank.pipeline.look.describe import describe_encoding, describe_kind, describe_store, recorded_warnings
+from logitbank.pipeline.look.describe import describe_kind, describe_store, recorded_warnings
 from logitbank.stores import StoreError, open_store
 from logitbank.stores.format.address import is_url
 from logitbank.stores.share.cache import place_of
@@ -153,7 +153,7 @@ def _picture(name: str, address: str | None) -> str:
 
 def _encoding(attributes: dict[str, Any]) -> str:
     try:
-        return describe_encoding(Encoding.from_attributes(attributes))
+        return Encoding.from_attributes(attributes).describe()
     except (ValueError, KeyError, TypeError):
         return to_json(attributes)
 

@@ -109,7 +109,7 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
         if folds is None
         else f"  folds     {folds['num_folds']} ({folds.get('strategy')}, seed {folds.get('seed')};"
         f" proof: {folds.get('proof', 'not said')})",
-        f"  encoding  {describe_encoding(encoding)}",
+        f"  encoding  {encoding.describe()}",
         f"  bytes     {teacher['bytes_per_row']} a row and view on disk, dense float16 is {dense}"
         f" ({dense / teacher['bytes_per_row']:.1f} times as many)",
     ]
@@ -133,14 +133,6 @@ def recorded_warnings(answers: Mapping[str, Any]) -> list[str]:
     """What stage one warned of, from a teacher's summary; each in one line, since a stranger may have written it."""
     said = answers.get("warnings")
     return [" ".join(str(warning).split())[:1000] for warning in said] if isinstance(said, list) else []
-
-
-def describe_encoding(encoding: Encoding) -> str:
-    """An encoding in words."""
-    if encoding.kind == "dense":
-        return f"dense, {encoding.bits} bits a class{', lossless' if encoding.bits == 32 else ''}"
-    tail = f", {encoding.tail_bits}-bit tail" if encoding.tail_bits else ""
-    return f"top {encoding.top_k} in {encoding.bits} bits{tail}"
 
 
 def _format_fidelity(fidelity: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
     return AnswerFigures(
         name=teacher.name,
         fidelity=dict(sorted(said.items())),
-        outside=outside if decoder.encoding.kind != "dense" else {},
+        outside=outside if decoder.encoding.has_tail else {},
         confidence_R=confidence_R,
         correct_R=None if by_class is None else best_R == labels_N[rows_R],
         class_accuracy_C=by_class,

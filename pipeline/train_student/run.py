@@ -24,6 +24,7 @@ from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.answers.tail_warnings import tail_warnings
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.split import check_same_classes
+from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.checkpoint import Checkpoint
@@ -69,7 +70,6 @@ from logitbank.pipeline.train_student.search import cut_folds, search_options
 from logitbank.pipeline.user_code import is_factory
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, Teacher
-from logitbank.stores.format.schema import GAP_NEVER
 from logitbank.stores.share.cache import place_of
 
 COMBINE, TAIL = "mean-prob", "predicted"
@@ -376,7 +376,7 @@ def check_needs(objective: Objective, store: Store, answers: Answers) -> list[st
         ValueError: The loss cannot do without something that the store does not have.
     """
     for part in answers.parts:
-        if "dense" in objective.needs and part.encoding.kind == "topk":
+        if "dense" in objective.needs and not part.encoding.every_class:
             raise ValueError(
                 f"loss {objective.name!r} needs every class's logit, but {store.path} keeps the top"
                 f" {part.encoding.top_k} of {part.encoding.num_classes}; cache with --encoding dense or topk+tail, or"
@@ -415,16 +415,12 @@ def check_needs(objective: Objective, store: Store, answers: Answers) -> list[st
 
 def has_masked_classes(teacher: Teacher) -> bool:
     """Whether a logit of the first view is -inf; what stage one writes has none."""
-    name = next(name for name in ("logit", "log_prob", "log_prob_code") if name in teacher.arrays)
+    code = Encoding.from_attributes(teacher.encoding).code
     mask = {"mask"} & set(teacher.arrays)
     for block in range(teacher.num_blocks):
-        arrays = teacher.answers(0, block, [name, *mask])
-        values = arrays[name][arrays["mask"]] if mask else arrays[name]
-        if name != "log_prob_code":
-            masked = np.isneginf(values)
-        else:  # of a head, or of all classes
-            masked = values == (GAP_NEVER if "index" in teacher.arrays else 0)
-        if masked.any():
+        arrays = teacher.answers(0, block, [code.array, *mask])
+        values = arrays[code.array][arrays["mask"]] if mask else arrays[code.array]
+        if (values == code.zero).any():
             return True
     return False
 

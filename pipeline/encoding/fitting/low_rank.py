@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from logitbank.pipeline.encoding.tail_predictor import Gauge
+from logitbank.pipeline.encoding.tail_predictor import FLOOR, Gauge
 
 LOW_RANK = 128
 RIDGES = (0.1, 1.0, 10.0)
-FLOOR = 40.0  # a logit further than this below the row's K-th counts as this far
 Maps = tuple[Tensor, Tensor | None, Tensor]  # matrix [C, D], factor [D, C] or None (D = C), bias [C]
 
 

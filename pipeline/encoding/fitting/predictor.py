@@ -5,8 +5,7 @@ strength of the ridge, the gauge of the features and whether there is a predicto
 KL of decoded rows that took no part in the equations. Memory: two [C, C] float64 matrices for each of two
 gauges plus the kept rows (up to 256 MiB); time: one symmetric eigenproblem of size C. Above 4,096 classes
 both give way to a low-rank form that is solved on the kept rows alone by conjugate gradients
-(`tail_low_rank`): C = 21,841 keeps
-2,700 rows and takes 70 s and 1.4 GB on one core, 120 s and 2 GB with a coded tail.
+(`low_rank`): C = 21,841 keeps 2,700 rows and takes 70 s and 1.4 GB on one core, 120 s and 2 GB with a coded tail.
 
 Shape suffixes: B rows, C classes, K kept classes, R left-out rows, D inner dimension.
 """
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.encoding.tail_basis import TailBasis, eigen
-from logitbank.pipeline.encoding.tail_low_rank import FLOOR, LOW_RANK, Maps, fit_low_rank, regression_target
-from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor, shift_to_mass
+from logitbank.pipeline.encoding.fitting.basis import eigen, fit_basis
+from logitbank.pipeline.encoding.fitting.low_rank import LOW_RANK, Maps, fit_low_rank, regression_target
+from logitbank.pipeline.encoding.tail_mass import shift_to_mass
+from logitbank.pipeline.encoding.tail_predictor import FLOOR, Gauge, TailPredictor, tail_residual
 
 DENSE_CLASSES = 4096
 MAX_BASIS = 1024
@@ -131,10 +131,11 @@ class TailFit:
             raise ValueError(f"expected 8 or more rows to fit a tail code, found {self._seen}; raise --predictor-rows")
         predictor = predictor or no_prediction(self.num_classes, self.gauges[0])
         most = self.num_classes if self.num_classes <= DENSE_CLASSES else MAX_BASIS
-        train_residual = residual(train[:BASIS_ROWS], self.top_k, predictor)
-        left_out_residual = residual(left_out[:BASIS_ROWS], self.top_k, predictor)
-        basis = TailBasis.fit(train_residual, left_out_residual, tail_bytes, most)
-        return predictor.with_basis(basis)
+        fitted, measured = (
+            tail_residual(logits, *torch.topk(logits, self.top_k, dim=1), predictor)
+            for logits in (train[:BASIS_ROWS], left_out[:BASIS_ROWS])
+        )
+        return predictor.with_basis(fit_basis(fitted, measured, tail_bytes, most))
 
     def _best(self, train: Tensor, left_out: Tensor) -> TailPredictor | None:
         if self.top_k == self.num_classes or len(left_out) < _FEWEST_LEFT_OUT:
@@ -177,23 +178,6 @@ def no_prediction(num_classes: int, gauge: Gauge) -> TailPredictor:
         factor_FDC=None if dense else torch.zeros(1, inner, num_classes),
         gauge=gauge,
     )
-
-
-def residual(
-    logits_BC: Tensor,
-    top_k: int,
-    predictor: TailPredictor,
-    folds_B: Tensor | None = None,
-    head: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """What the prediction leaves of the tail: zero in the head, zero mean in each row, float32 [B, C]."""
-    best_BK, index_BK = torch.topk(logits_BC, top_k, dim=1) if head is None else head
-    floored_BC = torch.maximum(logits_BC, best_BK[:, -1:].clamp(min=-1e6) - FLOOR)
-    residual_BC = floored_BC - predictor.predict(index_BK, best_BK, folds_B)
-    tail_size = max(1, logits_BC.shape[1] - top_k)
-    residual_BC.scatter_(1, index_BK, 0.0)
-    residual_BC -= residual_BC.sum(1, keepdim=True) / tail_size
-    return residual_BC.scatter_(1, index_BK, 0.0)
 
 
 def _ridge_path(sums: _Sums) -> list[Maps]:

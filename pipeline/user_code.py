@@ -51,7 +51,7 @@ def load_factory(text: str) -> Callable[..., Any]:
         raise ValueError(f"{text}: cannot be run ({type(error).__name__}: {error}); fix the file") from error
     factory = getattr(module, match["name"], None)
     if not callable(factory):
-        raise ValueError(f"{text}: it defines no function {match['name']!r}; name the factory")
+        raise ValueError(f"{text}: it defines no function {match['name']!r}; name one that it has")
     return factory  # type: ignore[no-any-return]
 
 

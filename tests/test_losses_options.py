@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.train_student.losses import LOSSES, parse_objective, takes_setting
-from logitbank.pipeline.train_student.losses.domains import Interval, Option, Switch, Words
+from logitbank.pipeline.train_student.losses.domains import Interval, Like, Option, Switch, Words
 from logitbank.pipeline.train_student.losses.plan import RULE_OPTIONS
 from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from tests.test_losses import call, gradient, rows
@@ -50,18 +50,20 @@ def inside(option: Option) -> list[Any]:
     elif isinstance(domain, Switch):
         values = [True, False]
     else:
+        assert isinstance(domain, Interval)
         low = domain.low if domain.low in domain else domain.low + 1e-3
         high = domain.high if domain.high in domain else domain.high - 1e-3
         values = [low, high, low + 0.3 * (high - low), *([] if domain.off is None else [domain.off])]
     return [value for value in values if value != option.default]
 
 
-def outside(domain: Interval | Words | Switch) -> list[Any]:
+def outside(domain: Interval | Words | Switch | Like) -> list[Any]:
     """Values next to the domain's ends, and those that no number may be."""
     if isinstance(domain, Words):
         return ["", "up", 1.0]
     if isinstance(domain, Switch):
         return ["", "maybe", 2, 0.5]
+    assert isinstance(domain, Interval)
     ends = [(domain.low, -math.inf), (domain.high, math.inf)]
     near = [end if end not in domain else math.nextafter(end, away) for end, away in ends]
     near += [] if domain.without is None else [domain.without]

@@ -153,18 +153,18 @@ def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> N
 def run_spec(context: typer.Context, training: "Training", local: int = 0) -> "RunSpec":
     """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
     from logitbank.pipeline.answers.prepared import default_budget
-    from logitbank.pipeline.train_student.losses import parse_objective
+    from logitbank.pipeline.train_student.own_loss import read_objective
     from logitbank.pipeline.train_student.spec import RunSpec
 
     options: Mapping[str, Any] = context.params
     settings = read_settings(options["settings"] or [])
     if options["label_smoothing"]:
-        if not any(term.name == "ce" for term in parse_objective(options["loss"], settings).terms):
+        if not any(term.name == "ce" for term in read_objective(options["loss"], settings, None).terms):
             refuse_idle(context, ("label_smoothing",), f"loss {options['loss']!r} has no hard-label part")
         if "ce.smoothing" in settings:
             raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
         settings["ce.smoothing"] = str(options["label_smoothing"])
-    parse_objective(options["loss"], settings)
+    read_objective(options["loss"], settings, None)
     texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
     return RunSpec(
         **{name: str(options[name]) for name in texts},

@@ -11,7 +11,7 @@ from logitbank.pipeline.datasets import Split, load_split, with_split
 from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.processes.together import Processes
-from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.own_loss import read_objective
 from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.train_student.tensorboard import Curves
 from logitbank.pipeline.views import allow_views
@@ -79,7 +79,7 @@ class RunSpec:
                 inputs.split,
                 inputs.test,
                 self.student,
-                parse_objective(self.loss, self.settings),
+                read_objective(self.loss, self.settings, inputs.split.num_classes),
                 self.training,
                 out,
                 teacher=self.teacher or None,

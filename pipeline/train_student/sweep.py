@@ -21,8 +21,10 @@ from typing import Any
 
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
-from logitbank.pipeline.train_student.losses import parse_objective, takes_setting
+from logitbank.pipeline.train_student.losses import takes_setting
+from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
 from logitbank.pipeline.train_student.spec import Inputs, RunSpec
+from logitbank.stores import open_store
 
 SWEEP = "sweep.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=+-]+")
@@ -66,21 +68,23 @@ def plan_runs(
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}; expected at least 1")
     grid = {**{key: [value] for key, value in base.settings.items()}, **grid}
-    known = {loss: [key for key in grid if takes_setting(loss, key, grid[key][0])] for loss in losses}
+    own = {name: loss for text in losses for name, loss in load_losses(text).items()}
+    num_classes = open_store(Path(base.store)).num_classes if own else None
+    known = {loss: [key for key in grid if takes_setting(loss, key, grid[key][0], own)] for loss in losses}
     for key, values in grid.items():
         if not any(key in keys for keys in known.values()):
-            parse_objective(losses[0], {key: values[0]})  # raises, with the known names
+            read_objective(losses[0], {key: values[0]}, None)  # raises, with the known names
     named: dict[str, dict[str, RunSpec]] = {}  # the folder's name -> what the run is -> the run
     for loss, student in itertools.product(losses, students):
         keys = known[loss]
         for values in itertools.product(*(grid[key] for key in keys)):
             settings = dict(zip(keys, values, strict=True))
-            objective = parse_objective(loss, settings)  # a wrong value is answered before the first run
+            objective = read_objective(loss, settings, num_classes)  # a wrong value is answered before the first run
             for seed in range(seeds):
                 spec = replace(
                     base, loss=loss, student=student, settings=settings, training=replace(base.training, seed=seed)
                 )
-                same = named.setdefault(run_name(loss, student, settings, seed), {})
+                same = named.setdefault(run_name(objective.name, student, settings, seed), {})
                 same.setdefault(to_json([student, objective.settings]), spec)
     return [
         Planned(folder=out / (name if len(same) == 1 else f"{name}-{_digest(what)}"), spec=spec)

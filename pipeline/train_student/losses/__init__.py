@@ -10,6 +10,7 @@ semiparametric.py  SEL and its corrections      standardise.py   logit standardi
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
 plan.py            a term while its settings are read
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
+own.py             a loss of the user's own, held to the laws
 context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
 describe.py        the same table as text
 
@@ -20,7 +21,8 @@ from .context import Answer, ExactAnswer, Step
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss
 from .objective import Objective, Term, refuse_missing
-from .parse import parse_objective, takes_setting
+from .own import own_loss
+from .parse import own_names, parse_objective, takes_setting
 from .table import LOSSES
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "Term",
     "describe_loss",
     "describe_losses",
+    "own_loss",
+    "own_names",
     "parse_objective",
     "refuse_missing",
     "takes_setting",

@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 
-from .domains import Interval, Option, Switch, Value
+from .domains import Interval, Option, Value, Words
 from .kinds import Loss
 from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .table import LOSSES
@@ -52,7 +52,7 @@ def allowed(option: Option) -> str:
     """The domain in words."""
     if isinstance(option.domain, Interval):
         return f"in {option.domain}"
-    return str(option.domain) if isinstance(option.domain, Switch) else f"one of {option.domain}"
+    return f"one of {option.domain}" if isinstance(option.domain, Words) else str(option.domain)
 
 
 def restriction(option: Option) -> str:

@@ -83,13 +83,38 @@ class Switch:
         return _SWITCH[word]
 
 
+@dataclass(frozen=True)
+class Like:
+    """Anything of a default's type: all that is known of the option of a function that is not the table's."""
+
+    default: Value
+
+    def __str__(self) -> str:
+        if isinstance(self.default, bool):
+            return str(Switch())
+        names = {int: "a whole number", float: "a number", str: "a text"}
+        return names[type(self.default)]
+
+    def read(self, key: str, value: Value) -> Value:
+        """The value in the default's type."""
+        if isinstance(self.default, bool):
+            return Switch().read(key, value)
+        text = str(value).strip()
+        if isinstance(self.default, str):
+            return text
+        number = math.nan if isinstance(value, bool) or not _NUMBER.fullmatch(text) else float(text)
+        if not math.isfinite(number) or (isinstance(self.default, int) and number != int(number)):
+            raise ValueError(f"{key} is {self}, not {value!r}")
+        return int(number) if isinstance(self.default, int) else number
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One option: its default, its domain, the value of another option with which it does nothing, and what "auto"
     tries."""
 
     default: Value
-    domain: Interval | Words | Switch
+    domain: Interval | Words | Switch | Like
     unless: tuple[str, Value] | None = None
     search: tuple[float, ...] = ()
 

@@ -36,7 +36,8 @@ class Loss:
     options that weigh the loss's parts, not all 0. needs: what a store must offer; waives: a need that an option's
     value removes; prefers: what it was made for and can do without. extras: tensors or numbers beyond the three,
     filled from the step. fits: "teacher" or "labels". trusts_labels: a wrong label makes a wrong target.
-    couples_rows: a row's loss depends on the other rows of its batch.
+    couples_rows: a row's loss depends on the other rows of its batch, unless an option has the value uncoupled_by.
+    sha256: of the code of a loss that is not the table's.
     """
 
     fn: Callable[..., Tensor]
@@ -56,7 +57,9 @@ class Loss:
     fits: str = "teacher"
     trusts_labels: bool = False
     couples_rows: bool = False
+    uncoupled_by: tuple[str, Value] = ("", "")
     zero_at_teacher: bool = True
+    sha256: str = ""
     unsure: str = ""
 
     @property

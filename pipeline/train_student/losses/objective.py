@@ -18,7 +18,6 @@ from .kinds import SEARCH, Loss
 from .numerics import Temperature, raised
 from .row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from .standardise import standardised
-from .table import LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,7 @@ class Term:
     """One loss of an objective with its resolved options."""
 
     name: str
+    loss: Loss
     weight: float
     warmup: float = 0.0
     standardise: bool = False
@@ -33,11 +33,6 @@ class Term:
     temperature_rule: str = ""
     options: Mapping[str, Value] = field(default_factory=dict)
     row_options: Mapping[str, Value] = field(default_factory=dict)
-
-    @property
-    def loss(self) -> Loss:
-        """The table's entry."""
-        return LOSSES[self.name]
 
     @property
     def loss_needs(self) -> frozenset[str]:
@@ -69,7 +64,7 @@ class Term:
     def couples_rows(self) -> bool:
         """Whether a row's loss depends on the other rows that are passed with it."""
         by_weight = bool(self.row_weight) and self.row_options["row_weight_mean_one"] is True
-        by_loss = self.loss.couples_rows and self.options.get("gamma") != 0.0  # DIST: within classes
+        by_loss = self.loss.couples_rows and self.loss.uncoupled_by not in self.options.items()
         return by_loss or by_weight or bool(self.temperature_rule)
 
     @property
@@ -106,6 +101,8 @@ class Term:
         """All resolved settings, fit for JSON."""
         found: dict[str, Any] = {"loss": self.name, "weight": self.weight, "warmup": self.warmup}
         found |= dict(self.options)
+        if self.loss.sha256:
+            found["sha256"] = self.loss.sha256
         if self.standardise:
             found["standardise"] = True
         for key, name in (("row_weight", self.row_weight), ("temperature_rule", self.temperature_rule)):

@@ -11,7 +11,6 @@ from .domains import Option, Switch, Value
 from .kinds import WARMUP, WEIGHT, Loss
 from .objective import Term
 from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
-from .table import LOSSES
 
 RULES: Mapping[str, Mapping[str, Any]] = {"row_weight": ROW_WEIGHTS, "temperature_rule": TEMPERATURE_RULES}
 RULE_OPTIONS: dict[str, tuple[str, str, Option]] = {
@@ -28,6 +27,8 @@ RULE_OPTIONS: dict[str, tuple[str, str, Option]] = {
     },
 }
 """Option of a rule -> kind of rule, name of the rule (empty: any of the kind), and the option."""
+SHARED_SETTINGS = frozenset({"preset", "weight", "ce_weight", "warmup", "standardise", *RULES, *RULE_OPTIONS})
+"""What every term may be told; the rest are options of its loss."""
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,7 @@ class Plan:
     """A term while its settings are read; `chosen` holds what was set by name."""
 
     name: str
+    loss: Loss
     weight: float
     ce_weight: float = 0.0
     warmup: float = 0.0
@@ -44,10 +46,6 @@ class Plan:
     rule_options: dict[str, Value] = field(default_factory=dict)
     chosen: set[str] = field(default_factory=set)
     implied: bool = False
-
-    @property
-    def loss(self) -> Loss:
-        return LOSSES[self.name]
 
     @property
     def follows(self) -> set[str]:
@@ -62,6 +60,7 @@ class Plan:
         used = {key: option.default for key, (kind, rule, option) in RULE_OPTIONS.items() if self._has(kind, rule)}
         return Term(
             name=self.name,
+            loss=self.loss,
             weight=self.weight,
             warmup=self.warmup,
             standardise=self.standardise,
@@ -81,7 +80,7 @@ class Plan:
         if key == "standardise":
             return self.loss.fits == "teacher"
         if key == "temperature_rule":
-            return self.loss.fits == "teacher" and "temperature" in self.options
+            return self.loss.fits == "teacher" and "temperature" in self.options and not self.loss.sha256
         return key in {"weight", "warmup", "row_weight", *self.options}
 
     def set(self, key: str, value: Any) -> None:
@@ -117,12 +116,11 @@ class Plan:
                 raise ValueError(f"{' and '.join(names)} are both 0: nothing is left of {self.name}")
 
 
-def plan_term(name: str, weight: float | None, preset: str) -> Plan:
+def plan_term(name: str, loss: Loss, weight: float | None, preset: str) -> Plan:
     """A recipe (no weight given), or one term of a sum, whose preset changes options alone."""
-    loss = LOSSES[name]
     preset_values = presets_of(loss).get(preset, {})
     options = loss.options | {key: value for key, value in preset_values.items() if key in loss.takes}
-    plan = Plan(name=name, weight=1.0, options=options, standardise=bool(preset_values.get("standardise")))
+    plan = Plan(name=name, loss=loss, weight=1.0, options=options, standardise=bool(preset_values.get("standardise")))
     if weight is not None:
         return replace(plan, weight=weight)
     return replace(

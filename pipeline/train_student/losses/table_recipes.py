@@ -135,6 +135,7 @@ RECIPES: dict[str, Loss] = {
         ce_weight=1.0,
         presets={"imagenet": {"temperature": 1.0}},
         couples_rows=True,
+        uncoupled_by=("gamma", 0.0),  # within classes
     ),
     "ttm": Loss(
         fn=transformed_teacher_matching,

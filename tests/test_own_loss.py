@@ -1,0 +1,265 @@
+"""Losses of the user's own: named by file and function, held to the laws before they train, part of a run's identity."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
+from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.train_student.folder import RESULT, SETTINGS
+from logitbank.pipeline.train_student.losses import ExactAnswer, Objective, Step, parse_objective
+from logitbank.pipeline.train_student.own_loss import read_objective
+from logitbank.pipeline.views import Views
+from tests.pages import run_command
+
+FOCAL = """
+import torch.nn.functional as F
+
+def focal(student_BC, teacher_BC, labels_B, *, gamma=2.0, temperature=2.0, top: int = 0, hard=False, how="sum"):
+    teacher_BC = F.softmax(teacher_BC / temperature, 1)
+    log_q_BC = F.log_softmax(student_BC / temperature, 1)
+    return -((1 - log_q_BC.exp()) ** gamma * teacher_BC * log_q_BC).sum(1)
+"""
+LOSSES = """
+import torch
+import torch.nn.functional as F
+
+def labelled(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC, labels_B, reduction="none")
+
+def entropy(student_BC, teacher_BC, labels_B):
+    return -(F.softmax(student_BC, 1) * F.log_softmax(student_BC, 1)).sum(1)
+
+def absolute(student_BC, teacher_BC, labels_B):
+    return (student_BC - teacher_BC).abs().mean(1)
+
+def centred(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC - student_BC.mean(0), labels_B, reduction="none")
+
+def rising(student_BC, teacher_BC, labels_B, *, progress):
+    return progress * labelled(student_BC, teacher_BC, labels_B)
+
+def mean(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC, labels_B)
+
+def squeezed(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC, labels_B, reduction="none").squeeze()
+
+def number(student_BC, teacher_BC, labels_B):
+    return 1.0
+
+def logarithm(student_BC, teacher_BC, labels_B):
+    return -F.softmax(student_BC, 1).gather(1, labels_B[:, None])[:, 0].log()
+
+def root(student_BC, teacher_BC, labels_B):
+    return ((F.softmax(student_BC, 1) - F.softmax(teacher_BC, 1)) ** 2).sum(1).sqrt()
+
+def detached(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC.detach(), labels_B, reduction="none")
+
+def hard(student_BC, teacher_BC, labels_B):
+    return 0 * student_BC.sum(1) + (student_BC.argmax(1) != labels_B).float()
+
+def double(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC.double(), labels_B, reduction="none")
+
+def in_place(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(student_BC, labels_B, reduction="none") + teacher_BC.div_(4).sum(1)
+
+def random(student_BC, teacher_BC, labels_B):
+    return F.cross_entropy(F.dropout(student_BC), labels_B, reduction="none")
+
+def fails(student_BC, teacher_BC, labels_B):
+    return (student_BC + teacher_BC[:, :3]).sum(1)
+
+def two(student_BC, teacher_BC):
+    return student_BC.sum(1)
+
+def needy(student_BC, teacher_BC, labels_B, *, sharpness):
+    return student_BC.sum(1)
+
+def weight_named(student_BC, teacher_BC, labels_B, *, weight=1.0):
+    return student_BC.sum(1)
+
+kd = labelled
+"""
+STEP = Step(step=0, steps_per_epoch=1, num_epochs=1)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(FOCAL)
+    Path("losses.py").write_text(LOSSES)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def store(digits: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    torch.manual_seed(0)
+    hot_NC = 6 * torch.nn.functional.one_hot(torch.from_numpy(digits.labels), 10) + torch.randn(len(digits), 10)
+    np.save(folder / "logits.npy", hot_NC[None].numpy())
+    answers = ArrayTeacher(folder / "logits.npy", digits, Views())
+    cache_teacher(answers, folder / "s.zarr", encoding=Encoding(kind="dense", num_classes=10, bits=8))
+    return folder / "s.zarr"
+
+
+def read(text: str, **settings: str) -> Objective:
+    return read_objective(text, settings, 10)
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        ("mean", r"the law of shape: expected \[4\], found \[\]; return one loss a row, without a mean"),
+        ("squeezed", r"the law of shape: expected \[1\], found \[\]"),
+        ("number", r"the law of shape: expected \[4\], found float"),
+        ("logarithm", r"the law of finite values: found inf at student logits -10000 to 10000"),
+        ("root", r"the law of finite gradients: found nan at logits up to 10000"),
+        ("detached", r"the law of gradient: none reaches the student's logits"),
+        ("hard", r"the law of gradient: none reaches the student's logits"),
+        ("double", r"the law of precision: expected torch.float32 of float32 logits, found torch.float64"),
+        ("in_place", r"the law of inputs: it changes the tensors that it is given"),
+        ("random", r"the law of repetition: the same rows give another loss"),
+    ],
+)
+def test_a_law_that_is_broken_is_named(here: Path, function: str, line: str) -> None:
+    with pytest.raises(ValueError, match=rf"^losses\.py:{function} breaks {line}"):
+        read(f"losses.py:{function}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("losses.py:fails", r"fails on student, teacher and labels of \[4, 10\], \[4, 10\], \[4\]: RuntimeError"),
+        ("losses.py:two", r"expected \(student_BC, teacher_BC, labels_B, \*, option=default\), found 2"),
+        ("losses.py:needy", "argument 'sharpness' needs a default"),
+        ("losses.py:weight_named", "--set weight means something else already"),
+        ("losses.py:kd", "the table has a loss 'kd' already"),
+        ("losses.py:nothing", "it defines no function 'nothing'"),
+        ("nowhere.py:loss", "no such file nowhere.py"),
+        ("own.py:focal:0.5 + kd", "'kd' has no weight in a sum: write kd:1.0"),
+        ("own.py:focal + ce:0.1", "'own.py:focal' has no weight in a sum: write own.py:focal:1.0"),
+        ("own.py:focal:0.5 + ./own.py:focal:0.5", "'focal' stands twice"),
+        ("own.py:focal:0", "weight of focal is a number in"),
+    ],
+)
+def test_what_cannot_be_a_loss_is_refused(here: Path, text: str, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"gama": "1"}, "unknown setting 'gama', did you mean 'gamma'"),
+        ({"top": "1.5"}, "top is a whole number, not '1.5'"),
+        ({"gamma": "nan"}, "gamma is a number, not 'nan'"),
+        ({"hard": "maybe"}, "hard is 1 or 0, not 'maybe'"),
+        ({"temperature_rule": "ttm"}, "unknown setting 'temperature_rule'"),
+    ],
+)
+def test_options_have_the_types_of_their_defaults(here: Path, settings: dict[str, str], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        read("own.py:focal", **settings)
+
+
+def test_options_reach_the_function_and_the_laws_are_tried_with_them(here: Path) -> None:
+    settings = read("own.py:focal:0.9+ce:0.1", **{"focal.gamma": "1", "top": "2", "hard": "yes", "how": "max"}).settings
+    assert settings["objective"] == "own.py:focal:0.9+ce:0.1"
+    term = settings["terms"][0]
+    assert {key: term[key] for key in ("loss", "weight", "gamma", "temperature", "top", "hard", "how")} == {
+        "loss": "focal",
+        "weight": 0.9,
+        "gamma": 1.0,
+        "temperature": 2.0,
+        "top": 2,
+        "hard": True,
+        "how": "max",
+    }
+    assert len(term["sha256"]) == 64
+    with pytest.raises(ValueError, match="the law of finite"):
+        read("own.py:focal", temperature="1e-38")
+
+
+def test_a_run_is_the_same_wherever_the_file_lies(here: Path) -> None:
+    (here / "deep").mkdir()
+    (here / "deep" / "own.py").write_text(FOCAL)
+    assert read("deep/own.py:focal:0.5 + ce:0.5").settings == read(f"{here}/own.py:focal:0.5 + ce:0.5").settings
+
+
+@pytest.mark.parametrize(
+    ("function", "needs", "fits", "couples"),
+    [
+        ("labelled", {"labels"}, "labels", False),
+        ("entropy", set(), "labels", False),
+        ("absolute", {"logits", "fixed_tail"}, "teacher", False),
+        ("centred", {"labels"}, "labels", True),
+        ("rising", {"labels"}, "labels", False),
+    ],
+)
+def test_what_a_loss_needs_is_found_by_trying(
+    here: Path, function: str, needs: set[str], fits: str, couples: bool
+) -> None:
+    term = read(f"losses.py:{function}").terms[0]
+    assert (term.needs, term.loss.fits, term.couples_rows) == (needs, fits, couples)
+
+
+def test_rows_without_a_label_get_nothing_from_a_loss_of_labels(here: Path) -> None:
+    student_BC, labels_B = torch.randn(3, 10), torch.tensor([1, -1, 2])
+    answer = ExactAnswer(torch.randn(3, 10))
+    by_labels = read("losses.py:labelled")(student_BC, answer, labels_B, STEP)
+    ce = parse_objective("ce")(student_BC, answer, labels_B, STEP)
+    assert torch.equal(by_labels, ce)
+    assert float(by_labels[1]) == 0
+    assert (read("losses.py:absolute")(student_BC, answer, labels_B, STEP) > 0).all()
+
+
+def test_trying_a_loss_leaves_the_generator_alone(here: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    read("own.py:focal")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_run_with_a_changed_file_is_another_run(here: Path, store: Path) -> None:
+    words = ["cli", "train-student", "--store", str(store), "--student", "mlp:8", "--epochs", "2", "--out", "run"]
+    words += ["--loss", "own.py:focal:0.9 + ce:0.1", "--set", "gamma=1"]
+    code, said = run_command(words)
+    assert code == 0, said
+    result = json.loads((here / "run" / RESULT).read_text())
+    assert result["loss"] == "own.py:focal:0.9 + ce:0.1"
+    assert result["accuracy"] > 0.5
+    terms = json.loads((here / "run" / SETTINGS).read_text())["objective"]["terms"]
+    assert terms[0]["gamma"] == 1.0
+    assert run_command(words)[1].startswith("already there: run")
+    Path("own.py").write_text(FOCAL.replace("** gamma", "** (2 * gamma)"))
+    code, said = run_command(words)
+    assert code == 2
+    assert "other settings (objective.terms.focal.sha256" in said
+    code, said = run_command([*words[:-4], "--loss", "losses.py:mean", "--out", "other"])
+    assert code == 2
+    assert "error: losses.py:mean breaks the law of shape" in said
+    assert not (here / "other").exists()
+
+
+def test_a_sweep_takes_them_beside_the_table(here: Path, store: Path) -> None:
+    words = ["cli", "sweep", "--store", str(store), "--student", "mlp:8", "--epochs", "1", "--seeds", "1", "--out", "s"]
+    code, said = run_command([*words, "--loss", "ce,losses.py:mean"])
+    assert code == 2
+    assert "error: losses.py:mean breaks the law of shape" in said
+    command = [sys.executable, "-m", "logitbank.cli", *words[1:], "--loss", "ce,./own.py:focal", "--set", "gamma=1,2"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path.parent.name for path in here.glob("s/*/result.json")} == {
+        "ce-mlp_8-seed0",
+        "own.py_focal-mlp_8-gamma=1-seed0",
+        "own.py_focal-mlp_8-gamma=2-seed0",
+    }

@@ -1,21 +1,22 @@
-"""Losses of the user's own: named by file and function, held to the laws before they train, part of a run's identity."""
+"""Losses of one's own: named by file and function, held to the laws before they train, part of a run's identity."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
 from logitbank.pipeline.train_student.folder import RESULT, SETTINGS
 from logitbank.pipeline.train_student.losses import ExactAnswer, Objective, Step, parse_objective
 from logitbank.pipeline.train_student.own_loss import read_objective
+from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.sweep import plan_runs
 from logitbank.pipeline.views import Views
 from tests.pages import run_command
 
@@ -210,7 +211,8 @@ def test_what_a_loss_needs_is_found_by_trying(
     here: Path, function: str, needs: set[str], fits: str, couples: bool
 ) -> None:
     term = read(f"losses.py:{function}").terms[0]
-    assert (term.needs, term.loss.fits, term.couples_rows) == (needs, fits, couples)
+    assert term.needs == needs
+    assert (term.loss.fits, term.couples_rows) == (fits, couples)
 
 
 def test_rows_without_a_label_get_nothing_from_a_loss_of_labels(here: Path) -> None:
@@ -231,7 +233,7 @@ def test_trying_a_loss_leaves_the_generator_alone(here: Path) -> None:
 
 
 def test_a_run_with_a_changed_file_is_another_run(here: Path, store: Path) -> None:
-    words = ["cli", "train-student", "--store", str(store), "--student", "mlp:8", "--epochs", "2", "--out", "run"]
+    words = ["cli", "train-student", "--store", str(store), "--student", "mlp:8", "--epochs", "4", "--out", "run"]
     words += ["--loss", "own.py:focal:0.9 + ce:0.1", "--set", "gamma=1"]
     code, said = run_command(words)
     assert code == 0, said
@@ -251,15 +253,27 @@ def test_a_run_with_a_changed_file_is_another_run(here: Path, store: Path) -> No
     assert not (here / "other").exists()
 
 
-def test_a_sweep_takes_them_beside_the_table(here: Path, store: Path) -> None:
+def test_a_sweep_takes_them_like_those_of_the_table(here: Path, store: Path) -> None:
     words = ["cli", "sweep", "--store", str(store), "--student", "mlp:8", "--epochs", "1", "--seeds", "1", "--out", "s"]
     code, said = run_command([*words, "--loss", "ce,losses.py:mean"])
     assert code == 2
     assert "error: losses.py:mean breaks the law of shape" in said
-    command = [sys.executable, "-m", "logitbank.cli", *words[1:], "--loss", "ce,./own.py:focal", "--set", "gamma=1,2"]
-    subprocess.run(command, check=True, capture_output=True)
-    assert {path.parent.name for path in here.glob("s/*/result.json")} == {
-        "ce-mlp_8-seed0",
-        "own.py_focal-mlp_8-gamma=1-seed0",
-        "own.py_focal-mlp_8-gamma=2-seed0",
-    }
+    base = RunSpec(store=str(store), data="digits", student="", loss="", training=Training(epochs=1), settings={})
+    grid = {"gamma": ["1", "2"], "temperature": ["3"]}
+    planned = plan_runs(base, here / "s", losses=["kd", "./own.py:focal"], students=["mlp:8"], grid=grid, seeds=1)
+    assert [run.folder.name for run in planned] == [
+        "kd-mlp_8-temperature=3-seed0",
+        "own.py_focal-mlp_8-gamma=1-temperature=3-seed0",
+        "own.py_focal-mlp_8-gamma=2-temperature=3-seed0",
+    ]
+    result = planned[1].spec.run(planned[1].folder, planned[1].spec.open())
+    assert result["settings"]["terms"][0]["gamma"] == 1.0
+
+
+def test_losses_shows_what_the_trial_found(here: Path) -> None:
+    code, said = run_command(["cli", "losses", "losses.py:absolute"])
+    assert code == 0
+    assert "Needs: fixed_tail, logits" in said
+    code, said = run_command(["cli", "losses", "own.py:focal"])
+    assert "temperature=2" in said
+    assert run_command(["cli", "losses", "losses.py:mean"])[0] == 2

@@ -14,12 +14,16 @@ from logitbank.pipeline.domains import (
 
 
 def losses(
-    name: Annotated[str, typer.Argument(help="A loss; without it, the table of all")] = "",
+    name: Annotated[str, typer.Argument(help="A loss, or your own file.py:function; without it, the table")] = "",
 ) -> None:
     """List the losses, or show one's formula, options and reference."""
-    from logitbank.pipeline.train_student.losses import describe_loss, describe_losses
+    from logitbank.pipeline.train_student.losses import describe_loss, describe_losses, own_names
+    from logitbank.pipeline.train_student.own_loss import read_objective
 
-    typer.echo(describe_loss(name) if name else describe_losses())
+    if own_names(name):
+        typer.echo(describe_loss(name, read_objective(name, {}, 10).terms[0].loss))
+    else:
+        typer.echo(describe_loss(name) if name else describe_losses())
 
 
 def models() -> None:

@@ -47,7 +47,9 @@ def train_student(
     eval_data: Annotated[str, typer.Option(help="Evaluated once, at the end; default: the data's split=test")] = "",
     student: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp:32",
     init: Annotated[str, typer.Option(help="Weights that the student starts from")] = "",
-    loss: Annotated[str, typer.Option(help="A name of `cli losses`, or a sum such as 'kd:0.9 + ce:0.1'")] = "kd",
+    loss: Annotated[
+        str, typer.Option(help="A name of `cli losses`, your own file.py:function, or a sum such as 'kd:0.9 + ce:0.1'")
+    ] = "kd",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="An option of the loss, option=value; may be repeated")
     ] = None,

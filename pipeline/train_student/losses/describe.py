@@ -95,18 +95,18 @@ def describe_losses() -> str:
     return "\n".join(lines)
 
 
-def describe_loss(name: str) -> str:
-    """One loss: formula, options, recipe, needs and reference.
+def describe_loss(name: str, own: Loss | None = None) -> str:
+    """One loss: formula, options, recipe, needs and reference; ``own`` where it is not the table's.
 
     Raises:
         ValueError: On a name that is not in the table.
     """
-    if name not in LOSSES:
+    if own is None and name not in LOSSES:
         near = difflib.get_close_matches(name, LOSSES, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown loss {name!r}{hint} known: {', '.join(sorted(LOSSES))}")
-    loss = LOSSES[name]
-    doc = sections(loss.fn.__doc__ or "")
+    loss = own or LOSSES[name]
+    doc = sections(loss.fn.__doc__ or "(no docstring)")
     text = [f"{name}: {doc['Summary']}", "", doc["Body"], "", f"Use: {loss.use}.", f"Needs: {needs(loss)}"]
     for need, (key, value) in loss.waives.items():
         text.append(f"  ({need} is not needed with {key}={number(value)})")
@@ -120,7 +120,7 @@ def describe_loss(name: str) -> str:
             text.append(f"  {key}={number(option.default)}  {what}")
     if loss.unsure:
         text += ["", f"Not verified: {loss.unsure}."]
-    return "\n".join([*text, "", f"References: {doc['References']}"])
+    return "\n".join([*text, "", f"References: {doc.get('References', '-')}"])
 
 
 def arguments(args: str) -> dict[str, str]:

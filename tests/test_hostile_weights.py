@@ -2,22 +2,25 @@
 
 import argparse
 import io
+import os
 import pickle
 import random
 import resource
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 from torch import nn
 
 from logitbank.pipeline.models.torch_files import MAX_PROGRAM
-from logitbank.pipeline.models.weights import load_into, load_state, read_metadata, read_training_keys
+from logitbank.pipeline.models.weights import load_weights, read_metadata, read_training_keys
 
 MOST_MEMORY = 300 * 2**20  # bytes that all of it may add to this process's peak
 
@@ -54,6 +57,42 @@ class Buffer:
         return bytearray, (10 * 2**30,)
 
 
+class Shell:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+class Calculator:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("open('pwned', 'w')",)
+
+
+# 4 MB of text of which 300,000 encoded copies are asked for; and a tuple of two tuples of two tuples ...
+COPIES = (
+    b"\x80\x02}q\x00X"
+    + struct.pack("<I", 2**22)
+    + b"x" * 2**22
+    + b"q\x01X\x06\x00\x00\x00latin1q\x020"
+    + b"c_codecs\nencode\nq\x03"
+    + b"h\x03h\x01h\x02\x86R0" * 300_000
+    + b"."
+)
+KNOT = b"\x80\x02}(K\x01K\x02\x86" + b"q\x01h\x01\x86" * 1000 + b"K\x01u."
+
+
+def resized(state: dict[str, Any], size: list[int], stride: list[int]) -> bytes:
+    """A checkpoint whose first tensor says that it has another shape."""
+    blob = saved(state)
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        program = archive.read("archive/data.pkl")
+    start, memo = program.index(b"K\x03K\x04\x86q"), len(b"K\x03K\x04\x86q?")
+    assert program[start + memo :].startswith(b"K\x04K\x01\x86q")
+    numbers = [b"\x8a\x09" + number.to_bytes(9, "little", signed=True) for number in (*size, *stride)]
+    now = b"".join((*numbers[:2], program[start + 4 : start + memo], *numbers[2:]))
+    program = program[:start] + now + program[start + memo + 4 :]
+    return repacked(blob, zipfile.ZIP_STORED, {"data.pkl": program})
+
+
 def stored(changes: dict[str, Any]) -> dict[str, Any]:
     return {**network().state_dict(), **changes}
 
@@ -68,7 +107,15 @@ ODD: dict[str, Callable[[], bytes]] = {
     "evil.pth": lambda: pickle.dumps(Evil()),
     "new-pickle.pth": lambda: pickle.dumps({"w": 1}, protocol=5),
     "module.pt": lambda: saved(network()),
-    "namespace.pt": lambda: saved({"state_dict": stored({}), "args": argparse.Namespace(a=1)}),
+    "beside.pt": lambda: saved({"state_dict": stored({}), "args": Shell()}),
+    "beside.pth": lambda: saved({"state_dict": stored({}), "a": Shell()}, _use_new_zipfile_serialization=False),
+    "eval.pt": lambda: saved({"state_dict": stored({}), "args": Calculator()}),
+    "copies.pt": lambda: repacked(saved({}), zipfile.ZIP_STORED, {"data.pkl": COPIES}),
+    "knot.pt": lambda: repacked(saved({}), zipfile.ZIP_STORED, {"data.pkl": KNOT}),
+    "overflow.pt": lambda: resized(stored({W: torch.ones(3, 4)}), [2**61, 2**61], [0, 0]),
+    "past-end.pt": lambda: resized(stored({W: torch.ones(3, 4)}), [3, 4], [4, 2]),
+    "negative.pt": lambda: resized(stored({W: torch.ones(3, 4)}), [3, 4], [-4, 1]),
+    "cut.pth": lambda: saved(stored({}), _use_new_zipfile_serialization=False)[:-4],
     "sparse.pt": lambda: saved(stored({W: torch.eye(4).to_sparse()})),
     "meta.pt": lambda: saved(stored({W: torch.empty(10**10, device="meta")})),
     "complex.pt": lambda: saved(stored({W: torch.ones(3, 4, dtype=torch.complex64)})),
@@ -148,7 +195,7 @@ def damaged(number: int) -> tuple[str, bytes]:
 def refusal(path: Path) -> str:
     """The message; empty when the weights are loaded."""
     try:
-        load_into(network(), load_state(path), architecture="mlp", source=str(path))
+        load_weights(network(), path, architecture="mlp")
         read_metadata(path)
         read_training_keys(path)
     except ValueError as error:
@@ -200,6 +247,11 @@ def test_sound_checkpoints_of_every_kind_are_loaded(tmp_path: Path) -> None:
         "parallel.pt": saved({f"module.{name}": value for name, value in state.items()}),
         "whole.pt": saved({"state_dict": state, "epoch": 3, "optimizer": optimizer, "best": 0.5, "arch": "x"}),
         "half.pt": saved({name: v.half() if v.is_floating_point() else v for name, v in state.items()}),
+        "options.pt": saved(
+            {"state_dict": state, "args": argparse.Namespace(a=1, path=Path("x")), "lr": np.float64(1)}
+        ),
+        "modern.pt": saved({"state_dict": state, "args": argparse.Namespace(a=1)}, pickle_protocol=4),
+        "set.pt": saved({"state_dict": state, "seen": {1, 2}, "count": Counter("aab"), "size": torch.Size([1])}),
         "strided.pt": saved({**state, W: state[W].t().contiguous().t()}),
         "parameters.pt": saved({**state, **dict(network().named_parameters())}),
         "plain.safetensors": save(state),

@@ -120,7 +120,8 @@ def cache_teacher(
         ),
     ] = "mlp",
     weights: Annotated[
-        str, typer.Option(help="A file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init")
+        str,
+        typer.Option(help="A file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"),
     ] = "",
     name: Annotated[str, typer.Option(help="The teacher's name in the store")] = "teacher",
     folds: Folds = 0,

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from logitbank.pipeline.datasets.spec import shown
 from logitbank.pipeline.files.whole import whole_file
-from logitbank.pipeline.models.torch_files import TORCH_SUFFIXES, load_torch_file
+from logitbank.pipeline.models.parts import SEPARATOR, Choice, choose, others_that_fit
+from logitbank.pipeline.models.weight_files import WeightFile, one_line, open_weights, printable
 from logitbank.stores.format.plain_json import parse_json
 
 METADATA_KEY = "logitbank"
@@ -27,9 +30,7 @@ MAX_TRAINING_KEYS = 8 * 2**20  # a safetensors header has at most 100 MB
 
 Keys = npt.NDArray[np.uint64]
 
-_SHOWN_KEYS, _SHOWN_NAME = 5, 60
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SHOWN_KEYS = 5
 
 
 def save_weights(
@@ -103,48 +104,67 @@ def _texts(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from error
+        raise ValueError(f"{path}: not a readable safetensors file ({one_line(error)})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a network took from a file of weights.
+
+    Attributes:
+        state: The tensors, by the network's names.
+        part: Which part of the file, as it is selected behind ``::``; empty when the file is a plain state dict.
+        said: What people should know of it, in one line; empty where there was nothing to choose.
+    """
+
+    state: dict[str, Tensor]
+    part: str
+    said: str
+
+
+def load_weights(model: nn.Module, path: Path, *, architecture: str, part: str = "") -> Taken:
+    """Loads a network's weights from a file of whoever trained it; ``parts`` says which part of it.
+
+    Args:
+        model: Takes every tensor, or stays as it is.
+        path: safetensors, or what ``torch.save`` wrote (``TORCH_SUFFIXES``), of which only tensors are made.
+        architecture: For errors.
+        part: Selects a part; empty takes the plain weights.
+
+    Raises:
+        ValueError: Missing or damaged file, no weights in it, or weights that do not fit.
+    """
+    file = open_weights(path)
+    own = model.state_dict()
+    names = {name: tuple(inner) for name, inner in file.parts.items()}
+    choice = choose(names, own, part, str(path))
+    state = {name: file.tensor(choice.path, inner) for name, inner in choice.names.items()}
+    load_into(model, state, architecture=architecture, source=str(path))
+    return Taken(state=state, part=choice.spelled, said=_say(path, file, choice, others_that_fit(names, own, choice)))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """State dict from safetensors, or from a ``.pt``/``.pth``/``.th`` file with ``weights_only=True``.
-
-    Common wrappers are opened: a dict under ``state_dict`` or ``model``, and a ``module.`` prefix on every name. What a
-    file declares takes no memory that it does not fill.
+    """The tensors of a file that holds one state dict, by the names that it gives them.
 
     Raises:
-        ValueError: Missing file, unknown suffix, or a file that holds anything but plain tensors by name.
+        ValueError: As for ``load_weights``, or several state dicts.
     """
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}; give a .safetensors or {', '.join(TORCH_SUFFIXES)} file")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({_line(error)})") from error
-    elif path.suffix in TORCH_SUFFIXES:
-        state = _unwrapped(load_torch_file(path), path)
-    else:
-        raise ValueError(f"{path}: unknown kind of weights; expected .safetensors or {', '.join(TORCH_SUFFIXES)}")
-    for name, tensor in state.items():
-        plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
-        if not plain or tensor.dtype not in (*_FLOATS, *_INTEGERS):
-            kind = "quantised" if tensor.is_quantized else f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}"
-            raise ValueError(f"{path}: {_named(name)} is no plain tensor ({kind}); save model.state_dict() in floats")
-    return state
+    file = open_weights(path)
+    if len(file.parts) > 1:
+        raise ValueError(f"{path}: holds {len(file.parts)} state dicts ({shown(file.parts)}); expected one")
+    ((part, names),) = file.parts.items()
+    return {name: file.tensor(part, name) for name in names}
 
 
-def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise ValueError(f"{path}: holds no state dict (tensors by name); save model.state_dict()")
-    prefixed = all(name.startswith("module.") for name in content)
-    return {name.removeprefix("module.") if prefixed else name: value for name, value in content.items()}
+def _say(path: Path, file: WeightFile, choice: Choice, others: list[str]) -> str:
+    if not choice.spelled:
+        return ""
+    where = f"the part {choice.path}" if choice.path else "the weights"
+    text = f"{path}: took {where}"
+    text += f", whose names begin with {printable(choice.prefix)}" if choice.prefix else ""
+    if others:
+        text += f"; {shown(map(printable, others))} would fit too: {path}{SEPARATOR}{printable(others[0])}"
+    return text + (f"; did not read {shown(map(printable, file.beside), 8)}" if file.beside else "")
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, architecture: str, source: str) -> None:
@@ -158,7 +178,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, architecture: st
     both = [name for name in own if name in state]
     faults = {
         "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
-        "unexpected": [_named(name) for name in state if name not in own],
+        "unexpected": [printable(name) for name in state if name not in own],
         "of another shape": [
             f"{name} {list(state[name].shape)} (expected {list(own[name].shape)})"
             for name in both
@@ -188,12 +208,3 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _named(name: str) -> str:
-    """A stranger's name, short and printable."""
-    return ascii(name[:_SHOWN_NAME])[1:-1] + ("..." if len(name) > _SHOWN_NAME else "")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -33,12 +33,13 @@ from logitbank.pipeline.fit.weights import weight_bytes
 from logitbank.pipeline.metrics import Metrics, measure
 from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
 from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.models.parts import split_selection
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import (
     KEY_SPACE,
     KEYS_COMPLETE,
-    load_into,
-    load_state,
+    Taken,
+    load_weights,
     read_metadata,
     read_training_keys,
     save_weights,
@@ -143,7 +144,7 @@ def train_student(
         teacher: Which teacher of the store (default: the only one), or several: "a,b" or "a:2,b:1".
         combine: How several teachers become one: mean-prob or mean-logit.
         tail: Tail rule of encodings that do not store every class.
-        init: Weights that the student starts from.
+        init: Weights that the student starts from: a file, or ``FILE::PART``; see ``load_weights``.
         val_share: Share of the training rows that is held out for validation, stratified.
         preprocessing: The student's input scaling; the default is its own, or mean and deviation of its rows.
         device: Where to train.
@@ -187,13 +188,15 @@ def train_student(
     views = Views.from_attributes(store.views)
     scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows)
     scaling.check(split)
-    fresh = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
+    fresh, taken = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
     if test is not None:
         check_network(student, fresh, test, views=Views(), preprocessing=scaling)
     check_network(student, fresh, split, views=views, preprocessing=scaling, to_train=True)
     keys, complete = _training_keys(split, None if views.mixes else rows, init, student)
     if test is not None:
         warnings += seen_warnings(test, keys)
+    if taken is not None and taken.said:
+        warnings.append(taken.said)
     for warning in warnings if on_warning is not None and processes.first else ():
         on_warning(warning)  # type: ignore[misc]
     settings = {
@@ -201,7 +204,8 @@ def train_student(
         "objective": objective.settings,
         "tail": tail,
         "combine": combine if isinstance(answers, Ensemble) else None,
-        "init_sha256": None if init is None else weights_digest(load_state(init)),
+        "init_sha256": None if taken is None else weights_digest(taken.state),
+        **({"init_part": taken.part} if taken is not None and taken.part else {}),
         "training": training.attributes(),
         "validation": {
             "share": val_share,
@@ -233,7 +237,7 @@ def train_student(
         checkpoint: Checkpoint | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
     ) -> tuple[nn.Module, list[EpochRecord]]:
-        model = _fresh_student(student, split, init, training.seed)
+        model, _ = _fresh_student(student, split, init, training.seed)
         history = fit(
             model,
             split,
@@ -330,12 +334,14 @@ def train_student(
     return result
 
 
-def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> nn.Module:
+def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> tuple[nn.Module, Taken | None]:
+    """The student before its first step, and what it took from ``init``."""
     torch.manual_seed(seed)
     model = build_model(student, split)
-    if init is not None:
-        load_into(model, load_state(init), architecture=student, source=str(init))
-    return model
+    if init is None:
+        return model, None
+    file, part = split_selection(str(init))
+    return model, load_weights(model, Path(file), architecture=student, part=part)
 
 
 def _training_keys(
@@ -344,9 +350,10 @@ def _training_keys(
     """Content keys of what the student was trained on (rows None: all), as far as is known, and whether that is all."""
     keys, complete = split.keys if rows is None else split.keys[rows], not is_factory(student)
     if init is not None:
-        before = read_training_keys(init)
+        file = Path(split_selection(str(init))[0])
+        before = read_training_keys(file)
         keys = keys if before is None else np.union1d(keys, before)
-        said = read_metadata(init)
+        said = read_metadata(file)
         known = before is not None and said.get(KEYS_COMPLETE) is True and said.get(KEY_SPACE) == split.key_space
         complete = complete and known
     return keys, complete

@@ -28,6 +28,7 @@ from logitbank.pipeline.cache_teacher.teachers.networks import (
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.models import Preprocessing, own_preprocessing
+from logitbank.pipeline.models.parts import split_selection
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 
 
@@ -55,11 +56,13 @@ class TeacherSet:
     def identity(self) -> dict[str, Any]:
         """Who answered, as a store records it."""
         first = self.teachers[0].identity
+        parts = [teacher.identity.get("weights_part", "") for teacher in self.teachers]
         return {
             "architecture": first["architecture"],
             "weights_sha256": [teacher.identity["weights_sha256"] for teacher in self.teachers],
             "preprocessing": [teacher.preprocessing.attributes() for teacher in self.teachers],
             "training_fingerprint": self.training_fingerprint,
+            **({"weights_part": parts} if any(parts) else {}),
         }
 
 
@@ -77,7 +80,7 @@ def load_teachers(
         split: The examples to be answered.
         architecture: A name of the model table.
         weights: A file, a folder that ``train-teacher`` wrote, a pattern with ``{fold}``, or ``random-init``: an
-            untrained network, as a control.
+            untrained network, as a control. ``::PART`` behind it selects a part of each file; see ``load_weights``.
         plan: Folds as the caller declares them: needed for fold teachers whose files do not say it.
         preprocessing: Overrides the weights' metadata and the model's own configuration.
 
@@ -86,6 +89,7 @@ def load_teachers(
     """
     if weights == RANDOM_INIT:
         return _untrained(split, architecture, plan, preprocessing)
+    weights, part = split_selection(weights)
     paths = fold_paths(weights, plan)
     if paths is None:
         path = single_path(weights)
@@ -93,11 +97,11 @@ def load_teachers(
             raise ValueError(
                 f"--folds needs one file a fold, {weights} is one file; give a folder or a {{fold}} pattern"
             )
-        teacher, claims = load_teacher(split, architecture, path, preprocessing)
+        teacher, claims = load_teacher(split, architecture, path, part, preprocessing)
         seen = claims.seen(split)
         _refuse_lone_fold_teacher(claims, seen, split, path)
         return TeacherSet(teachers=(teacher,), seen=seen, training_fingerprint=claims.fingerprint)
-    loaded = [load_teacher(split, architecture, path, preprocessing) for path in paths]
+    loaded = [load_teacher(split, architecture, path, part, preprocessing) for path in paths]
     _refuse_twins([teacher for teacher, _ in loaded], paths)
     said = [claims for _, claims in loaded]
     claimed = [claims.folds for claims in said if claims.folds is not None]

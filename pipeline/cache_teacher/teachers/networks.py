@@ -1,5 +1,6 @@
 """One network of a teacher: its files, its weights, its input scaling and its identity."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from logitbank.pipeline.cache_teacher.train import FOLD_FILE, SINGLE_FILE
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models.parts import split_selection
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
-from logitbank.pipeline.models.weights import load_into, load_state, weights_digest
+from logitbank.pipeline.models.weights import load_weights, weights_digest
 
 FOLD_PLACEHOLDER = "{fold}"
 RANDOM_INIT = "random-init"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ def load_teacher(
     split: Split,
     architecture: str,
     path: Path,
+    part: str,
     preprocessing: Preprocessing | None,
     fallback: Preprocessing | None = None,
     option: str = "--teacher",
@@ -43,17 +47,19 @@ def load_teacher(
         split: Gives inputs and classes.
         architecture: As in ``load_teachers``.
         path: The weights.
+        part: Which part of the file; see ``load_weights``.
         preprocessing: Overrides the file's metadata and the model's own.
         fallback: Taken where nothing else says it.
         option: What names the architecture, for the error.
     """
-    state = load_state(path)
     claims = Claims.read(path)
     trained_as = claims.architecture or architecture
     if trained_as != architecture:
         raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass {option} {trained_as}")
     model = build_model(architecture, split)
-    load_into(model, state, architecture=architecture, source=str(path))
+    taken = load_weights(model, path, architecture=architecture, part=part)
+    if taken.said:
+        _log.warning("note: %s", taken.said)
     scaling = preprocessing or claims.preprocessing or own_preprocessing(architecture) or fallback
     if scaling is None:
         raise ValueError(
@@ -61,7 +67,9 @@ def load_teacher(
             f" (this data: {_suggest(split)})"
         )
     scaling.check(split)
-    identity = {"architecture": architecture, "weights_sha256": weights_digest(state)}
+    identity = {"architecture": architecture, "weights_sha256": weights_digest(taken.state)}
+    if taken.part:
+        identity["weights_part"] = taken.part
     return TeacherNetwork(model=model.eval(), preprocessing=scaling, identity=identity), claims
 
 
@@ -141,6 +149,7 @@ def load_again(
     if weights == RANDOM_INIT:
         scaling = preprocessing or own_preprocessing(architecture) or recorded[0]
         return untrained_teachers(split, architecture, num_teachers, scaling), ()
+    weights, part = split_selection(weights)
     paths = fold_paths(weights, None) or [single_path(weights)]
     if not paths[0].is_file():
         raise ValueError(f"{paths[0]}: no such weights; expected a file, or a folder that train-teacher wrote")
@@ -150,7 +159,7 @@ def load_again(
             f" {'one file' if num_teachers == 1 else 'a folder with one file a fold, or a {fold} pattern'}"
         )
     loaded = [
-        load_teacher(split, architecture, path, preprocessing, fallback, "--teacher-arch")
+        load_teacher(split, architecture, path, part, preprocessing, fallback, "--teacher-arch")
         for path, fallback in zip(paths, recorded, strict=True)
     ]
     return tuple(teacher for teacher, _ in loaded), tuple(claims for _, claims in loaded)

@@ -49,7 +49,8 @@ def _difference(store: Store, split: Split) -> str:
         return f"{wrote}; {found} has other labels on {wrong} examples: use the labels that the store was made with"
     if len(split) == store.num_examples and np.array_equal(np.sort(store.keys), np.sort(split.keys)):
         return f"{wrote}; {found} holds the same examples in another order and with other labels"
-    return f"{wrote}; {found}: pass the data that the store was written for with --data"
+    shrunk = "" if split.originals is None else ", with its size= where pictures were shrunk (once 224 by default)"
+    return f"{wrote}; {found}: pass the data that the store was written for with --data{shrunk}"
 
 
 def describe_examples(

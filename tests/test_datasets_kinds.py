@@ -17,6 +17,7 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import load_split, with_split
+from logitbank.pipeline.datasets.image_files import paths_of
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
@@ -150,7 +151,9 @@ def test_a_folder_of_images(folder: Path) -> None:
 def test_broken_images_stop_the_pass_or_are_masked(folder: Path, tmp_path: Path) -> None:
     """Their rows stay where they are, every other row is answered as if nothing had happened."""
     whole = load_split(f"imagefolder:{folder}?size=16")
-    victims = [whole.samples.paths[row] for row in (4, 20)]  # type: ignore[attr-defined]
+    files = paths_of(whole)
+    assert files is not None
+    victims = [files[row] for row in (4, 20)]
     victims[0].write_bytes(b"not an image")  # and the other: the header is sound, the rest is cut off
     victims[1].write_bytes(victims[1].read_bytes()[: victims[1].stat().st_size * 4 // 5])
     with pytest.raises(ValueError, match=r"1 files cannot be decoded: .*train/cat/04"):

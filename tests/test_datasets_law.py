@@ -57,7 +57,9 @@ def make_image_folder(folder: Path) -> str:
     for split, part in (("train", TRAIN), ("test", TEST)):
         for number, (image, y) in enumerate(zip(X[part], Y[part], strict=True)):
             (folder / "pics" / split / NAMES[y]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / "pics" / split / NAMES[y] / f"{number}.png")
+            exif = Image.Exif()
+            exif[274] = 3 if number == 0 else 1  # orientation
+            Image.fromarray(image).save(folder / "pics" / split / NAMES[y] / f"{number}.png", exif=exif)
     return f"imagefolder:{folder}/pics?size=12"
 
 
@@ -157,6 +159,7 @@ OPTIONS: dict[str, dict[str, Case]] = {
     "imagefolder": {
         "split": SPLIT,
         "size": ("size=9", "", ("0", "-1", "5000", "9.5", "big")),
+        "upright": ("imagefolder:D/pics?upright=1", "imagefolder:D/pics", ("1", "2", "yes", "")),
         "on_error": ("on_error=skip", "", ("ignore", "")),
         "classes": ("classes=D/wide.txt", "", ("2", "7", "no.txt", "D/twice.txt", "D/other.txt")),
     },

@@ -13,6 +13,7 @@ from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitTeacher
 from logitbank.pipeline.datasets import Split, load_split
+from logitbank.pipeline.datasets.image_files import paths_of
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
@@ -166,7 +167,8 @@ def images(tmp_path: Path) -> Split:
 def test_file_names_find_their_images(images: Split, tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
     logits[np.arange(60), images.labels] += 3
-    paths: list[Path] = images.samples.paths  # type: ignore[attr-defined]
+    paths = paths_of(images)
+    assert paths is not None
     keys = [f"{path.parent.name}/{path.name}" for path in paths]
     write_epoch(tmp_path / "c", logits, keys, ranks=3)
     extra = tmp_path / "c" / f"logits_top{K}_epoch0"

@@ -70,8 +70,9 @@ SOURCES: dict[str, Source] = {
     "imagefolder": Source(
         load=load_image_folder,
         takes_name=True,
-        example="imagefolder:DIR?split=train&size=224",
-        about="DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg, decoded when read; on_error=skip masks broken files",
+        example="imagefolder:DIR?split=train",
+        about="DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg, each in its own size; on_error=skip masks broken files,"
+        " size=64 shrinks all to squares first",
     ),
     "hf": Source(
         load=load_hf,

@@ -1,4 +1,4 @@
-"""Images that stay in their files: read and decoded when rows are asked for, all to one size.
+"""Images that stay in their files: read and decoded when rows are asked for.
 
 Shapes: N images, S x S pixels.
 """
@@ -12,57 +12,63 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from logitbank.pipeline.datasets.pictures import decode_image, open_image
-from logitbank.pipeline.datasets.split import KEY_BYTES
+from logitbank.pipeline.datasets.originals import Originals
+from logitbank.pipeline.datasets.pictures import decode_whole, is_turned, open_image, shrink
+from logitbank.pipeline.datasets.split import KEY_BYTES, Split
 
 _THREADS = 4
 _NOT_FRAMES = "MPO"  # what cameras add to a JPEG is no frame of its own
+_BLANK = (8, 8)
 
 
 class ImageFiles:
-    """Reads like an array uint8 [N, S, S, 3], but every access decodes.
-
-    An image is turned as its EXIF says, resized so that its shorter side is S (bilinear, antialiased), and cropped in
-    the middle. Its key is the hash of its file's bytes and of S.
+    """Files of pictures, each in its own size; its key is the hash of the file's bytes and of ``key_space``.
 
     Args:
         paths: One file an image.
-        size: S.
+        upright: Turn them as their EXIF says.
         broken: Rows that cannot be decoded and read as black.
+        key_space: What is done to pictures before a view sees them, if anything.
     """
 
-    ndim = 4
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, paths: Sequence[Path], size: int, *, broken: npt.NDArray[np.bool_] | None = None) -> None:
-        self.paths, self.size = list(paths), size
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        upright: bool = False,
+        broken: npt.NDArray[np.bool_] | None = None,
+        key_space: str = "",
+    ) -> None:
+        self.paths, self.upright = list(paths), upright
         self.broken = np.zeros(len(self.paths), np.bool_) if broken is None else broken
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self.paths), self.size, self.size, 3
+        self.key_space = key_space or ("file upright" if upright else "file")
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
-        """Decoded images; an int gives one."""
-        if isinstance(rows, int | np.integer):
-            return self._read(int(rows))
-        chosen = np.arange(len(self))[rows]
-        out = np.empty((len(chosen), *self.shape[1:]), dtype=np.uint8)
-        for place, row in enumerate(chosen):
-            out[place] = self._read(int(row))
-        return out
+    def original(self, row: int) -> Image.Image:
+        """The whole picture, RGB; a broken one is black."""
+        if self.broken[row]:
+            return Image.new("RGB", _BLANK)
+        path = self.paths[row]
+        data = _read(path)
+        try:
+            return decode_whole(data, upright=self.upright)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: cannot be decoded ({error}); mend or remove it, or pass on_error=skip to mask its row"
+            ) from error
 
     def subset(self, rows: npt.NDArray[np.integer]) -> "ImageFiles":
         """Some of the images, in the order of ``rows``; nothing is decoded."""
-        return ImageFiles([self.paths[row] for row in rows], self.size, broken=self.broken[rows])
-
-    @property
-    def key_space(self) -> str:
-        return f"file {self.size}"
+        return ImageFiles(
+            [self.paths[row] for row in rows],
+            upright=self.upright,
+            broken=self.broken[rows],
+            key_space=self.key_space,
+        )
 
     def content_keys(self) -> npt.NDArray[np.uint64]:
         """uint64 [N]; reads every file once and decodes none."""
@@ -81,39 +87,82 @@ class ImageFiles:
             decode: Decode them whole, which also finds files that were cut off; otherwise look at the headers.
         """
 
-        def fault_of(path: Path) -> tuple[str, bool]:
+        def fault_of(path: Path) -> tuple[str, bool, bool]:
             try:
                 with open_image(path) as image:
                     frames = image.format != _NOT_FRAMES and bool(getattr(image, "is_animated", False))
+                    turned = is_turned(image)
                 if decode:
-                    decode_image(_read(path), self.size)
+                    decode_whole(_read(path), upright=self.upright)
             except ValueError as error:
-                return str(error), False
-            return "", frames
+                return str(error), False, False
+            return "", frames, turned
 
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(fault_of, self.paths))
-        return Looked(faults=[fault for fault, _ in found], frames=[several for _, several in found])
-
-    def _read(self, row: int) -> npt.NDArray[np.uint8]:
-        if self.broken[row]:
-            return np.zeros(self.shape[1:], dtype=np.uint8)
-        path = self.paths[row]
-        data = _read(path)
-        try:
-            return decode_image(data, self.size)
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: cannot be decoded ({error}); mend or remove it, or pass on_error=skip to mask its row"
-            ) from error
+        faults, frames, turned = (list(each) for each in zip(*found, strict=True))
+        return Looked(faults=faults, frames=frames, turned=turned)
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What was found in each file: why it cannot be read (or nothing), and whether it holds several frames."""
+    """Of each file: why it cannot be read (or nothing), and whether it holds several frames or is to be turned."""
 
     faults: list[str]
     frames: list[bool]
+    turned: list[bool]
+
+
+class Thumbnails:
+    """Files shrunk to one size before any view, for small trials; read like an array uint8 [N, S, S, 3].
+
+    An image is turned as its EXIF says, resized so that its shorter side is S (bilinear, antialiased), and cropped in
+    the middle. S takes part in its key.
+
+    Args:
+        source: The files, upright, with a key space that names S.
+        size: S.
+    """
+
+    ndim = 4
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, source: ImageFiles, size: int) -> None:
+        self.source, self.size = source, size
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.source), self.size, self.size, 3
+
+    @property
+    def key_space(self) -> str:
+        return self.source.key_space
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint8]:
+        """Decoded images; an int gives one."""
+        if isinstance(rows, int | np.integer):
+            return shrink(self.source.original(int(rows)), self.size)
+        chosen = np.arange(len(self))[rows]
+        out = np.empty((len(chosen), *self.shape[1:]), dtype=np.uint8)
+        for place, row in enumerate(chosen):
+            out[place] = shrink(self.source.original(int(row)), self.size)
+        return out
+
+    def content_keys(self) -> npt.NDArray[np.uint64]:
+        return self.source.content_keys()
+
+    def subset(self, rows: npt.NDArray[np.integer]) -> "Thumbnails":
+        return Thumbnails(self.source.subset(rows), self.size)
+
+
+def paths_of(split: Split) -> list[Path] | None:
+    """The file of each example, where examples are files."""
+    samples: Any = split.samples
+    files = samples.source if isinstance(samples, Originals | Thumbnails) else None
+    return files.paths if isinstance(files, ImageFiles) else None
 
 
 def _read(path: Path) -> bytes:

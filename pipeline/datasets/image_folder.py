@@ -6,9 +6,10 @@ from typing import Any, cast
 import numpy as np
 
 from logitbank.pipeline.datasets.classes import known_classes
-from logitbank.pipeline.datasets.image_files import ImageFiles
+from logitbank.pipeline.datasets.image_files import ImageFiles, Thumbnails
 from logitbank.pipeline.datasets.image_tree import UNLABELLED, Tree, beside, find_folder, read_tree
-from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, shown, spell, tell
+from logitbank.pipeline.datasets.originals import Originals
+from logitbank.pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split
 
 ON_ERROR = ("stop", "skip")
@@ -16,18 +17,22 @@ MAX_SIZE = 4096
 
 
 def load_image_folder(
-    path: str, *, split: str = "train", size: str = "224", on_error: str = "stop", classes: str = ""
+    path: str, *, split: str = "train", size: str = "", upright: str = "0", on_error: str = "stop", classes: str = ""
 ) -> Split:
     """``DIR/train/CLASS/**`` when DIR has a folder of the split's name, else ``DIR/CLASS/**``, sorted by path.
 
-    Images stay in their files, and are decoded when they are read. A folder ``unlabelled`` is no class: its images
-    have the label -1. Each file is a row, or is named with a number, or is refused; hidden files and folders are never
-    read, and links are followed.
+    Images stay in their files, as they are, and are decoded when they are read. A folder ``unlabelled`` is no class:
+    its images have the label -1. Each file is a row, or is named with a number, or is refused; hidden files and folders
+    are never read, and links are followed.
 
     Args:
         path: DIR.
         split: "train" or "test"; "val" and "validation" are other names of the test split's folder.
-        size: Pixels that the shorter side is resized to, before a square is cut out of the middle.
+        size: For small trials: pixels that the shorter side is resized to, and the side of the square that is cut out
+            of the middle, before any view. Without it views are cut from the original, and each model resizes it as
+            its library does.
+        upright: 1 turns pictures as their EXIF says. Without it they are read as they lie in the file, as torchvision
+            and timm read them; ``size`` always turns them.
         on_error: ``stop`` looks at every header now and refuses files that are no images; one that turns out to be cut
             off later stops the pass. ``skip`` decodes every image once now, and masks the rows of those that fail, in
             their places: no other row moves.
@@ -37,13 +42,19 @@ def load_image_folder(
     Raises:
         ValueError: No such folder, no images, images that cannot be decoded, or outside the folders of known classes.
     """
-    given = said({"on_error": on_error, "classes": classes}, {"on_error": "stop"})
-    spec = spell("imagefolder", path, {"split": split, "size": size, **given})
+    given = said(
+        {"size": size, "upright": upright, "on_error": on_error, "classes": classes},
+        {"upright": "0", "on_error": "stop"},
+    )
+    spec = spell("imagefolder", path, {"split": split, **given})
     check_split(spec, split)
     read_one(spec, "on_error", on_error, ON_ERROR)
-    pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels")
+    turn = read_flag(spec, "upright", upright)
+    pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
+    if turn and pixels:
+        raise ValueError(f"{spec}: upright=1 does nothing here, because size always turns pictures; leave it out")
     tree, names = _read(path, split, classes, spec)
-    files = ImageFiles(tree.images, pixels)
+    files = ImageFiles(tree.images, upright=turn or bool(pixels), key_space=f"file {pixels}" if pixels else "")
     looked = files.look(decode=on_error == "skip")
     broken = np.array([bool(fault) for fault in looked.faults])
     if broken.any():
@@ -54,13 +65,19 @@ def load_image_folder(
     if any(looked.frames):
         several = [str(file) for file, frames in zip(files.paths, looked.frames, strict=True) if frames]
         tell(f"{spec}: {len(several)} files hold several frames, the first is read: {shown(several)}")
+    if any(looked.turned) and not files.upright:
+        turned = [str(file) for file, each in zip(files.paths, looked.turned, strict=True) if each]
+        tell(
+            f"{spec}: {len(turned)} files ask to be turned (EXIF), and are read as they lie, as torchvision and timm"
+            f" read them; upright=1 turns them: {shown(turned)}"
+        )
     files.broken = broken
     label_of = {UNLABELLED: -1, **{name: label for label, name in enumerate(names)}}
     return Split(
         name=Path(path).name,
         split=split,
         spec=spec,
-        samples=cast(Any, files),
+        samples=cast(Any, Thumbnails(files, pixels) if pixels else Originals(files)),
         labels=np.array([label_of[tree.class_of(image)] for image in tree.images], dtype=np.int64),
         num_classes=max(len(names), 2),
         class_names=names if len(names) >= 2 else (),

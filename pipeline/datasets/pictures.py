@@ -66,8 +66,33 @@ def check_image(image: Image.Image) -> None:
 def fit_image(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     """Upright, RGB, shorter side ``size``, cropped in the middle: uint8 [size, size, 3].
 
-    Grey of 16 bits keeps its whole range in proportion (65,535 becomes 255). Transparency is dropped, as it is
-    everywhere in the field. Of several frames the first is read.
+    Raises:
+        ValueError: Damaged bytes, or a picture that cannot be read right.
+    """
+    return shrink(whole_image(image, upright=True), size)
+
+
+def shrink(whole: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """A whole picture in RGB with its shorter side ``size``, cropped in the middle: uint8 [size, size, 3]."""
+    return np.asarray(ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+def decode_whole(data: bytes, *, upright: bool) -> Image.Image:
+    """``whole_image`` of an encoded image."""
+    with open_image(io.BytesIO(data)) as image:
+        return whole_image(image, upright=upright)
+
+
+def whole_image(image: Image.Image, *, upright: bool) -> Image.Image:
+    """The whole picture in RGB, in its own size: the very pixels that ``Image.convert`` gives.
+
+    Where Pillow's conversion loses what is there, ours does not: grey of 16 bits keeps its whole range in proportion
+    (65,535 becomes 255). Transparency is dropped, as it is everywhere in the field. Of several frames the first is
+    read.
+
+    Args:
+        image: As Pillow opened it.
+        upright: Turn it as its EXIF says; the loaders of torchvision and timm do not.
 
     Raises:
         ValueError: Damaged bytes, or a picture that cannot be read right.
@@ -75,11 +100,20 @@ def fit_image(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     check_image(image)
     try:
         image.load()
-        grey = _to_8_bits(image) if _is_16_bit(image) else image
-        upright = _to_rgb(ImageOps.exif_transpose(grey))
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
+        shown = _to_8_bits(image) if _is_16_bit(image) else image
+        return _to_rgb(ImageOps.exif_transpose(shown) if upright else shown)
     except Exception as error:  # Pillow's plugins raise many kinds on damaged bytes
         raise ValueError(_said(error)) from error
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether the header of a picture, which is not decoded, says that it is to be turned or mirrored."""
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look behind the pixels
+        return False
+    try:
+        return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    except Exception:  # damaged EXIF says nothing
+        return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

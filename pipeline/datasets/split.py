@@ -6,10 +6,12 @@ Shapes: N examples, H x W x C pixels, D features.
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from logitbank.pipeline.datasets.originals import Originals
 from logitbank.pipeline.datasets.spec import canonical
 
 KEY_BYTES = 8
@@ -80,8 +82,9 @@ class Split:
         name: Dataset name, such as "CIFAR10".
         split: "train" or "test".
         spec: The text that loads it again, such as "digits?split=train".
-        samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D]; an array, or what reads like one
-            (``ImageFiles``: indexing, ``shape``, ``ndim``, ``dtype``, and ``content_keys`` of its own).
+        samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D]; an array, or what reads like one:
+            ``Originals``, pictures of any sizes, or ``Thumbnails`` (indexing, ``shape``, ``ndim``, ``dtype``, and
+            ``content_keys`` of its own).
         labels: int64 [N]; -1 marks an unlabelled example.
         num_classes: Number of classes C.
         class_names: Names in label order, or empty.
@@ -133,6 +136,12 @@ class Split:
     @property
     def is_image(self) -> bool:
         return self.samples.ndim == 4
+
+    @property
+    def originals(self) -> Originals | None:
+        """The samples, where they are pictures of any sizes."""
+        samples: Any = self.samples
+        return samples if isinstance(samples, Originals) else None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

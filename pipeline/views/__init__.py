@@ -1,7 +1,9 @@
 """Replayable views: view v of an example is a function of (store seed, content key of the example, v) alone.
 
 No worker count, batch size, order, rank or device takes part, so stage two sees the very pixels that the teacher
-answered.
+answered. A view of a photograph is a function of the original: a crop is drawn in its coordinates, and resampled once
+to the size that a model reads; colours change after it. Where a view cuts nothing, each model resizes the original as
+its own library does.
 
 Shapes: B batch, H x W x C pixels, V views, P probes.
 """
@@ -15,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.resize_crop import STANDARD, ResizeCrop
 from logitbank.pipeline.views.mixing import partners
 from logitbank.pipeline.views.seeds import Seeds, draw, mix64, view_seeds
 from logitbank.pipeline.views.transforms import (
     TRANSFORMS,
+    Step,
     Transform,
     allow_transform,
     allow_views,
@@ -75,19 +79,31 @@ class Views:
 
     def check(self, split: Split) -> None:
         """Raises ValueError when the views cannot be made of the split's samples."""
-        if not split.is_image and any(step.images_only for step, _ in parse_transform(self.transform)):
+        steps = [step for step, _ in parse_transform(self.transform)]
+        if not split.is_image and any(step.images_only for step in steps):
             raise ValueError(f"transform {self.transform!r} needs images, but {split.spec} is a table; use none")
+        if split.originals is not None and any(step.cut is not None for step in steps[1:]):
+            raise ValueError(f"transform {self.transform!r}: rrc cuts its crops from the originals; write it first")
 
-    def samples(self, split: Split, rows: npt.NDArray[np.integer] | slice, view: int) -> Samples:
-        """The given rows as view ``view`` shows them, uint8 [B, H, W, C] or float32 [B, D]."""
+    def samples(
+        self, split: Split, rows: npt.NDArray[np.integer] | slice, view: int, fit: ResizeCrop | None = None
+    ) -> Samples:
+        """The given rows as view ``view`` shows them, uint8 [B, H, W, C] or float32 [B, D].
+
+        Args:
+            split: The examples.
+            rows: Which of them.
+            view: Which view.
+            fit: Of originals: how the model resizes them, and to which size; ``STANDARD`` when left out.
+        """
         steps = parse_transform(self.transform)
         seeds = view_seeds(self.seed, split.keys[rows], view)
         mixing = steps.pop()[0] if steps[-1][0].mixes else None
-        shown = _apply(steps, split.samples[rows], seeds)
+        shown = _shown(steps, split, rows, seeds, fit)
         if mixing is None:
             return shown
         others = partners(seeds, split.rows_by_key)
-        shown_others = _apply(steps, split.samples[others], view_seeds(self.seed, split.keys[others], view))
+        shown_others = _shown(steps, split, others, view_seeds(self.seed, split.keys[others], view), fit)
         return np.asarray(mixing.apply(shown, shown_others, seeds))
 
     def attributes(self) -> dict[str, Any]:
@@ -111,7 +127,23 @@ class Views:
         return cls(transform=transform, num_views=num_views, seed=seed)
 
 
-def _apply(steps: list[tuple[Transform, dict[str, Any]]], samples: Samples, seeds: Seeds) -> Samples:
+def _shown(
+    steps: list[Step],
+    split: Split,
+    rows: npt.NDArray[np.integer] | slice,
+    seeds: Seeds,
+    fit: ResizeCrop | None,
+) -> Samples:
+    originals, fit = split.originals, fit or STANDARD
+    if originals is None:
+        return _apply(steps, split.samples[rows], seeds)
+    chosen = np.arange(len(split))[rows]
+    if steps and (cut := steps[0][0].cut) is not None:
+        return _apply(steps[1:], cut(originals, chosen, seeds, fit, **steps[0][1]), seeds)
+    return _apply(steps, originals.fitted(chosen, fit), seeds)
+
+
+def _apply(steps: list[Step], samples: Samples, seeds: Seeds) -> Samples:
     for transform, options in steps:
         num_samples = len(samples)
         samples = np.asarray(transform.apply(samples, seeds, **options))

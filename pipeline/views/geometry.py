@@ -1,5 +1,8 @@
 """Where a view looks: flip-crop for small images, random resized crop for photographs.
 
+The crop of a photograph is drawn in the coordinates of the original: whoever looks, a teacher or a student of another
+size, sees the same rectangle, resampled once as its model resamples.
+
 Shapes: B batch, H x W x C pixels, uint8.
 """
 
@@ -10,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.datasets.originals import Originals
+from logitbank.pipeline.datasets.resize_crop import ResizeCrop
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.views.seeds import Seeds, draw, draw_unit
 
@@ -50,8 +55,7 @@ def random_resized_crop(images: Images, seeds: Seeds, *, size: int = 0, scale: f
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as F
 
-    if size < 0 or not 0 < scale <= 1:
-        raise ValueError(f"transform rrc has size={size}, scale={scale}; expected size of 0 or more, 0 < scale <= 1")
+    _check(size, scale)
     height, width = images.shape[1:3]
     target = [size or height, size or width]
     boxes = _boxes(height, width, seeds, scale)
@@ -61,6 +65,42 @@ def random_resized_crop(images: Images, seeds: Seeds, *, size: int = 0, scale: f
         crop = F.resized_crop(to_tensor(image), *box, target, InterpolationMode.BILINEAR, antialias=True)
         out[i] = to_array(F.horizontal_flip(crop) if mirror else crop)
     return out
+
+
+def crop_originals(
+    originals: Originals,
+    rows: npt.NDArray[np.integer],
+    seeds: Seeds,
+    fit: ResizeCrop,
+    *,
+    size: int = 0,
+    scale: float = 0.08,
+) -> Images:
+    """``random_resized_crop`` of pictures of any sizes, each rectangle drawn in its own picture.
+
+    Args:
+        originals: The pictures.
+        rows: int [B].
+        seeds: uint64 [B].
+        fit: How the model resamples, and the size that it reads.
+        size: Side of the result in pixels; 0 leaves it to ``fit``.
+        scale: As there.
+    """
+    _check(size, scale)
+    target = (size, size) if size else fit.crop
+    mirrored = draw(seeds, _RRC_STREAM - 1, 2)
+    out = np.empty((len(rows), *target, 3), dtype=np.uint8)
+    for i, row in enumerate(rows.tolist()):
+        picture = originals.source.original(row)
+        top, left, height, width = _boxes(picture.height, picture.width, seeds[i : i + 1], scale)[0].tolist()
+        crop = np.asarray(fit.cut(picture, (top, left, height, width), target))
+        out[i] = crop[:, ::-1] if mirrored[i] else crop
+    return out
+
+
+def _check(size: int, scale: float) -> None:
+    if size < 0 or not 0 < scale <= 1:
+        raise ValueError(f"transform rrc has size={size}, scale={scale}; expected size of 0 or more, 0 < scale <= 1")
 
 
 def _boxes(height: int, width: int, seeds: Seeds, scale: float) -> npt.NDArray[np.int64]:
@@ -80,6 +120,8 @@ def _boxes(height: int, width: int, seeds: Seeds, scale: float) -> npt.NDArray[n
         left = np.floor(draw_unit(seeds, stream + 3) * (width - w + 1)).astype(np.int64)
         boxes[fits] = np.stack([top, left, h, w], axis=1)[fits]
         missing &= ~fits
+        if not missing.any():
+            break
     return boxes
 
 

@@ -1,6 +1,7 @@
 """The table of transforms, and how one is spelled: ``rrc+randaugment?size=160``, or ``file.py:factory``.
 
-A transform maps uint8 images and one 64-bit seed per image to uint8 images of the same batch.
+A transform maps uint8 images and one 64-bit seed per image to uint8 images of the same batch. The first one may look at
+the originals instead.
 """
 
 import inspect
@@ -11,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.user_code import call_factory, factory_name, factory_sha256, is_file_factory
-from logitbank.pipeline.views.geometry import flip_crop, random_resized_crop
+from logitbank.pipeline.views.geometry import crop_originals, flip_crop, random_resized_crop
 from logitbank.pipeline.views.mixing import cutmix, mixup
 from logitbank.pipeline.views.randaugment import randaugment
 
@@ -25,12 +26,14 @@ class Transform:
         images_only: Whether it needs images.
         about: What a user reads.
         mixes: Whether it mixes two examples; it stands last.
+        cut: The same of pictures of any sizes, (originals, rows, seeds, fit, **options) -> images; it stands first.
     """
 
     apply: Callable[..., Any]
     images_only: bool
     about: str
     mixes: bool = False
+    cut: Callable[..., Any] | None = None
 
 
 TRANSFORMS: dict[str, Transform] = {
@@ -40,8 +43,9 @@ TRANSFORMS: dict[str, Transform] = {
     ),
     "rrc": Transform(
         apply=random_resized_crop,
+        cut=crop_originals,
         images_only=True,
-        about="random resized crop, random mirror; ?size=160 pixels, ?scale=0.08 smallest share of the area",
+        about="random crop of the original, random mirror; ?size=160 pixels, ?scale=0.08 smallest share of the area",
     ),
     "randaugment": Transform(
         apply=randaugment, images_only=True, about="RandAugment; ?num_ops=2 operations, ?magnitude=9 of 30"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.image_files import paths_of
 
 MAX_KEY = 4096
 _EPOCH = re.compile(r"logits_top([1-9][0-9]{0,4})_epoch([0-9]{1,6})")
@@ -51,10 +52,10 @@ class RowsByPath:
     """Keys are the ends of images' paths, of any number of parts; an end that several paths share is none."""
 
     def __init__(self, split: Split) -> None:
-        paths = getattr(split.samples, "paths", None)
+        paths = paths_of(split)
         if paths is None:
             raise ValueError(f"keys=paths needs images in files, and {split.spec} has none; pass keys=positions")
-        self._paths: list[Path] = paths
+        self._paths = paths
         self._rows: dict[int, dict[str, int]] = {}
 
     def __call__(self, key: str, folder: Path) -> int | None:

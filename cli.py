@@ -55,10 +55,23 @@ def main_options(
         )
 
 
+def _show_brackets(group: Any) -> None:
+    """Help texts as they are written: rich would take ``[rows, classes]`` for a tag and swallow it."""
+    from rich.markup import escape
+
+    for command in (group, *group.commands.values()):
+        for holder in (command, *command.params):
+            holder.help = escape(holder.help or "")
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2; ``--debug`` shows the traceback."""
+    arguments = sys.argv[1:] or ["--help"]
+    group: Any = typer.main.get_command(app)
+    if "--help" in arguments:
+        _show_brackets(group)
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = group(args=arguments, standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except (ValueError, OSError, UsageError) as error:

@@ -22,7 +22,7 @@ from logitbank.pipeline.domains import Number, Numbers, Words
 from logitbank.pipeline.encoding import KINDS, TAIL_RULES, Encoding
 from logitbank.pipeline.exchange import FORMATS
 from logitbank.pipeline.fit import SCHEDULES, Training
-from logitbank.pipeline.fit.optimizers import OPTIMIZERS, PRECISIONS
+from logitbank.pipeline.fit.optimizers import PRECISIONS
 from logitbank.pipeline.folds import STRATEGIES
 from logitbank.pipeline.views import Views
 
@@ -108,7 +108,6 @@ def test_numbers_outside_are_refused_in_one_line(
 
 def test_words_are_those_of_the_tables() -> None:
     for words, table in (
-        (TRAINING["optimizer"], OPTIMIZERS),
         (TRAINING["schedule"], SCHEDULES),
         (domains.FOLD_STRATEGIES, STRATEGIES),
         (domains.ENCODINGS, ("auto", *KINDS)),
@@ -145,6 +144,7 @@ STUDENT = "train-student --store s.zarr --out r"
         ("cache-teacher --out s --teacher array:x.npy --compile", "--compile does nothing here, because array:x.npy"),
         ("cache-teacher --out s --teacher sklearn:logistic --batch-size 8", "--batch-size does nothing"),
         (f"{STUDENT} --optimizer adamw --momentum 0.5", "--momentum does nothing here, because adamw has none"),
+        (f"{STUDENT} --weight-decay 0 --weight-decay-on weights", "--weight-decay-on does nothing here, because"),
         (
             f"{STUDENT} --loss mse --label-smoothing 0.1",
             "--label-smoothing does nothing here",
@@ -187,6 +187,7 @@ def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathF
         ("--transform flip-crop", "--transform is flip-crop, but the store's views were made by none"),
         ("--tail bucket", "does nothing"),
         ("--combine mean-logit", "does nothing with one teacher"),
+        ("--layer-decay 0.75", "--layer-decay needs a model that says what its layers are, which MLP does not"),
         ("--select best", "--select best needs validation rows"),
     ],
 )

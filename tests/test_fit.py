@@ -17,7 +17,6 @@ from logitbank.pipeline.fit.weights import (
     round_in_place,
     rounded,
     rounded_parameters,
-    running_average,
     weight_bytes,
 )
 from logitbank.pipeline.models import build_model
@@ -96,23 +95,6 @@ def test_an_average_of_few_steps_is_near_the_weights_it_ended_with(digits: Split
     start = build_model("mlp:8", digits)
     for w0, w1, w in zip(start.parameters(), last.parameters(), average.parameters(), strict=True):
         assert 0 < (w1 - w).norm() < 0.5 * (w1 - w0).norm()
-
-
-def test_an_average_warms_up_to_its_decay(digits: Split) -> None:
-    model = build_model("cnn", digits)  # batch norm: buffers of floats, which are averaged, and of integers
-    average = running_average(model, 0.9)
-    expected: dict[str, Tensor] = {}
-    for n in range(100):
-        with torch.no_grad():
-            for value in model.state_dict().values():
-                value.add_(1)
-        average.update_parameters(model)
-        decay = min(0.9, (1 + n) / (10 + n))
-        for name, value in model.state_dict().items():
-            floats = value.is_floating_point() and n
-            expected[name] = expected[name] * decay + value * (1 - decay) if floats else value.clone()
-    for name, value in average.module.state_dict().items():
-        torch.testing.assert_close(value, expected[name])
 
 
 def test_weights_that_are_not_finite_end_training(digits: Split) -> None:

@@ -1,12 +1,12 @@
 """The one training loop, for teachers and students alike.
 
 training.py     Training: every setting of a run, and the learning rate as a function of the step
-optimizers.py   what the names of optimisers and precisions stand for
+optimizers.py   what the names of optimisers and precisions stand for: timm's factory
 loop.py         fit: the loop, top to bottom
 feed.py         the rows and samples of each step, read ahead
-progress.py     what changes while it runs: one step, what would be kept, what is best so far
+progress.py     what changes while it runs: one step, the running average, what would be kept, what is best so far
 predict.py      logits in evaluation mode
-weights.py      running average of the weights, and weights rounded to few bits with a straight-through gradient
+weights.py      weights rounded to few bits with a straight-through gradient
 checkpoint.py   everything that a killed run needs to go on bit for bit, in one safetensors file
 
 The package gives the description alone, which loads nothing heavy.

@@ -44,18 +44,16 @@ class Checkpoint:
         }
         for number, states in enumerate(run.random):
             tensors |= _prefixed(f"random.{number}", states)
-        plain: dict[str, Any] = {}  # optimiser entries that are no tensors
-        for index, state in run.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value
-                else:
-                    plain[f"{index}.{name}"] = value
+        state = run.optimizer.state_dict()
+        of_parameters, plain = _split("optimizer", state["state"])
+        of_groups, plain_groups = _split("group", dict(enumerate(state["param_groups"])))  # some count steps there
+        tensors |= of_parameters | of_groups
         content = {
             "training": training.attributes(),
             "about": self.about,
             "history": [asdict(record) for record in run.history],
             "optimizer": plain,
+            "groups": plain_groups,
             "scaler": run.scaler.state_dict(),
         }
         # a tensor that shares memory with another, or is not contiguous, cannot be written as it is
@@ -77,9 +75,11 @@ class Checkpoint:
             raise ValueError(f"{self.path}: checkpoint of a run with other settings; choose another --out")
         try:
             run.model.load_state_dict(_within("model", tensors))
-            run.optimizer.load_state_dict(
-                {**run.optimizer.state_dict(), "state": _optimizer_state(tensors, content["optimizer"])}
-            )
+            found = _joined("group", tensors, content["groups"])
+            own = run.optimizer.state_dict()["param_groups"]
+            groups = [{**group, **found[index], "params": group["params"]} for index, group in enumerate(own)]
+            state = _joined("optimizer", tensors, content["optimizer"])
+            run.optimizer.load_state_dict({"state": state, "param_groups": groups})
         except _MALFORMED as error:
             fault = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{self.path}: checkpoint of another model ({fault}); choose another --out") from error
@@ -121,9 +121,22 @@ def _within(prefix: str, tensors: State) -> State:
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _optimizer_state(tensors: State, plain: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**plain, **_within("optimizer", tensors)}.items():
+def _split(prefix: str, entries: Mapping[int, Mapping[str, Any]]) -> tuple[State, dict[str, Any]]:
+    """What an optimiser keeps of each parameter, or group: its tensors, and what is none; parameters stay away."""
+    tensors, plain = State(), dict[str, Any]()
+    for index, entry in entries.items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}.{index}.{name}"] = value
+            elif name != "params":
+                plain[f"{index}.{name}"] = value
+    return tensors, plain
+
+
+def _joined(prefix: str, tensors: State, plain: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The inverse of ``_split``."""
+    entries: dict[int, dict[str, Any]] = {}
+    for name, value in {**plain, **_within(prefix, tensors)}.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    return state
+        entries.setdefault(int(index), {})[key] = value
+    return entries

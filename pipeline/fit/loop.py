@@ -123,7 +123,7 @@ def fit(
                 share = loss_B.sum() * processes.count / num_rows  # gradients are averaged over processes
                 progress.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
                 sums += _counted(loss_B, logits_BC, labels[rows_B].to(device))
-            progress.step(training, training.learning_rate(step, steps_per_epoch))
+            progress.step(training, step, steps_per_epoch)
         sum_loss, num_right, num_labelled = processes.sum_(sums).tolist()
         progress.check_finite(sum_loss / len(chosen))
         validation = progress.validate(training, evaluate, processes)

@@ -3,18 +3,22 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
-from logitbank.pipeline.fit.optimizers import OPTIMIZERS
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.fit.optimizers import make_optimizer
 from logitbank.pipeline.fit.predict import Diverged
 from logitbank.pipeline.fit.training import EpochRecord, Training
-from logitbank.pipeline.fit.weights import round_in_place, running_average
+from logitbank.pipeline.fit.weights import round_in_place
 from logitbank.pipeline.processes.together import Processes
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 
 VALIDATION = ("val_accuracy", "val_nll")
 State = dict[str, Tensor]
@@ -38,7 +42,7 @@ class Progress:
     optimizer: Optimizer
     scaler: GradScaler
     order: torch.Generator
-    average: AveragedModel | None
+    average: "ModelEmaV3 | None"
     device: torch.device
     number: int = 0
     history: list[EpochRecord] = field(default_factory=list)
@@ -50,25 +54,25 @@ class Progress:
         """Before the first step."""
         return cls(
             model=model,
-            optimizer=OPTIMIZERS[training.optimizer](model.parameters(), training),
+            optimizer=make_optimizer(model, training),
             scaler=GradScaler(device.type, enabled=training.precision == "float16"),
             order=torch.Generator().manual_seed(training.seed),
-            average=running_average(model, training.ema_decay) if training.ema_decay else None,
+            average=_average(model, training.ema_decay) if training.ema_decay else None,
             device=device,
             number=number,
         )
 
-    def step(self, training: Training, rate: float) -> None:
-        """One step of the optimiser along the gradients that the passes have left, at a learning rate."""
+    def step(self, training: Training, step: int, steps_per_epoch: int) -> None:
+        """One step, counted from 0 over the whole run, along the gradients that its passes have left."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = training.learning_rate(step, steps_per_epoch) * group.get("lr_scale", 1.0)
         if training.grad_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model, step=step + 1)
 
     def check_finite(self, mean_loss: float) -> None:
         """Raises Diverged when the loss of the epoch, or a weight, is not finite."""
@@ -115,6 +119,14 @@ class Progress:
             state = _copied(self.model)
             self.model.load_state_dict(last)
         return state
+
+
+def _average(model: nn.Module, decay: float) -> "ModelEmaV3":
+    """timm's running average of weights and buffers, whose decay warms up: runs of few steps do not reach it."""
+    prepare_torchvision()
+    from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
+
+    return ModelEmaV3(model, decay=decay, use_warmup=True)
 
 
 def random_state(device: torch.device) -> State:

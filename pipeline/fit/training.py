@@ -9,10 +9,25 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from logitbank.pipeline.described import check_settings, option, refuse_idle
-from logitbank.pipeline.domains import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PRECISIONS, SEED, SHARE, Words, whole
+from logitbank.pipeline.domains import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PRECISIONS,
+    SEED,
+    SHARE,
+    Number,
+    Words,
+    whole,
+)
 from logitbank.pipeline.processes import LEAST_ROWS
 
-OPTIMIZERS = ("sgd", "adamw")
+# timm's names of optimisers that are run, stopped and run on to the same bits by tests
+OPTIMIZERS = (
+    *("sgd", "adamw", "adam", "nadamw", "radam", "adopt", "laprop", "lamb", "lars", "lion", "adan", "adafactor"),
+    *("rmsproptf", "madgrad", "muon"),
+)
+WITH_MOMENTUM = ("sgd", "lars", "rmsproptf", "madgrad", "muon")
 STEP_MILESTONES = (0.625, 0.75, 0.875)  # 150, 180 and 210 of 240 epochs
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 0.04
 
@@ -38,16 +53,28 @@ class Training:
     accumulate: int = option(
         1, help="Forward passes that share one step; --batch-size stays what a step sees", domain=AT_LEAST_ONE
     )
-    optimizer: str = option("sgd", help="sgd (Nesterov momentum) or adamw", domain=Words(OPTIMIZERS))
+    optimizer: str = option("sgd", help=f"By timm's name: {', '.join(OPTIMIZERS)}", domain=Words(OPTIMIZERS))
     lr: float = option(0.05, help="Peak learning rate", domain=POSITIVE)
-    momentum: float = option(0.9, help="Nesterov momentum of sgd; 0 for none", domain=SHARE)
+    momentum: float = option(
+        0.9, help=f"Of {', '.join(WITH_MOMENTUM)}; 0 for none. That of sgd is Nesterov's", domain=SHARE
+    )
     schedule: str = option(
         "cosine", help="cosine, step, one-cycle or constant, applied step by step", domain=Words(tuple(SCHEDULES))
     )
     warmup_epochs: float = option(
         0.0, help="Epochs in which the learning rate rises from 0; the schedule follows", domain=NOT_NEGATIVE
     )
+    layer_decay: float = option(
+        1.0,
+        help="Each layer's rate is this share of the next one's, such as 0.75 to fine-tune a timm: model",
+        domain=Number(high=1.0, open_low=True),
+    )
     weight_decay: float = option(5e-4, help="Weight decay", domain=NOT_NEGATIVE)
+    weight_decay_on: str = option(
+        "all",
+        help="all: every parameter; weights: as timm has it, neither biases nor norms, nor what the model exempts",
+        domain=Words(("all", "weights")),
+    )
     # divergences with unbounded ratios, such as power divergence with lambda > 0, need it in the first steps
     grad_clip: float = option(5.0, help="Largest norm of the gradient; 0 leaves it unbounded", domain=NOT_NEGATIVE)
     ema_decay: float = option(
@@ -73,8 +100,10 @@ class Training:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.optimizer != "sgd":
+        if self.optimizer not in WITH_MOMENTUM:
             refuse_idle(self, ("momentum",), f"{self.optimizer} has none")
+        if not self.weight_decay:
+            refuse_idle(self, ("weight_decay_on",), "--weight-decay is 0")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs is {self.warmup_epochs:g} of {self.epochs} epochs, so the learning rate never"

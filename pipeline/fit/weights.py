@@ -1,31 +1,11 @@
-"""What happens to weights beside the optimiser: a running average, and rounding to few bits."""
+"""Weights rounded to few bits, with a gradient that passes straight through."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 BUCKET = 256
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential running average of a model's weights and buffers; integers, such as batch counts, are copied.
-
-    The decay of update n is min(decay, (1 + n) / (10 + n)): without this warm-up a run of few steps would end with
-    the weights that it started from. n is part of the average's state, so a run that goes on does so exactly.
-    """
-
-    def update(average: Tensors, current: Tensors, num_updates: Tensor | int) -> None:
-        if average[0].is_floating_point():
-            n = int(num_updates)
-            warm = get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))  # type: ignore[no-untyped-call]
-            warm(average, current, n)
-        else:
-            torch._foreach_copy_(average, current)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:

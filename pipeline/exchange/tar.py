@@ -12,7 +12,7 @@ Shapes: V views, N examples, K kept classes, C classes.
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ SHARD_BYTES = 2**28
 DOCUMENT = "__store__"
 SHARD = "{number:06d}.tar"
 _RECORD = tarfile.RECORDSIZE
-BLOCK = tarfile.BLOCKSIZE
+_BLOCK = tarfile.BLOCKSIZE
 
 
 def write_tar(values: Values, document: str, path: Path) -> None:
@@ -68,6 +68,18 @@ def write_shards(values: Values, document: str, folder: Path, *, shard_bytes: in
         number += 1
 
 
+def document_of(shards: Sequence[Path], num_examples: int) -> str:
+    """The document that whole shards carry; "" where they are of several exports, or a sample is missing."""
+    texts, samples = set(), 0
+    for path in shards:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                samples += info.name.endswith(".json")
+                file = tar.extractfile(info) if info.name == DOCUMENT else None
+                texts |= {file.read().decode()} if file is not None else set()
+    return texts.pop() if len(texts) == 1 and samples == num_examples else ""
+
+
 class _Shard:
     """A tar file that is being written: plain ustar, owner and time 0, the same bytes for the same store."""
 
@@ -81,20 +93,20 @@ class _Shard:
 
     def size_with(self, sample: dict[str, bytes]) -> int:
         """Bytes of the file if the sample were its last."""
-        return padded(self._size + sum(BLOCK + padded(len(data), BLOCK) for data in sample.values()) + 2 * BLOCK)
+        return _padded(self._size + sum(_BLOCK + _padded(len(data), _BLOCK) for data in sample.values()) + 2 * _BLOCK)
 
     def close(self) -> None:
-        self._file.write(bytes(padded(self._size + 2 * BLOCK) - self._size))
+        self._file.write(bytes(_padded(self._size + 2 * _BLOCK) - self._size))
 
     def _add(self, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
         info.size = len(data)
-        piece = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(padded(len(data), BLOCK) - len(data))
+        piece = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(_padded(len(data), _BLOCK) - len(data))
         self._file.write(piece)
         self._size += len(piece)
 
 
-def padded(size: int, unit: int = _RECORD) -> int:
+def _padded(size: int, unit: int = _RECORD) -> int:
     """A size rounded up to whole units."""
     return -(-size // unit) * unit
 

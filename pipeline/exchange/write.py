@@ -1,14 +1,13 @@
 """Writes a store's answers for people without Zarr."""
 
 import contextlib
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from logitbank.pipeline.exchange import parquet, tar
 from logitbank.pipeline.exchange.document import describe
-from logitbank.pipeline.exchange.npz import write_npz
-from logitbank.pipeline.exchange.parquet import import_pyarrow, write_parquet
-from logitbank.pipeline.exchange.read import open_export
-from logitbank.pipeline.exchange.tar import write_shards, write_tar
+from logitbank.pipeline.exchange.npz import NpzExport, write_npz
 from logitbank.pipeline.exchange.values import Values
 from logitbank.pipeline.spelling import unknown
 from logitbank.stores import open_store
@@ -69,7 +68,7 @@ def export_store(
     """
     to = choose_format(out, to)
     if to == "parquet":
-        import_pyarrow()
+        parquet.import_pyarrow()
     store = open_store(path)
     values = Values(store, teacher, num_views=num_views, dense=dense, on_rows=on_rows)
     document = describe(
@@ -80,7 +79,11 @@ def export_store(
         tail="predicted" if values.predicts else "",
     )
     folder = to == "webdataset" and out.suffix != ".tar"
-    write = {"npz": write_npz, "parquet": write_parquet, "webdataset": write_shards if folder else write_tar}[to]
+    write = {
+        "npz": write_npz,
+        "parquet": parquet.write_parquet,
+        "webdataset": tar.write_shards if folder else tar.write_tar,
+    }[to]
 
     def make(built: Path) -> None:
         if folder:
@@ -88,8 +91,17 @@ def export_store(
         write(values, document, built)
 
     def same(there: Path) -> bool:
-        with contextlib.suppress(ValueError, OSError):
-            return open_export(there).description.text == document
+        with contextlib.suppress(ValueError, OSError, tarfile.TarError):
+            return _document_of(there, to, store.num_examples) == document
         return False
 
     return values, build(out, make, same=same)
+
+
+def _document_of(path: Path, to: str, num_examples: int) -> str:
+    """The document of an export that is there already."""
+    if to == "npz":
+        return NpzExport(path).description.text
+    if to == "parquet":
+        return parquet.document_of(path)
+    return tar.document_of(sorted(path.glob("*.tar")) if path.is_dir() else [path], num_examples)

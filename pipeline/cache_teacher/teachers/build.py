@@ -49,7 +49,7 @@ def build_teacher(
 
     Args:
         split: The examples.
-        teacher: ``array:FILE.npy``, ``export:FILE``, ``tinyvit:DIR?keys=paths&pixels=plain``,
+        teacher: ``array:FILE.npy``, ``export:FILE.npz``, ``tinyvit:DIR?keys=paths&pixels=plain``,
             ``sklearn:NAME?option=value``, or a name of the model table.
         weights: Of a network; see ``load_teachers``.
         views: Which pixels they see.

@@ -33,7 +33,7 @@ class ExportTeacher:
     """What `cli export` wrote. Which row is whose is told by content keys and labels alone, never by position.
 
     Args:
-        path: .npz, .parquet, .tar, or a folder of .tar shards.
+        path: An .npz file.
         split: The examples; each must be in the export, which may have others besides.
         views: The export's own, or the first of them: same transform, same seed, and the same pixels.
         plan: Cross-fitting folds, only where the export has none, or the same.
@@ -172,7 +172,7 @@ class ExportTeacher:
 
     @cached_property
     def _digest(self) -> str:
-        return files_digest(sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path])
+        return files_digest([self.path])
 
 
 def files_digest(paths: list[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Speed of the store: opening, loading a view, gathering batches, writing.
+"""Speed of the store: opening, loading a view, writing.
 
 `python -m bench.stores [--rows N]` prints one JSON object per line: {name, value, goal, ok}. Ratios compare
 both sides in turns within one run, by their best times, since noise only adds. The store is made in the
@@ -21,7 +21,7 @@ import zarr
 
 from logitbank.stores import RowArray, TeacherWriter, create_store, open_store, verify_store
 
-V, C, K, BATCH = 8, 1000, 10, 256
+V, C, K = 8, 1000, 10
 ARRAYS = {
     "index": RowArray(dtype="uint16", row_shape=(K,)),
     "log_prob_code": RowArray(dtype="uint8", row_shape=(K,)),
@@ -93,40 +93,13 @@ def opening(path: Path) -> float:
     return statistics.median(seconds(everything) for _ in range(5))
 
 
-def slab_ratio(path: Path, packed: bool) -> float:
+def slab_ratio(path: Path) -> float:
     """Speed of a checked slab against zarr reading and decompressing the same bytes."""
     teacher = open_store(path).teacher()
     plain = zarr.open_group(str(path / "teachers" / "t"), mode="r")
-    load = teacher.packed_slab if packed else teacher.slab
     arrays = [plain[name] for name in ARRAYS]
-    base, own = best(lambda i: [array[i % V] for array in arrays], lambda i: load(i % V), 2 * V)  # type: ignore[index]
+    base, own = best(lambda i: [array[i % V] for array in arrays], lambda i: teacher.slab(i % V), 2 * V)  # type: ignore[index]
     return base / own
-
-
-def gather_ratio(path: Path, packed: bool) -> float:
-    """Time to gather random batches from a slab against np.take on one packed array of the same bytes."""
-    teacher = open_store(path).teacher()
-    rng = np.random.default_rng(0)
-    ids = rng.permutation(teacher.num_examples)[: 1000 * BATCH].reshape(-1, BATCH)
-    width = sum(array.row_bytes for array in ARRAYS.values())
-    rows = rng.integers(0, 256, (teacher.num_examples, width), dtype=np.uint8)
-    flat = rows.view(f"V{width}")[:, 0]
-    records = teacher.packed_slab(0)
-    slab = {"records": records} if packed else teacher.slab(0)
-    parts = [(part, np.empty((BATCH, *part.shape[1:]), dtype=part.dtype)) for part in slab.values()]
-    out = np.empty(BATCH, dtype=flat.dtype)
-
-    def base(_: int) -> None:
-        for batch in ids:
-            np.take(flat, batch, out=out, mode="clip")
-
-    def own(_: int) -> None:
-        for batch in ids:
-            for part, buffer in parts:
-                np.take(part, batch, axis=0, out=buffer, mode="clip")
-
-    base_seconds, own_seconds = best(base, own, 9)
-    return own_seconds / base_seconds
 
 
 MEMORY = """
@@ -138,15 +111,15 @@ def peak():
 teacher = open_store(sys.argv[1]).teacher()
 teacher.block(0, 0, ["label_rank"])
 before = peak()
-slab = getattr(teacher, sys.argv[2])(1)
-size = slab.nbytes if hasattr(slab, "nbytes") else sum(array.nbytes for array in slab.values())
+slab = teacher.slab(1)
+size = sum(array.nbytes for array in slab.values())
 print((peak() - before) / size)
 """
 
 
-def memory_ratio(path: Path, method: str) -> float:
+def memory_ratio(path: Path) -> float:
     """Peak memory of loading one slab, in a process of its own, against the slab's size."""
-    command = [sys.executable, "-c", MEMORY, str(path), method]
+    command = [sys.executable, "-c", MEMORY, str(path)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -159,17 +132,8 @@ def results(num_rows: int) -> Iterator[tuple[str, float, str, float]]:
         overhead = sum(file.stat().st_size for file in path.rglob("zarr.json")) / size
         yield "metadata / store bytes", overhead, "<=", 0.01
         yield "opening, with commits, keys and labels (s)", opening(path), "<=", 1
-        yield "slab speed / zarr reading the same bytes", slab_ratio(path, packed=False), ">=", 0.7
-        yield "packed slab speed / zarr reading the same bytes", slab_ratio(path, packed=True), ">=", 0.7
-        yield "slab peak memory / slab", memory_ratio(path, "slab"), "<=", 1.25
-        yield "packed slab peak memory / slab", memory_ratio(path, "packed_slab"), "<=", 1.25
-        yield "gather, records / np.take on one packed array", gather_ratio(path, packed=True), "<=", 1.5
-        yield (
-            "gather, array by array / np.take on one packed array",
-            gather_ratio(path, packed=False),
-            "<=",
-            99,
-        )
+        yield "slab speed / zarr reading the same bytes", slab_ratio(path), ">=", 0.7
+        yield "slab peak memory / slab", memory_ratio(path), "<=", 1.25
         yield "verify, every byte (s)", seconds(lambda: verify_store(path)), "<=", 60
 
 

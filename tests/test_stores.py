@@ -15,7 +15,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitbank.stores import Cell, RowArray, Store, StoreError, TeacherWriter, create_store, open_store, verify_store
+from logitbank.stores import Cell, RowArray, Store, TeacherWriter, create_store, open_store, verify_store
 
 N, V, C, K = 1500, 2, 100, 5
 ARRAYS = {
@@ -99,10 +99,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(slab[name][teacher.rows(block)], values)
                 np.testing.assert_array_equal(again[name], values)
                 assert slab[name].dtype == values.dtype
-        records = teacher.packed_slab(view)
-        assert records.dtype.itemsize == 4 + 2 * K + K + 1
-        for name, values in slab.items():
-            np.testing.assert_array_equal(records[name], values)
     assert list(teacher.slab(0, ["logsumexp"])) == ["logsumexp"]
     assert verify_store(path) == []
     on_disk = sum(file.stat().st_size for file in (path / "teachers" / "t").rglob("*") if file.is_file())
@@ -142,26 +138,6 @@ def test_plain_zarr_reads_and_explains_the_store(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(index[1])[:N], slab)
     assert np.all(np.asarray(arrays["teachers/t/committed"][:]) != 0)
     assert arrays["teachers/t/checksum"].shape == (V, 3, 3)
-
-
-def test_shuffled_blocks_give_every_row_once_within_the_budget(tmp_path: Path) -> None:
-    teacher = open_store(finished(tmp_path / "s.zarr", block_rows=128)).teacher()
-    slab = teacher.slab(1)
-    orders = []
-    for seed, budget in ((0, 40_000), (0, 40_000), (1, 40_000), (0, 10**9)):
-        ids = []
-        for row_ids, arrays in teacher.shuffled_blocks(1, seed, budget):
-            assert sum(array.nbytes for array in arrays.values()) <= budget // 2
-            for name in teacher.arrays:
-                np.testing.assert_array_equal(arrays[name], slab[name][row_ids])
-            ids.append(row_ids)
-        orders.append(np.concatenate(ids))
-        np.testing.assert_array_equal(np.sort(orders[-1]), np.arange(N))
-    assert len(ids) == 1
-    np.testing.assert_array_equal(orders[0], orders[1])
-    assert not np.array_equal(orders[0], orders[2])
-    with pytest.raises(StoreError, match="memory budget"):
-        next(teacher.shuffled_blocks(1, 0, 1000))
 
 
 def test_large_blocks_are_sharded(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.answers.grouping import Grouping
-from logitbank.pipeline.answers.slab import Records
+from logitbank.pipeline.answers.records import Records, fill_records, record_dtype
 from logitbank.pipeline.answers.slab_file import map_slab
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
 from logitbank.pipeline.files.versions import library_versions
-from logitbank.stores import RowArray, StoreError
+from logitbank.stores import StoreError
 from logitbank.stores.read.blocks import available_memory
-from logitbank.stores.read.records import fill_records, record_dtype
 
 
 class PreparedTeacher:
@@ -32,13 +31,7 @@ class PreparedTeacher:
         self.decoder, self.teacher, self._digest = decoder, decoder.teacher, digest
         rows = self.teacher.row_arrays.items()
         nothing = {name: np.empty((0, *row.row_shape), row.dtype) for name, row in rows if name in decoder.names}
-        prepared = decoder.prepare(nothing, slice(0, 0))
-        self.dtype = record_dtype(
-            {
-                name: RowArray(dtype=str(array.dtype), row_shape=tuple(array.shape[1:]))
-                for name, array in prepared.items()
-            }
-        )
+        self.dtype = record_dtype(decoder.prepare(nothing, slice(0, 0)))
         self.num_bytes = self.teacher.num_examples * self.dtype.itemsize
 
     def block(self, view: int, block: int) -> Records:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.grouping import Grouping
+from logitbank.pipeline.answers.records import Records
 
-Records = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int64]
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from logitbank.pipeline.answers.interface import View
 from logitbank.pipeline.answers.prepared import PreparedTeacher, default_budget
-from logitbank.pipeline.answers.slab import BlockedSlabs, Records, Slabs, WholeSlabs
+from logitbank.pipeline.answers.records import Records
+from logitbank.pipeline.answers.slab import BlockedSlabs, Slabs, WholeSlabs
 from logitbank.pipeline.answers.slab_file import remove_unused
 from logitbank.pipeline.answers.stored_batch import StoredBatch
 from logitbank.pipeline.answers.teacher_rows import TeacherRows

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.answers.slab import Records
+from logitbank.pipeline.answers.records import Records
 
 if TYPE_CHECKING:
     from logitbank.pipeline.answers.stored import StoredAnswers

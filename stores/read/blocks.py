@@ -180,7 +180,7 @@ def check_memory(num_bytes: int, what: str) -> None:
     if num_bytes > available:
         raise StoreError(
             f"{what} needs {num_bytes / 2**30:.1f} GiB of memory, found {available / 2**30:.1f} GiB; read "
-            "it block by block (shuffled_blocks, a memory budget) or use a larger machine"
+            "it block by block (--memory-budget) or use a larger machine"
         )
 
 

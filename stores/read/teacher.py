@@ -1,6 +1,6 @@
 """One teacher of a store: its rows, checked block by block."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,6 @@ from logitbank.stores.format.schema import (
 )
 from logitbank.stores.read.blocks import REMEDY, check_memory, in_threads, read_file, read_static
 from logitbank.stores.read.cells import Fault, array_plan, checksum_value, declared_arrays, load_teacher, read_commits
-from logitbank.stores.read.records import fill_records, record_dtype
 from logitbank.stores.read.rows import broken_rows
 
 
@@ -126,33 +125,13 @@ class Teacher:
         Raises:
             StoreError: a block is not committed, or does not hold what was committed.
         """
-        names = self._slab_names(view, names)
+        names = self._names(names)
+        self._check_committed(view, range(self.num_blocks))
+        size = self.num_examples * sum(self.row_arrays[name].row_bytes for name in names)
+        check_memory(size, f"{self._where} view {view}")
         slab = {name: self._empty(name, self.num_examples) for name in names}
         self._fill(view, range(self.num_blocks), slab)
         return slab
-
-    def packed_slab(self, view: int, names: Sequence[str] | None = None) -> np.ndarray:
-        """All rows of one view as records: gathering a batch costs one `np.take`, not one per array.
-
-        Args:
-            view: The view.
-            names: The arrays wanted; all when left out.
-
-        Returns:
-            Structured array [N] whose fields are the arrays; the same promise as `slab`.
-        """
-        names = self._slab_names(view, names)
-        records = np.empty(self.num_examples, record_dtype({name: self.row_arrays[name] for name in names}))
-
-        def fill(name: str, block: int) -> None:
-            rows = self.rows(block)
-            values = self._empty(name, rows.stop - rows.start)
-            self._read(name, view, block, values)
-            fill_records(records[rows], {name: values})
-
-        jobs = [partial(fill, name, block) for name in names for block in range(self.num_blocks)]
-        in_threads(jobs, records.nbytes, 2 * self.block_rows * self._widest(names))
-        return records
 
     def block(self, view: int, block: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The rows of one block of one view, by array name; the same promise as `slab`."""
@@ -202,39 +181,6 @@ class Teacher:
         mask = np.concatenate([self.block(view, block, ["mask"])["mask"] for block in blocks])
         return {**arrays, "mask": mask[start - blocks.start * self.block_rows :][: stop - start]}
 
-    def shuffled_blocks(
-        self, view: int, seed: int, memory_budget: int, names: Sequence[str] | None = None
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """All rows of one view in random order, without ever holding more than `memory_budget` bytes.
-
-        Blocks are drawn at random into groups and rows are shuffled inside a group, so two rows that are
-        neighbours in the data meet more often than chance has it unless the budget holds many blocks.
-
-        Args:
-            view: The view.
-            seed: The same seed gives the same order.
-            memory_budget: Bytes for rows, shuffled rows and decoding together.
-            names: The arrays wanted; all when left out.
-
-        Yields:
-            Row ids [R] and arrays [R, *row_shape] by name.
-        """
-        names = self._names(names)
-        widest = self._widest(names)
-        row_bytes = 16 + sum(self.row_arrays[name].row_bytes for name in names)
-        decoding = 2 * widest * self.block_rows
-        per_block = (2 * row_bytes + widest) * self.block_rows  # given out, being built, and one array's pool
-        group = min((memory_budget - decoding) // per_block, self.num_blocks)
-        if group < 1:
-            raise StoreError(
-                f"{self._where}: shuffling blocks needs a memory budget of {decoding + per_block} bytes, "
-                f"found {memory_budget}; raise it"
-            )
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(self.num_blocks)
-        for start in range(0, self.num_blocks, group):
-            yield self._shuffled_group(view, [int(block) for block in order[start : start + group]], names, rng)
-
     def bytes_on_disk(self) -> int:
         """Bytes of all files of this teacher."""
         return _bytes_below(self._where)
@@ -254,27 +200,6 @@ class Teacher:
     def commit_faults(self) -> list[Fault]:
         """Every commit that cannot be trusted."""
         return self._cells[2]
-
-    def _shuffled_group(
-        self, view: int, blocks: list[int], names: Sequence[str], rng: np.random.Generator
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        slices = [self.rows(block) for block in blocks]
-        ids = np.concatenate([np.arange(rows.start, rows.stop) for rows in slices])
-        order = rng.permutation(len(ids))
-        arrays = {}
-        for name in names:
-            pool = self._empty(name, len(ids))
-            self._fill(view, blocks, {name: pool})
-            arrays[name] = np.take(pool, order, axis=0)
-        return ids[order], arrays
-
-    def _slab_names(self, view: int, names: Sequence[str] | None) -> tuple[str, ...]:
-        """The names, once every block of the view is known to be there and to fit into memory."""
-        names = self._names(names)
-        self._check_committed(view, range(self.num_blocks))
-        size = self.num_examples * sum(self.row_arrays[name].row_bytes for name in names)
-        check_memory(size, f"{self._where} view {view}")
-        return names
 
     def _names(self, names: Sequence[str] | None) -> tuple[str, ...]:
         if names is None:
@@ -314,9 +239,6 @@ class Teacher:
     def _empty(self, name: str, num_rows: int) -> np.ndarray:
         array = self.row_arrays[name]
         return np.empty((num_rows, *array.row_shape), dtype=np.dtype(array.dtype).newbyteorder("<"))
-
-    def _widest(self, names: Sequence[str]) -> int:
-        return max((self.row_arrays[name].row_bytes for name in names), default=1)
 
     def _fill(self, view: int, blocks: Iterable[int], out: Mapping[str, np.ndarray]) -> None:
         """Decode blocks one after the other into `out`, which has the rows of just these blocks."""

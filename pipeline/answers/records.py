@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from logitbank.stores.format.schema import RowArray
-
-
-def record_dtype(arrays: Mapping[str, RowArray]) -> np.dtype[Any]:
-    """Aligned dtype of a record with these arrays as fields, widest numbers first to waste nothing."""
-    order = sorted(arrays, key=lambda name: -np.dtype(arrays[name].dtype).itemsize)
-    return np.dtype([(name, arrays[name].dtype, arrays[name].row_shape) for name in order], align=True)
+Records = npt.NDArray[np.void]
+Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
-def fill_records(records: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+def record_dtype(arrays: Arrays) -> np.dtype[Any]:
+    """Aligned dtype of a record with a row of each array as field, widest numbers first to waste nothing."""
+    order = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
+    return np.dtype([(name, arrays[name].dtype, arrays[name].shape[1:]) for name in order], align=True)
+
+
+def fill_records(records: Records, arrays: Arrays) -> None:
     """Copies arrays [R, *row_shape], contiguous, into the fields of records [R] that have their names."""
     fields = records.view(_opaque_fields(records.dtype))
     for name, values in arrays.items():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from logitbank.pipeline.answers.stored import StoredAnswers
-from logitbank.pipeline.cache_teacher.run import Budget, cache_teacher
+from logitbank.pipeline.cache_teacher.asked import Budget
+from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
 from logitbank.pipeline.cache_teacher.teachers.networks import TeacherNetwork

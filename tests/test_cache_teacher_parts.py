@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from logitbank.pipeline.cache_teacher.begin import is_finished
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -43,6 +44,17 @@ class Worker:
         self.process.join(10)
         assert self.process.exitcode == 0
         return heard
+
+    def listen(self, num_blocks: int) -> tuple[int, bool]:
+        """How many blocks it wrote, up to so many, and whether it has ended."""
+        for number in range(num_blocks):
+            try:
+                assert self.said.poll(120)
+                if not isinstance(self.said.recv(), int):
+                    return number, True
+            except EOFError:
+                return number, True
+        return num_blocks, False
 
     def kill(self, num_blocks: int) -> None:
         """SIGKILL after so many blocks."""
@@ -86,6 +98,10 @@ def undisturbed(digits: Split, fold_teachers: Path, tmp_path_factory: pytest.Tem
     return out
 
 
+def finished(path: Path) -> bool:
+    return path.exists() and is_finished(path, "teacher")
+
+
 def check_same(path: Path, undisturbed: Path) -> None:
     assert verify_store(path) == []
     assert rows_on_disk(path) == rows_on_disk(undisturbed)
@@ -111,8 +127,8 @@ def test_ranks_of_torchrun_are_parts(undisturbed: Path, fold_teachers: Path, tmp
     check_same(out, undisturbed)
 
 
-def test_killed_and_resumed_with_other_parts(undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of a part; then one of three parts, killed too; then everything that is left."""
+def test_killed_and_resumed_by_others(undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a pass; then one that thinks itself one of three, killed too; then one for the rest."""
     out = tmp_path / "s.zarr"
     for part, num_blocks in (("0/2", 4), ("2/3", 2)):
         Worker(out, fold_teachers, part).kill(num_blocks)
@@ -120,9 +136,36 @@ def test_killed_and_resumed_with_other_parts(undisturbed: Path, fold_teachers: P
     committed = half.teacher().committed() != 0
     assert not half.teacher().complete
     assert 6 <= committed.sum() < committed.size
-    assert Worker(out, fold_teachers, "1/2").wait()[-1] == "left"
-    assert Worker(out, fold_teachers).wait()[-1] == "finished"
+    said = Worker(out, fold_teachers, "1/2").wait()
+    assert said[-1] == "finished"
+    assert len(said) - 1 == committed.size - committed.sum()
     check_same(out, undisturbed)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 50))])
+def test_processes_come_and_go(seed: int, undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:
+    """Three at a time, each killed after some blocks and followed by another one, until one of them finishes."""
+    random, out, answered, killed = np.random.default_rng(seed), tmp_path / "s.zarr", 0, 0
+    workers = [Worker(out, fold_teachers, f"{number}/3") for number in range(3)]
+    while not finished(out):
+        number = int(random.integers(3))
+        num_blocks = int(random.integers(1, 6))
+        heard, ended = workers[number].listen(num_blocks)
+        answered += heard
+        if not ended and random.random() < 0.7:
+            workers[number].process.kill()
+            killed += 1
+            ended = True
+        if ended:
+            workers[number].process.join(10)
+            answered += workers[number].listen(99)[0]
+            workers[number] = Worker(out, fold_teachers, f"{number}/3")
+    answered += sum(worker.listen(99)[0] for worker in workers)
+    assert killed
+    cells = open_store(out).teacher().committed().size
+    assert cells - killed <= answered <= cells  # one may be written at a kill, and not yet said
+    check_same(out, undisturbed)
+    assert {path.name for path in tmp_path.iterdir()} == {"s.zarr"}
 
 
 def test_a_finished_store_is_left_alone(undisturbed: Path, digits: Split, fold_teachers: Path) -> None:

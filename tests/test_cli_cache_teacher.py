@@ -12,6 +12,7 @@ from logitbank import cli
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.stores import open_store
+from logitbank.stores.locks import locked
 
 
 class Terminal:
@@ -39,11 +40,17 @@ def type_in(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 CONTROL = "cache-teacher --teacher mlp:16 --weights random-init"
 
 
-def test_parts_of_a_job_array(type_in: Terminal) -> None:
-    said = type_in(f"{CONTROL} --out s.zarr --part 1/2")
-    assert said == "wrote part 1/2 of s.zarr; other parts are still to be written\n"
-    assert "unfinished" in type_in("verify s.zarr", code=2) + "unfinished"
-    assert type_in(f"{CONTROL} --out s.zarr --part 0/2").startswith("wrote s.zarr: 1437 rows x 1 views")
+def test_processes_of_a_job_array(type_in: Terminal, tmp_path: Path) -> None:
+    """A process leaves what another one has claimed, and says only what it wrote itself."""
+    views = "--views 2 --transform flip-crop"
+    with locked(tmp_path / "s.zarr.teacher.1-0"):
+        said = type_in(f"{CONTROL} {views} --out s.zarr --part 1/2")
+        assert said == "wrote 1850 rows of s.zarr; other processes still write the rest\n"
+        said = type_in(f"{CONTROL} {views} --out s.zarr --part 0/2")
+        assert said == "nothing was left to write of s.zarr; other processes still write the rest\n"
+        assert "unfinished" in type_in("verify s.zarr", code=2)
+    assert type_in(f"{CONTROL} {views} --out s.zarr --part 0/2").startswith("wrote s.zarr: 1437 rows x 2 views")
+    assert {path.name for path in tmp_path.iterdir()} == {"s.zarr"}
     assert type_in("verify s.zarr --data digits").startswith("sound")
     assert "expected i/n" in type_in(f"{CONTROL} --out s.zarr --part 2/2", code=2)
 

@@ -13,7 +13,8 @@ import torch
 
 from logitbank.pipeline.alignment import check_data, describe_examples
 from logitbank.pipeline.cache_teacher.extend import extend_views
-from logitbank.pipeline.cache_teacher.run import Progress, cache_teacher
+from logitbank.pipeline.cache_teacher.progress import Progress
+from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -25,6 +26,7 @@ from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import Views
 from logitbank.stores import StoreError, copy_store, open_store, verify_store
 from logitbank.stores.format import layout
+from logitbank.stores.locks import locked
 from logitbank.stores.write.extend import extendable
 from logitbank.stores.write.merge import merge_stores, subset_store
 from tests.sharing import contents
@@ -134,11 +136,12 @@ def test_killed_it_goes_on_to_the_same_bytes(digits: Split, plain_teacher: Path,
     assert without_root(out) == without_root(cached(digits, plain_teacher, tmp_path / "once.zarr", 4))
 
 
-def test_parts_write_it_together(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
+def test_several_processes_write_it_together(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
     path, out = cached(digits, plain_teacher, tmp_path / "two.zarr"), tmp_path / "four.zarr"
-    for number in (1, 0):
-        assert not out.exists() or not open_store(out, allow_incomplete=True).teacher().complete
-        extended(digits, plain_teacher, path, out, rank=Rank(number=number, count=2))
+    with locked(tmp_path / "four.zarr.teacher.3-1"):
+        extended(digits, plain_teacher, path, out, rank=Rank(number=1, count=2))
+        assert open_store(out, allow_incomplete=True).teacher().uncommitted() == [(3, 1)]
+    extended(digits, plain_teacher, path, out, rank=Rank(number=0, count=2))
     assert without_root(out) == without_root(cached(digits, plain_teacher, tmp_path / "once.zarr", 4))
 
 
@@ -205,7 +208,8 @@ def test_only_finished_and_sound_stores_grow(digits: Split, plain_teacher: Path,
     with pytest.raises(StoreError, match=r"has 0 teachers \(none\)"):
         extendable(open_store(tmp_path / "none.zarr", allow_incomplete=True), 4)
     half = tmp_path / "half.zarr"
-    extended(digits, plain_teacher, path, half, rank=Rank(number=0, count=3))
+    with locked(tmp_path / "half.zarr.teacher.2-0"):
+        extended(digits, plain_teacher, path, half)
     with pytest.raises(StoreError, match="'teacher' is unfinished"):
         extended(digits, plain_teacher, half, tmp_path / "out.zarr", 5)
     file = path / "teachers" / "teacher" / "index" / "c" / "1" / "0" / "0"

@@ -22,7 +22,7 @@ path, part, num_parts, seed = Path(sys.argv[1]), *map(int, sys.argv[2:])
 print("ready", flush=True)
 sys.stdin.readline()
 teacher = writer(path, block_rows={BLOCK_ROWS})
-for cell in teacher.pending(part, num_parts):
+for cell in [cell for cell in teacher.cells()[part::num_parts] if not teacher.is_committed(cell)]:
     try:
         teacher.write(cell, rows(teacher, cell, seed))
     except StoreError as error:

@@ -2,13 +2,30 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from logitbank.pipeline.cache_teacher.run import Progress
 from logitbank.pipeline.files.strict_json import to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a pass is: rows answered so far and in all, over every view and every process.
+
+    Attributes:
+        done: Rows that the store holds.
+        total: Rows that it will hold.
+        rows: Rows of the block that was just answered.
+        accuracy: Over the labelled rows that this process has answered; None before the first.
+    """
+
+    done: int
+    total: int
+    rows: int
+    accuracy: float | None = None
 
 
 class ProgressDisplay:

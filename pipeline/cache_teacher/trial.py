@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from logitbank.pipeline.cache_teacher.run import Budget
+from logitbank.pipeline.cache_teacher.asked import Budget
 from logitbank.pipeline.cache_teacher.sample import Sample
 from logitbank.pipeline.cache_teacher.sound import ask_first
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher

@@ -151,7 +151,7 @@ def cache_teacher(
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the teacher")] = False,
     workers: Annotated[int, option(COUNT, help="Threads that read and transform ahead of the teacher")] = 1,
     part: Annotated[
-        str, typer.Option(help="i/n, i from 0: write share i of n, beside other processes; torchrun sets it itself")
+        str, typer.Option(help="i/n, i from 0: this is process i of n, so they start apart; torchrun sets it itself")
     ] = "",
     limit: Annotated[int, option(COUNT, help="A trial on n examples; stage two reads them with DATA?limit=n")] = 0,
     dry_run: Annotated[
@@ -164,8 +164,9 @@ def cache_teacher(
     threads: Threads = 0,
 ) -> None:
     """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
+    from logitbank.pipeline.cache_teacher.asked import Budget
+    from logitbank.pipeline.cache_teacher.begin import is_finished
     from logitbank.pipeline.cache_teacher.progress import ProgressDisplay
-    from logitbank.pipeline.cache_teacher.run import Budget, is_finished
     from logitbank.pipeline.cache_teacher.run import cache_teacher as run
     from logitbank.pipeline.cache_teacher.summary import leak_warning
     from logitbank.pipeline.cache_teacher.teachers.build import LimitedTeacher, build_teacher
@@ -223,11 +224,17 @@ def cache_teacher(
         )
     for warning in (*filter(None, [leak_warning(summary)]), *summary.get("warnings", ())):
         typer.echo(f"warning: {warning}", err=True)
-    report.event("finished" if summary else "part-finished", out=str(out), summary=summary, already_there=there)
+    report.event(
+        "finished" if summary else "part-finished",
+        out=str(out),
+        summary=summary,
+        rows=report.answered,
+        already_there=there,
+    )
     if log_json:
         return
     if not summary:
-        typer.echo(f"wrote part {rank.number}/{rank.count} of {out}; other parts are still to be written")
+        typer.echo(_left_to_others(out, report.answered))
         return
     accuracy = f", accuracy {summary['accuracy']:.4f} ({describe_kind(summary)})" if "accuracy" in summary else ""
     typer.echo(f"{wrote(not there)} {out}: {len(answers.split)} rows x {views} views{accuracy}")
@@ -256,9 +263,9 @@ def extend(
     views. More classes (--top-k) or another encoding: a new pass of cli cache-teacher.
     """
     from logitbank.pipeline.alignment import check_data
+    from logitbank.pipeline.cache_teacher.begin import is_finished
     from logitbank.pipeline.cache_teacher.extend import extend_views
     from logitbank.pipeline.cache_teacher.progress import ProgressDisplay
-    from logitbank.pipeline.cache_teacher.run import is_finished
     from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
     from logitbank.pipeline.datasets import load_split
     from logitbank.pipeline.processes.rank import Rank
@@ -297,7 +304,7 @@ def extend(
     for warning in summary.get("warnings", ()):
         typer.echo(f"warning: {warning}", err=True)
     if not summary:
-        typer.echo(f"wrote part {rank.number}/{rank.count} of {out}; other parts are still to be written")
+        typer.echo(_left_to_others(out, report.answered))
         return
     typer.echo(f"{wrote(not there)} {out}: {len(split)} rows x {views} views, {opened.num_views} of them taken over")
 
@@ -317,6 +324,12 @@ def assign_folds(
     assert plan is not None
     assigned, written = write_assignment(load_split(data), plan, out)
     typer.echo(f"{wrote(written)} {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
+
+
+def _left_to_others(out: Path, num_rows: int) -> str:
+    """What a process says that leaves a store unfinished."""
+    mine = f"wrote {num_rows} rows of {out}" if num_rows else f"nothing was left to write of {out}"
+    return f"{mine}; other processes still write the rest"
 
 
 def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str:

@@ -105,12 +105,17 @@ class TeacherWriter:
         self.num_blocks: int = self._teacher.num_blocks
         self._targets = {key: open_array(self._root, f"teachers/{name}/{key}") for key in self._arrays}
 
-    def pending(self, part: int = 0, num_parts: int = 1) -> list[Cell]:
-        """Cells without a commit, in order; of `num_parts` processes, the share of number `part`."""
-        if not 0 <= part < num_parts:
-            raise StoreError(f"part must be 0 to {num_parts - 1}, found {part}; count parts from 0")
-        cells = self._load().uncommitted()
-        return [Cell(v, b) for v, b in cells if (v * self.num_blocks + b) % num_parts == part]
+    def cells(self) -> list[Cell]:
+        """All cells, in order."""
+        return [Cell(view, block) for view in range(self._store.num_views) for block in range(self.num_blocks)]
+
+    def pending(self) -> list[Cell]:
+        """Cells without a commit, in order."""
+        return [Cell(view, block) for view, block in self._load().uncommitted()]
+
+    def is_committed(self, cell: Cell) -> bool:
+        """Whether a cell is there by now, whoever wrote it."""
+        return self._commit_path(Cell(*cell)).exists()
 
     def rows(self, block: int) -> slice:
         """Rows of a block."""
@@ -190,6 +195,7 @@ class TeacherWriter:
         }
         top = {**documents[""], "attributes": {**documents[""]["attributes"], **done}}
         with writing(str(self._where)):
+            self._remove_abandoned()
             write_document(self._where, sealed({**documents, "": top})[""])
 
     def _load(self) -> Teacher:
@@ -246,8 +252,12 @@ class TeacherWriter:
         if difference:
             raise StoreError(f"{self._where} is another teacher: {difference}; use another name or the same settings")
         if not has["complete"]:
-            for folder in {partial.parent for partial in self._where.rglob("*.partial")}:
-                remove_abandoned(folder)
+            self._remove_abandoned()
+
+    def _remove_abandoned(self) -> None:
+        """What killed writers were writing."""
+        for folder in {partial.parent for partial in self._where.rglob("*.partial")}:
+            remove_abandoned(folder)
 
     def _check_rows(self, arrays: Mapping[str, np.ndarray], num_rows: int) -> None:
         if set(arrays) != set(self._arrays):

@@ -1,0 +1,174 @@
+"""The beginning of a pass: what rows are encoded with is decided once, and written down before the first row is."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from logitbank.pipeline.cache_teacher.asked import Asked, Budget
+from logitbank.pipeline.cache_teacher.fidelity import TEMPERATURES
+from logitbank.pipeline.cache_teacher.passes import Pass
+from logitbank.pipeline.cache_teacher.sample import Sample
+from logitbank.pipeline.cache_teacher.sound import SoundTeacher, ask_first
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.files.versions import library_versions
+from logitbank.pipeline.folds import refuse_apart
+from logitbank.pipeline.processes.rank import Rank
+from logitbank.pipeline.views import probe
+from logitbank.stores import RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
+from logitbank.stores.format.address import check_folder
+
+PREDICTOR_ROWS = 20_000
+SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher
+_POLL_SECONDS = 0.5
+MASK = {"mask": RowArray(dtype="bool")}
+
+
+def begin_pass(
+    teacher: AnsweringTeacher,
+    out: Path,
+    *,
+    encoding: Encoding | Budget,
+    name: str = "teacher",
+    predictor_rows: int = PREDICTOR_ROWS,
+    temperatures: Sequence[float] = TEMPERATURES,
+    block_rows: int | None = None,
+    rank: Rank | None = None,
+) -> Pass:
+    """Creates the store and the teacher in it, or finds those of the same call; any number of processes may do so.
+
+    Args:
+        teacher: Who answers, about which examples and views.
+        out: The store to write, or to go on with.
+        encoding: What is kept of a row, or a budget that decides it.
+        name: The teacher's name in the store.
+        predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
+        temperatures: Where the encoding's fidelity is measured.
+        block_rows: Rows written and committed together; chosen when left out.
+        rank: Which of several processes this is (default: the only one).
+
+    Raises:
+        ValueError: ``out`` is a store of something else, or the answers are not ones that can be learnt from.
+    """
+    check_folder(out)
+    if teacher.folds is not None:
+        refuse_apart(teacher.split.keys, teacher.folds, teacher.split.spec)
+    sound, rank = ask_first(teacher), rank or Rank()
+    sample = Sample(sound, predictor_rows)
+    asked = Asked(encoding=encoding, predictor_rows=predictor_rows, temperatures=tuple(temperatures))
+    if is_begun(out):
+        describe(sound, out)  # another dataset or other views: said before anything is computed
+    stored = find_teacher(out, name)
+    if stored is None and rank.together and not rank.first:
+        stored = _wait_for_teacher(out, name)
+    if stored is None:
+        chosen, predictor = _decide(sample, asked)
+        stored = find_teacher(out, name)  # another process may have been faster
+    if stored is not None:
+        asked.check(out, stored)
+        chosen, predictor = _kept(stored)
+    describe(sound, out)
+    create = partial(_writer, sound, out, name, chosen, asked=asked, block_rows=block_rows)
+    try:
+        writer = create(predictor)
+    except StoreError:
+        late = find_teacher(out, name)  # its constants may be those of a process on another kind of machine
+        if stored is not None or late is None:
+            raise
+        predictor = TailPredictor.from_constants(late.constants())
+        writer = create(predictor)
+    return Pass(
+        out=out,
+        teacher=sound,
+        writer=writer,
+        encoding=chosen,
+        predictor=predictor,
+        asked=asked.recorded(),
+        check=partial(asked.check, out),
+        measure=partial(sample.measure, chosen, predictor, temperatures),
+    )
+
+
+def _decide(sample: Sample, asked: Asked) -> tuple[Encoding, TailPredictor | None]:
+    """The encoding and its predictor, measured once: a teacher that does not fit is found before a file is made."""
+    encoding = asked.encoding
+    if isinstance(encoding, Budget):
+        encoding = sample.choose(encoding.kl, encoding.temperatures)
+    predictor = sample.fit_predictor(encoding)
+    sample.measure(encoding, predictor, asked.temperatures)
+    return encoding, predictor
+
+
+def _kept(stored: Teacher) -> tuple[Encoding, TailPredictor | None]:
+    """What the rows of a teacher that is there are encoded with."""
+    return Encoding.from_attributes(stored.encoding), TailPredictor.from_constants(stored.constants())
+
+
+def _writer(
+    teacher: SoundTeacher,
+    out: Path,
+    name: str,
+    encoding: Encoding,
+    predictor: TailPredictor | None,
+    *,
+    asked: Asked,
+    block_rows: int | None,
+) -> TeacherWriter:
+    return TeacherWriter(
+        out,
+        name,
+        identity=teacher.identity(),
+        encoding=encoding.attributes(),
+        arrays={**encoding.row_arrays(), **({} if teacher.split.readable is None else MASK)},
+        folds=teacher.fold_attributes,
+        constants=predictor.constants() if predictor is not None else None,
+        block_rows=block_rows,
+        summary={"asked": asked.recorded()},
+    )
+
+
+def describe(teacher: SoundTeacher, out: Path) -> None:
+    """Creates the store, or checks that the one that is there has these examples and views."""
+    split, views = teacher.split, teacher.views
+    create_store(
+        out,
+        dataset=split.describe(),
+        views={**views.attributes(), "versions": library_versions()},
+        keys=split.keys,
+        labels=split.labels,
+        folds=teacher.folds,
+        groups=teacher.groups,
+        probes=probe(split, views),
+    )
+
+
+def is_begun(out: Path) -> bool:
+    """Whether something lies there already."""
+    return out.exists() and not (out.is_dir() and not any(out.iterdir()))
+
+
+def is_finished(out: Path, name: str) -> bool:
+    """Whether a store holds a teacher whole, so that writing it again only finds that it is the same."""
+    teacher = find_teacher(out, name)
+    return teacher is not None and teacher.complete
+
+
+def find_teacher(out: Path, name: str) -> Teacher | None:
+    """A teacher of a store that may be unfinished."""
+    if not is_begun(out):
+        return None
+    store = open_store(out, allow_incomplete=True)
+    return store.teacher(name) if name in store.teachers else None
+
+
+def _wait_for_teacher(out: Path, name: str) -> Teacher | None:
+    """Rank 0 measures, fits and creates; the other ranks need not do it again."""
+    until = time.monotonic() + SETUP_SECONDS
+    while time.monotonic() < until:
+        teacher = find_teacher(out, name)
+        if teacher is not None:
+            return teacher
+        time.sleep(_POLL_SECONDS)
+    return None

@@ -1,0 +1,205 @@
+"""A teacher's way through all cells of a store, in one process or in several that come and go.
+
+A process claims a cell before it answers it, and looks at the commits again, so that nobody answers what another one
+does or has done. A claim is a lock beside the store: it ends with its process, and is only there to save work. Two that
+answer one cell all the same write the same bytes.
+
+Shapes: B batch, C classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from logitbank.pipeline.cache_teacher.progress import Progress
+from logitbank.pipeline.cache_teacher.sample import folds_of, zero_warnings
+from logitbank.pipeline.cache_teacher.summary import summarise
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.processes.rank import Rank
+from logitbank.stores import Cell, StoreError, Teacher, TeacherWriter, open_store
+from logitbank.stores.locks import lock_path, locked
+
+Count = tuple[int, int]  # right answers, and rows that have a label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A pass that was begun: what is left to write, a way to write a cell, and the last word.
+
+    Whoever runs it calls `write` for each of `cells`, anywhere and in any order, then `finish`. All may be called
+    again: a cell that is there is left alone, and so is a finished store.
+
+    Attributes:
+        out: The store.
+        teacher: Who answers.
+        writer: Of the teacher's cells.
+        encoding: What is kept of a row.
+        predictor: The tail predictor, where there is one.
+        asked: What decided them, for the store to say; None where that is not known.
+        check: Raises ValueError where a finished teacher is not what was asked for.
+        measure: Gives the encoding's fidelity.
+    """
+
+    out: Path
+    teacher: AnsweringTeacher
+    writer: TeacherWriter
+    encoding: Encoding
+    predictor: TailPredictor | None
+    asked: Mapping[str, Any] | None
+    check: Callable[[Teacher], None]
+    measure: Callable[[], Mapping[str, Any]]
+
+    def cells(self) -> list[Cell]:
+        """Those that nobody has committed yet, in order."""
+        return self.writer.pending()
+
+    def rows(self, cell: Cell) -> npt.NDArray[np.int64]:
+        """Row numbers of a cell."""
+        rows = self.writer.rows(cell.block)
+        return np.arange(rows.start, rows.stop)
+
+    def claim(self, cell: Cell) -> ExitStack | None:
+        """Holds a cell alone among all processes until it is closed; None when it is taken, or there already."""
+        held = ExitStack()
+        try:
+            mine = not self.writer.is_committed(cell) and held.enter_context(locked(self._beside(cell), wait=False))
+        except StoreError:  # a disk without locks
+            mine = True
+        if mine and not self.writer.is_committed(cell):
+            return held
+        held.close()
+        return None
+
+    def write(self, cell: Cell) -> None:
+        """Answers a cell and commits it, unless it is there."""
+        if not self.writer.is_committed(cell):
+            self.keep(cell, self.teacher(self.rows(cell), cell.view))
+
+    def keep(self, cell: Cell, logits_BC: Tensor) -> Count:
+        """Encodes the answers of a cell and commits it."""
+        rows, split = self.rows(cell), self.teacher.split
+        labels_B = torch.from_numpy(split.labels[rows])
+        folds_B = folds_of(self.teacher, rows)
+        arrays = encode(logits_BC, labels_B, self.encoding, predictor=self.predictor, folds_B=folds_B)
+        counted_B = labels_B >= 0
+        if split.readable is not None:  # blank examples keep their place, and stage two leaves them out
+            arrays["mask"] = split.readable[rows]
+            counted_B &= torch.from_numpy(arrays["mask"])
+        self.writer.write(cell, arrays)
+        correct_B = counted_B & (logits_BC.argmax(dim=1).cpu() == labels_B)
+        return int(correct_B.sum()), int(counted_B.sum())
+
+    def finish(self) -> dict[str, Any]:
+        """Declares the teacher complete, once and by one process; others wait for it.
+
+        Returns:
+            The summary written to the store: accuracy, NLL, calibration, per fold when cross-fitted. Empty when there
+            are cells to write.
+        """
+        if self.cells():
+            return {}
+        with locked(self._beside()):
+            store = open_store(self.out, allow_incomplete=True)
+            stored = store.teacher(self.writer.name)
+            if stored.complete:
+                self.check(stored)
+                return dict(stored.summary)
+            fidelity = self.measure()
+            summary = summarise(store, stored.name, self.teacher.seen)
+            summary["warnings"] += zero_warnings(fidelity)
+            if self.asked is not None:
+                summary["asked"] = dict(self.asked)
+            self.writer.finish(fidelity=fidelity, summary=summary)
+            self._remove_claims()
+        return summary
+
+    def _beside(self, cell: Cell | None = None) -> Path:
+        """The name beside the store, of the teacher or of one of its cells, that one process at a time locks."""
+        place = self.out.resolve()
+        name = f"{place.name}.{self.writer.name}"
+        return place.with_name(name if cell is None else f"{name}.{cell.view}-{cell.block}")
+
+    def _remove_claims(self) -> None:
+        """Those of killed processes, whose cells somebody else wrote."""
+        for cell in self.writer.cells():
+            if lock_path(self._beside(cell)).exists():
+                with locked(self._beside(cell), wait=False):
+                    pass
+
+
+def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None] | None = None) -> None:
+    """Writes cells until none is left that no other process has claimed.
+
+    A second thread encodes and writes one cell while the teacher answers the next.
+    """
+    tally = _Tally(begun, on_progress)
+    with ExitStack() as claims, ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
+        behind: list[tuple[Cell, ExitStack, Future[Count]]] = []
+
+        def settle() -> None:
+            cell, claim, future = behind.pop()
+            with claim:
+                tally.add(cell, *future.result())
+
+        for cell, claim in _claimed(begun, rank, tally):
+            claims.callback(claim.close)
+            logits_BC = begun.teacher(begun.rows(cell), cell.view)
+            if behind:
+                settle()
+            behind.append((cell, claim, background.submit(begun.keep, cell, logits_BC)))
+        if behind:
+            settle()
+
+
+def _claimed(begun: Pass, rank: Rank, tally: "_Tally") -> Iterator[tuple[Cell, ExitStack]]:
+    """Cells that are this process's to write, with their claims. Processes that know of each other start apart.
+
+    Cells are gone through again until none can be claimed: who had claimed one may have been killed.
+    """
+    shuffled = np.random.default_rng(rank.number)
+    found = True
+    while found:
+        found, cells = False, begun.cells()
+        for number in range(len(cells)) if rank.count == 1 else shuffled.permutation(len(cells)):
+            claim = begun.claim(cells[number])
+            if claim is None:
+                tally.look(cells[number])
+            else:
+                found = True
+                yield cells[number], claim
+
+
+class _Tally:
+    """How far a pass is, as this process knows it."""
+
+    def __init__(self, begun: Pass, on_progress: Callable[[Progress], None] | None) -> None:
+        self._begun, self._on_progress = begun, on_progress
+        self._total = len(begun.teacher.split) * begun.teacher.views.num_views
+        self._left = {cell: len(begun.rows(cell)) for cell in begun.cells()}
+        self._correct, self._labelled = 0, 0
+
+    def look(self, cell: Cell) -> None:
+        """Another process has the cell, or has written it."""
+        if self._begun.writer.is_committed(cell):
+            self._left.pop(cell, None)
+
+    def add(self, cell: Cell, correct: int, labelled: int) -> None:
+        """This process has written the cell."""
+        self._left.pop(cell, None)
+        self._correct, self._labelled = self._correct + correct, self._labelled + labelled
+        if self._on_progress is not None:
+            done = self._total - sum(self._left.values())
+            accuracy = self._correct / self._labelled if self._labelled else None
+            rows = len(self._begun.rows(cell))
+            self._on_progress(Progress(done=done, total=self._total, rows=rows, accuracy=accuracy))

@@ -17,21 +17,22 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
     "train-teacher": "out data model folds fold-strategy fold-seed transform epochs batch-size optimizer lr"
-    " weight-decay weight-decay-on grad-clip seed mean std device threads",
+    " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
     "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed encoding top-k tail-bits bits"
     " kl-budget temperatures predictor-rows views transform view-seed batch-size precision"
-    " channels-last compile workers part limit dry-run log-json mean std device threads",
-    "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std device threads",
+    " channels-last compile workers part limit dry-run log-json mean std input-transform device threads",
+    "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
+    " device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
     " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
     " ema-decay precision channels-last compile val-share select seed memory-budget workers"
-    " tensorboard mean std device threads",
+    " tensorboard mean std input-transform device threads",
     "sweep": "store out loss student set seeds jobs threads",
     "compare": "plot html baseline",
     "inspect": "json",
-    "verify": "data transform recompute weights teacher teacher-arch seed mean std device threads",
+    "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",
     "copy": "views teacher folds threads",
     "merge": "out names",
     "subset": "out rows data teacher",

@@ -106,7 +106,7 @@ def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(tmp_path)
     for name in (f"{tmp_path}/own/nets.py:small", "own.nets:small", "own.nets:any"):
         assert build_model(name, TABLE)(torch.from_numpy(TABLE.samples)).shape == (50, 2)
-        assert own_preprocessing(name) is None
+        assert own_preprocessing(name, TABLE) is None
     with pytest.raises(ValueError, match="takes an argument 'depth'; it is offered num_classes, input_shape"):
         build_model("own.nets:odd", TABLE)
     with pytest.raises(ValueError, match="returned int; expected a torch.nn.Module"):
@@ -166,10 +166,10 @@ def test_a_constant_column_is_not_divided_by_zero() -> None:
 
 
 def test_library_models_bring_their_own_scaling() -> None:
-    assert own_preprocessing("timm:resnet18") == Preprocessing(
+    assert own_preprocessing("timm:resnet18", images()) == Preprocessing(
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224
     )
-    assert own_preprocessing("resnet20") is None
+    assert own_preprocessing("resnet20", images()) is None
 
 
 def test_weights_round_trip_with_metadata(tmp_path: Path) -> None:

@@ -209,3 +209,30 @@ def test_a_store_of_thumbnails_names_their_size(photos: Path, tmp_path: Path) ->
     check_data(store, split)
     with pytest.raises(ValueError, match=r"with its size= where pictures were shrunk \(once 224 by default\)"):
         check_data(store, load_split(f"imagefolder:{photos}"))
+
+
+def test_ones_own_loop_sees_what_the_student_reads(photos: Path, tmp_path: Path) -> None:
+    """A preprocessing that says how to resize originals is asked; any other callable is shown the standard."""
+    import torch
+
+    from logitbank.pipeline.answers.dataset import DistillationDataset
+    from logitbank.pipeline.files.versions import library_versions
+    from logitbank.pipeline.models import Preprocessing
+    from logitbank.stores import create_store, open_store
+
+    split = load_split(f"imagefolder:{photos}")
+    views = Views(transform="rrc", num_views=2)
+    create_store(
+        tmp_path / "s.zarr",
+        dataset=split.describe(),
+        views={**views.attributes(), "versions": library_versions()},
+        keys=split.keys,
+        labels=split.labels,
+        probes=probe(split, views),
+    )
+    store = open_store(tmp_path / "s.zarr", allow_incomplete=True)
+    reads = Preprocessing(mean=(0.0,), std=(1.0,), fit=SMALL)
+    example = DistillationDataset(store, split, reads)[3]
+    expected = reads(torch.from_numpy(views.samples(split, np.array([3]), 0, SMALL)))[0]
+    assert torch.equal(example.sample, expected)
+    assert DistillationDataset(store, split)[3].sample.shape == (224, 224, 3)

@@ -4,7 +4,7 @@ Shapes: B batch, N examples.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,10 +13,18 @@ from torch.utils.data import Dataset
 
 from logitbank.pipeline.alignment import check_data
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.resize_crop import ResizeCrop
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store
 
 Preprocess = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Resizes(Protocol):
+    """What a model's ``Preprocessing`` says beside its call: how the model resizes originals."""
+
+    fit: ResizeCrop | None
 
 
 class Example(NamedTuple):
@@ -73,7 +81,8 @@ class DistillationDataset(Dataset[Example]):
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
             raise IndexError(f"expected rows 0 to {len(self) - 1}, found {int(chosen.min())} to {int(chosen.max())}")
         view = self.views.of_epoch(int(self._epoch))
-        samples = torch.from_numpy(self.views.samples(self._split, chosen, view))
+        fit = self._preprocess.fit if isinstance(self._preprocess, Resizes) else None
+        samples = torch.from_numpy(self.views.samples(self._split, chosen, view, fit))
         if self._preprocess is not None:
             samples = self._preprocess(samples)
         labels = np.full(len(chosen), -1) if self.views.mixes else self._split.labels[chosen]

@@ -18,9 +18,8 @@ from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.folds import FoldPlan, fold_digest
-from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models import Given, Preprocessing, build_model, settle_fresh
 from logitbank.pipeline.models.check import check_network
-from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import KEY_SPACE, read_metadata, save_weights
 from logitbank.pipeline.user_code import is_factory
 from logitbank.pipeline.views import Views
@@ -53,7 +52,7 @@ def train_teachers(
     *,
     plan: FoldPlan | None = None,
     transform: str = "none",
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Given | None = None,
     device: torch.device | None = None,
     on_epoch: OnEpoch | None = None,
     on_there: Callable[[Path], None] | None = None,
@@ -90,13 +89,11 @@ def train_teachers(
     if views.mixes:
         raise ValueError(f"transform {transform!r} mixes labels too, which train-teacher cannot; leave out the mixing")
     # a mistake is answered before anything is made
-    given = preprocessing or own_preprocessing(architecture)
-    trial = given or fit_preprocessing(split, np.arange(min(100, len(split))))
+    trial = settle_fresh(architecture, split, preprocessing, np.arange(min(100, len(split))))
     trial.check(split)
-    check_network(
-        architecture, build_model(architecture, split), split, views=views, preprocessing=trial, to_train=True
-    )
-    jobs = list(_jobs(split, architecture, training, out, plan=plan, views=views, given=given))
+    fresh = build_model(architecture, trial.sized(split))
+    check_network(architecture, fresh, split, views=views, preprocessing=trial, to_train=True)
+    jobs = list(_jobs(split, architecture, training, out, plan=plan, views=views, given=preprocessing))
     with locked(out):
         existed = out.exists()
         done = _finished(jobs, out)
@@ -158,7 +155,7 @@ def _train(
     on_epoch: Callable[[EpochRecord], None] | None,
 ) -> None:
     torch.manual_seed(job.training.seed)
-    model = build_model(architecture, split)
+    model = build_model(architecture, job.scaling.sized(split))
     fit(
         model,
         split,
@@ -185,7 +182,7 @@ def _jobs(
     *,
     plan: FoldPlan | None,
     views: Views,
-    given: Preprocessing | None,
+    given: Given | None,
 ) -> Iterator[_Job]:
     folds = plan.assign(split) if plan is not None else None
     usable = split.labels >= 0 if split.readable is None else (split.labels >= 0) & split.readable
@@ -193,11 +190,11 @@ def _jobs(
     for fold in range(plan.num_folds if plan is not None else 1):
         chosen = usable if folds is None else usable & (folds != fold)
         rows = None if chosen.all() else np.flatnonzero(chosen)
-        scaling = given or fit_preprocessing(split, rows)
+        scaling = settle_fresh(architecture, split, given, rows)
         metadata: dict[str, Any] = {
             "architecture": architecture,
             "num_classes": split.num_classes,
-            "input_shape": list(split.input_shape),
+            "input_shape": list(scaling.sized(split).input_shape),
             "dataset": f"{split.name} {split.split}",
             "data_fingerprint": split.fingerprint,
             KEY_SPACE: split.key_space,

@@ -7,6 +7,7 @@ import typer
 
 from logitbank.pipeline.commands.options import (
     Device,
+    InputTransform,
     Mean,
     OwnTransform,
     Std,
@@ -54,6 +55,7 @@ def verify(
     seed: Annotated[int, option(SEED, help="With --recompute: which rows")] = 0,
     mean: Mean = "",
     std: Std = "",
+    input_transform: InputTransform = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -67,7 +69,7 @@ def verify(
     if weights and not recompute:
         raise ValueError("--weights is for --recompute; pass --recompute 64 as well")
     if not recompute:
-        of_teacher = ("teacher", "teacher_arch", "seed", "mean", "std", "device", "threads")
+        of_teacher = ("teacher", "teacher_arch", "seed", "mean", "std", "input_transform", "device", "threads")
         refuse_idle(context, of_teacher, "no teacher runs without --recompute")
     if not data:
         refuse_idle(context, ("transform",), "nothing is shown without --data")
@@ -104,7 +106,7 @@ def verify(
                 split,
                 weights,
                 architecture=teacher_arch,
-                preprocessing=input_scaling(mean, std),
+                preprocessing=input_scaling(mean, std, input_transform),
                 device=find_device(device, threads),
             )
             found = run(opened, chosen, answers, recompute, seed)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from logitbank.pipeline.fit import Training
     from logitbank.pipeline.folds import FoldPlan
-    from logitbank.pipeline.models import Preprocessing
+    from logitbank.pipeline.models import Given
     from logitbank.pipeline.train_student.spec import RunSpec
 
 
@@ -83,6 +83,13 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GP
 Threads = Annotated[int, option(COUNT, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
 Mean = Annotated[str, option(MEANS, help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
 Std = Annotated[str, option(STDS, help="Input standard deviation, likewise")]
+InputTransform = Annotated[
+    str,
+    typer.Option(
+        help="Over the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
+        " parts that are left out stay"
+    ),
+]
 Folds = Annotated[int, option(FOLDS, help="Cross-fitting folds B; 0 means none (or what the weights say)")]
 FoldStrategy = Annotated[
     str, option(FOLD_STRATEGIES, help="How rows are assigned to folds: stratified, kfold, group or hash")
@@ -126,9 +133,14 @@ def fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
     return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
 
 
-def input_scaling(mean: str, std: str) -> "Preprocessing | None":
-    from logitbank.pipeline.models import Preprocessing
+def input_scaling(mean: str, std: str, transform: str) -> "Given | None":
+    """What the user says of a network's input, over what the network says itself."""
+    from logitbank.pipeline.models import InputTransform, Preprocessing
 
+    if transform:
+        if mean or std:
+            raise ValueError("--mean and --std are parts of --input-transform; write mean=...,std=... there")
+        return InputTransform.parse(transform)
     if bool(mean) != bool(std):
         raise ValueError("--mean and --std belong together; pass both or neither")
     return Preprocessing(mean=MEANS.read("--mean", mean), std=STDS.read("--std", std)) if mean else None
@@ -172,7 +184,7 @@ def run_spec(context: typer.Context, training: "Training", local: int = 0) -> "R
         settings=settings,
         training=training,
         val_share=options["val_share"],
-        preprocessing=input_scaling(options["mean"], options["std"]),
+        preprocessing=input_scaling(options["mean"], options["std"], options["input_transform"]),
         device=str(find_device(options["device"], options["threads"], local)),
         memory_budget=int(options["memory_budget"] * 1e9) or default_budget(),  # the same for all runs of a sweep
         workers=options["workers"],

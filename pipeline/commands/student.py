@@ -10,6 +10,7 @@ import typer
 from logitbank.pipeline.commands.options import (
     Data,
     Device,
+    InputTransform,
     Mean,
     OwnTransform,
     Std,
@@ -74,6 +75,7 @@ def train_student(
     ] = False,
     mean: Mean = "",
     std: Std = "",
+    input_transform: InputTransform = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:

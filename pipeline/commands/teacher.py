@@ -11,6 +11,7 @@ from logitbank.pipeline.commands.options import (
     Folds,
     FoldSeed,
     FoldStrategy,
+    InputTransform,
     Mean,
     OwnTransform,
     Std,
@@ -67,6 +68,7 @@ def train_teacher(
     ] = "none",
     mean: Mean = "",
     std: Std = "",
+    input_transform: InputTransform = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -96,7 +98,7 @@ def train_teacher(
                 out,
                 plan=fold_plan(folds, fold_strategy, fold_seed),
                 transform=allow_transform(transform),
-                preprocessing=input_scaling(mean, std),
+                preprocessing=input_scaling(mean, std, input_transform),
                 device=find_device(device, threads),
                 on_epoch=report,
                 on_there=there.add,
@@ -160,6 +162,7 @@ def cache_teacher(
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
     mean: Mean = "",
     std: Std = "",
+    input_transform: InputTransform = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -197,7 +200,7 @@ def cache_teacher(
         weights,
         Views(transform=allow_transform(transform), num_views=views, seed=view_seed),
         plan=fold_plan(folds, fold_strategy, fold_seed),
-        preprocessing=input_scaling(mean, std),
+        preprocessing=input_scaling(mean, std, input_transform),
         batch_size=batch_size,
         device=find_device(device, threads, local=rank.local),
         compute=Compute(precision=precision, channels_last=channels_last, compile=compile_model),
@@ -254,6 +257,7 @@ def extend(
     part: Annotated[str, typer.Option(help="i/n, as in cache-teacher; torchrun sets it itself")] = "",
     mean: Mean = "",
     std: Std = "",
+    input_transform: InputTransform = "",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -292,7 +296,7 @@ def extend(
         weights,
         architecture=teacher_arch,
         num_views=views,
-        preprocessing=input_scaling(mean, std),
+        preprocessing=input_scaling(mean, std, input_transform),
         batch_size=batch_size,
         device=find_device(device, threads, local=rank.local),
         workers=workers,
@@ -352,5 +356,6 @@ def _refuse_idle_caching(context: typer.Context) -> None:
     if given["kl_budget"]:
         refuse_idle(context, ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding")
     if given["teacher"].startswith(NO_WEIGHTS):
-        of_networks = ("batch_size", "precision", "channels_last", "compile_model", "workers", "mean", "std")
+        scaling = ("mean", "std", "input_transform")
+        of_networks = ("batch_size", "precision", "channels_last", "compile_model", "workers", *scaling)
         refuse_idle(context, of_networks, f"{given['teacher']} is no network that runs here")

@@ -9,12 +9,14 @@ from typing import Any
 
 from PIL import Image
 
+from logitbank.pipeline.datasets.pictures import MAX_PIXELS
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.spelling import unknown
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_PILLOW = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 MODES = ("center", "squash", "border")
-MAX_SIDE = 4096  # pixels that a file may ask pictures to be resized to
+MAX_SIDE = 2048  # pixels that a file may ask pictures to be resized to
 
 Sides = tuple[int, int]
 
@@ -57,11 +59,24 @@ class ResizeCrop:
             size = [round(picture.height / ratio), round(picture.width / ratio)]
         elif self.mode == "center":
             size = size[:1]
+        if self.mode == "center" and _is_slender(picture, size):
+            return self._middle(picture, size)
         resized = functional.resize(picture, size, resample)
         if self.mode == "border":
             return _crop_or_pad(resized, self.crop, self.fill)
         cropped: Image.Image = functional.center_crop(resized, list(self.crop))
         return cropped
+
+    def _middle(self, picture: Image.Image, size: list[int]) -> Image.Image:
+        """The middle of a picture so slender that it would not fit into memory resized: up to rounding the same."""
+        height, width = _resized(picture, size)
+        crop = min(self.crop[0], height), min(self.crop[1], width)
+        top, left = round((height - crop[0]) / 2), round((width - crop[1]) / 2)
+        down, along = picture.height / height, picture.width / width
+        box = left * along, top * down, (left + crop[1]) * along, (top + crop[0]) * down
+        middle = picture.resize((crop[1], crop[0]), _PILLOW[self.interpolation], box=box)
+        made: Image.Image = _functional().center_crop(middle, list(self.crop))
+        return made
 
     def cut(self, picture: Image.Image, box: tuple[int, int, int, int], size: Sides) -> Image.Image:
         """A rectangle (top, left, height, width) of the picture, resampled once, as this model resamples."""
@@ -101,6 +116,20 @@ class ResizeCrop:
 
 STANDARD = ResizeCrop()
 """What is shown where no model says how it wants pictures: the field's 256 / 224; probes of views show it, too."""
+
+
+def _resized(picture: Image.Image, size: list[int]) -> tuple[int, int]:
+    """Height and width after resizing, where one number is the shorter side."""
+    if len(size) == 2:
+        return size[0], size[1]
+    short, long = sorted(picture.size)
+    longer = int(size[0] * long / short)
+    return (longer, size[0]) if picture.height > picture.width else (size[0], longer)
+
+
+def _is_slender(picture: Image.Image, size: list[int]) -> bool:
+    height, width = _resized(picture, size)
+    return height * width > MAX_PIXELS
 
 
 def _functional() -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
+from logitbank.pipeline.datasets.resize_crop import ResizeCrop
 from logitbank.pipeline.fit.training import Training
 from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.together import Processes
@@ -24,6 +25,7 @@ class Feed:
 
     Attributes:
         training: Says how many rows a step has, over all processes, and in how many passes.
+        fit: How the model resizes originals.
         workers: Threads that read and transform the next passes meanwhile; 0 does it in between.
         pinned: Samples lie in memory that a GPU reads meanwhile.
     """
@@ -32,6 +34,7 @@ class Feed:
     views: Views
     training: Training
     processes: Processes
+    fit: ResizeCrop | None
     workers: int
     pinned: bool
 
@@ -59,5 +62,5 @@ class Feed:
         return rows_B.tensor_split(min(self.training.accumulate, max(len(rows_B) // LEAST_ROWS, 1)))
 
     def _samples(self, view: int, rows_B: Tensor) -> Tensor:
-        samples = torch.from_numpy(self.views.samples(self.split, rows_B.numpy(), view))
+        samples = torch.from_numpy(self.views.samples(self.split, rows_B.numpy(), view, self.fit))
         return samples.pin_memory() if self.pinned else samples

@@ -100,7 +100,7 @@ def fit(
     chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
     labels = torch.from_numpy(split.labels)
     processes.check(training.batch_size, len(chosen))
-    feed = Feed(split, views, training, processes, workers=workers, pinned=device.type == "cuda")
+    feed = Feed(split, views, training, processes, fit=preprocessing.fit, workers=workers, pinned=device.type == "cuda")
     steps_per_epoch = feed.num_steps(len(chosen))
     progress = Progress.start(model, training, device, processes.number)
     processes.seed(training.seed)

@@ -48,12 +48,13 @@ def predict(
     Raises:
         Diverged: Some answers are not finite.
     """
+    preprocessing = preprocessing.on(split)
     device = device or torch.device("cpu")
     model.to(device).eval()
     chosen = np.arange(len(split)) if rows is None else rows
     parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     with torch.inference_mode():
-        samples = in_order(partial(_samples, split, views), parts, workers)
+        samples = in_order(partial(_samples, split, views or Views(), preprocessing), parts, workers)
         logits_NC = torch.cat([model(preprocessing(shown.to(device))).float().cpu() for shown in samples])
     wrong_N = ~logits_NC.isfinite().all(dim=1)
     if wrong_N.any():
@@ -64,5 +65,5 @@ def predict(
     return logits_NC
 
 
-def _samples(split: Split, views: Views | None, rows: Rows) -> Tensor:
-    return torch.from_numpy(split.samples[rows] if views is None else views.samples(split, rows, 0))
+def _samples(split: Split, views: Views, preprocessing: Preprocessing, rows: Rows) -> Tensor:
+    return torch.from_numpy(views.samples(split, rows, 0, preprocessing.fit))

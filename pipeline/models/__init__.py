@@ -13,13 +13,24 @@ from torch import nn
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.models.cifar_resnet import CifarResNet
+from logitbank.pipeline.models.input_transform import Given, InputTransform, own_preprocessing, settle, settle_fresh
 from logitbank.pipeline.models.preprocessing import Preprocessing
 from logitbank.pipeline.models.small import MLP, SmallCNN
 from logitbank.pipeline.models.wide_resnet import WideResNet
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.user_code import call_factory, is_factory
 
-__all__ = ["MODELS", "Model", "Preprocessing", "build_model", "own_preprocessing"]
+__all__ = [
+    "MODELS",
+    "Given",
+    "InputTransform",
+    "Model",
+    "Preprocessing",
+    "build_model",
+    "own_preprocessing",
+    "settle",
+    "settle_fresh",
+]
 
 _CRD_WIDTHS = (32, 64, 128, 256)
 _MLP = re.compile(r"mlp:([1-9]\d{0,4})(?:x([1-9]\d?))?")
@@ -89,7 +100,7 @@ def build_model(name: str, split: Split) -> nn.Module:
         name: A name of ``MODELS``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, or your own
             ``path/to/file.py:factory`` or ``package.module:factory``, called with those of ``num_classes`` and
             ``input_shape`` ((H, W, channels) or (D,)) that it takes.
-        split: Gives the input shape and the number of classes.
+        split: Gives the input shape and the number of classes; see ``Preprocessing.sized``.
 
     Raises:
         ValueError: Unknown name, or a model for images on a table.
@@ -117,22 +128,6 @@ def _find(name: str) -> Model:
     raise ValueError(unknown("model", name, known))
 
 
-def own_preprocessing(name: str) -> Preprocessing | None:
-    """The input scaling that a library's model was published with, or None for models without one."""
-    library, _, inner = name.partition(":")
-    if library == "timm":
-        prepare_torchvision()
-        import timm
-
-        config = timm.get_pretrained_cfg(inner)
-        if config is None:
-            return None
-        return Preprocessing(mean=tuple(config.mean), std=tuple(config.std), size=int(config.input_size[-1]))
-    if library == "torchvision":
-        return Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
-    return None
-
-
 def _own(name: str, split: Split) -> nn.Module:
     model = call_factory(name, {"num_classes": split.num_classes, "input_shape": split.input_shape})
     if not isinstance(model, nn.Module):
@@ -154,9 +149,10 @@ def _torchvision(name: str, split: Split) -> nn.Module:
     prepare_torchvision()
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise ValueError(unknown("torchvision model", name, _near(name, models.list_models(module=models))))
-    model: nn.Module = models.get_model(name, num_classes=split.num_classes)
+    plain = name.partition(".")[0]  # behind the dot it says whose weights, which decides the input transform
+    if plain not in models.list_models(module=models):
+        raise ValueError(unknown("torchvision model", plain, _near(plain, models.list_models(module=models))))
+    model: nn.Module = models.get_model(plain, num_classes=split.num_classes)
     return model
 
 

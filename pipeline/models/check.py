@@ -39,8 +39,9 @@ def check_network(
     Raises:
         ValueError: It cannot read them, or does not answer with a logit for each class.
     """
+    preprocessing = preprocessing.on(split)
     shown = np.arange(min(2, len(split))) if rows is None else rows[:2]
-    samples = torch.from_numpy(views.samples(split, shown, 0)).to(device or "cpu")
+    samples = torch.from_numpy(views.samples(split, shown, 0, preprocessing.fit)).to(device or "cpu")
     training = model.training
     ask = partial(_answer, name, model, samples, preprocessing, split)
     try:

@@ -1,12 +1,15 @@
-"""A model's own deterministic input scaling, applied after the view and before the network.
+"""A model's own input transform: how its library resizes pictures for it, and scales what it reads.
+
+Pictures of any sizes are resized while they are read (``fit``); the rest runs on the device, after the view and before
+the network.
 
 Shapes: B batch, H x W x C pixels, D features.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.originals import Originals
+from logitbank.pipeline.datasets.resize_crop import STANDARD, ResizeCrop
 
 MAX_RECORDED_SIZE = 1024  # pixels a side that a file may ask images to be resized to
 _SAMPLED, _DECODED_AT_ONCE, _COUNTED_AT_ONCE = 5000, 64, 1000
@@ -27,14 +32,18 @@ class Preprocessing:
     Attributes:
         mean: One number a channel or column (one number serves all).
         std: Likewise; positive.
-        size: Images are resized to size x size (bilinear, antialiased); None leaves them as they are.
+        size: Images that have one size are resized to size x size (bilinear, antialiased); None leaves them.
+        fit: Of originals: how they are resized, and to what size. It takes the place of ``size``.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int | None = None
+    fit: ResizeCrop | None = None
 
     def __post_init__(self) -> None:
+        if self.size is not None and self.fit is not None:
+            raise ValueError("input scaling has a size and a way to resize; give one of them")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"{len(self.mean)} means but {len(self.std)} standard deviations; give as many of each")
         if not all(math.isfinite(value) for value in self.mean):
@@ -47,7 +56,8 @@ class Preprocessing:
         mean, std = (torch.tensor(values, device=samples.device) for values in (self.mean, self.std))
         if samples.ndim == 2:
             return (samples.float() - mean) / std
-        images = samples.permute(0, 3, 1, 2).float().div(255)
+        # a number would be turned into its reciprocal on a GPU, which is not what libraries' transforms compute
+        images = samples.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=samples.device)
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         return (images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
@@ -62,15 +72,43 @@ class Preprocessing:
                 f" pass --mean and --std with 1 number{'' if expected == 1 else f' or {expected}'}"
             )
 
+    def on(self, split: Split) -> "Preprocessing":
+        """The same for the pictures of a split: originals need a way to resize, and pictures of one size have none.
+
+        Raises:
+            ValueError: It resizes to a rectangle, and the split's pictures have one size already.
+        """
+        if split.originals is not None:
+            if self.fit is not None:
+                return self
+            square = STANDARD if self.size is None else ResizeCrop(resize=(self.size,) * 2, crop=(self.size,) * 2)
+            return replace(self, size=None, fit=square)
+        if self.fit is None:
+            return self
+        height, width = self.fit.crop
+        if height != width:
+            raise ValueError(
+                f"{split.spec} has pictures of one size, which become squares; this model reads {height} x {width}"
+            )
+        return replace(self, size=height, fit=None)
+
+    def sized(self, split: Split) -> Split:
+        """The split whose ``input_shape`` is what the network reads: what it is built for."""
+        originals = split.originals
+        if originals is None or self.fit is None:
+            return split
+        return replace(split, samples=cast(Any, Originals(originals.source, self.fit)))
+
     def attributes(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "std": list(self.std), "size": self.size}
+        fit = {} if self.fit is None else {"fit": self.fit.attributes()}
+        return {"mean": list(self.mean), "std": list(self.std), "size": self.size, **fit}
 
     @classmethod
     def from_attributes(cls, attributes: Any) -> "Preprocessing":
         """What ``attributes`` gave, read back from a file that anybody may have written.
 
         Raises:
-            ValueError: Anything but lists of numbers and a size of at most ``MAX_RECORDED_SIZE``.
+            ValueError: Anything but lists of numbers and sizes of at most ``MAX_RECORDED_SIZE``.
         """
         said = attributes if isinstance(attributes, Mapping) else {}
         mean, std, size = said.get("mean"), said.get("std"), said.get("size")
@@ -82,7 +120,10 @@ class Preprocessing:
                 f"its input scaling is {str(attributes)[:80]!r}; expected lists of numbers mean and std, and a size of"
                 f" at most {MAX_RECORDED_SIZE} pixels or none"
             )
-        return cls(mean=tuple(map(float, mean)), std=tuple(map(float, std)), size=size)  # type: ignore[arg-type]
+        fit = ResizeCrop.from_attributes(said["fit"]) if "fit" in said else None
+        if fit is not None and max(fit.crop) > MAX_RECORDED_SIZE:
+            raise ValueError(f"its input is {fit.crop} pixels; expected at most {MAX_RECORDED_SIZE} a side")
+        return cls(mean=tuple(map(float, mean)), std=tuple(map(float, std)), size=size, fit=fit)  # type: ignore[arg-type]
 
 
 def fit_preprocessing(split: Split, rows: npt.NDArray[np.integer] | None = None) -> Preprocessing:
@@ -102,7 +143,7 @@ def fit_preprocessing(split: Split, rows: npt.NDArray[np.integer] | None = None)
     return Preprocessing(
         mean=tuple(round(float(value), 6) for value in mean),
         std=tuple(round(float(value), 6) if value > 1e-6 else 1.0 for value in std),
-    )
+    ).on(split)
 
 
 def _counted_moments(

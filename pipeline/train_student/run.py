@@ -31,10 +31,9 @@ from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.fit.weights import weight_bytes
 from logitbank.pipeline.metrics import Metrics, measure
-from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models import Given, build_model, settle_fresh
 from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.parts import split_selection
-from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import (
     KEY_SPACE,
     KEYS_COMPLETE,
@@ -121,7 +120,7 @@ def train_student(
     tail: str = TAIL,
     init: Path | None = None,
     val_share: float = 0.0,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Given | None = None,
     device: torch.device | None = None,
     memory_budget: int | None = None,
     workers: int = 0,
@@ -186,9 +185,10 @@ def train_student(
     if objective.search and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
     views = Views.from_attributes(store.views)
-    scaling = preprocessing or own_preprocessing(student) or fit_preprocessing(split, rows)
+    scaling = settle_fresh(student, split, preprocessing, rows)
     scaling.check(split)
-    fresh, taken = _fresh_student(student, split, init, training.seed)  # a mistake is answered before anything is made
+    # a mistake is answered before anything is made
+    fresh, taken = _fresh_student(student, scaling.sized(split), init, training.seed)
     if test is not None:
         check_network(student, fresh, test, views=Views(), preprocessing=scaling)
     check_network(student, fresh, split, views=views, preprocessing=scaling, to_train=True)
@@ -237,7 +237,7 @@ def train_student(
         checkpoint: Checkpoint | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
     ) -> tuple[nn.Module, list[EpochRecord]]:
-        model, _ = _fresh_student(student, split, init, training.seed)
+        model, _ = _fresh_student(student, scaling.sized(split), init, training.seed)
         history = fit(
             model,
             split,
@@ -320,7 +320,7 @@ def train_student(
         metadata = {
             "architecture": student,
             "num_classes": split.num_classes,
-            "input_shape": list(split.input_shape),
+            "input_shape": list(scaling.sized(split).input_shape),
             "dataset": f"{split.name} {split.split}",
             "data_fingerprint": split.fingerprint,
             KEY_SPACE: split.key_space,

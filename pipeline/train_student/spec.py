@@ -9,7 +9,7 @@ import torch
 
 from logitbank.pipeline.datasets import Split, load_split, with_split
 from logitbank.pipeline.fit import EpochRecord, Training
-from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.models import Given
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.own_loss import read_objective
 from logitbank.pipeline.train_student.run import train_student
@@ -39,7 +39,7 @@ class RunSpec:
     init: str = ""
     transform: str = ""
     val_share: float = 0.0
-    preprocessing: Preprocessing | None = None
+    preprocessing: Given | None = None
     device: str = "cpu"
     memory_budget: int | None = None
     workers: int = 0

@@ -20,7 +20,7 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.teachers.tinyvit import TINYVIT_PREFIX, TinyVitTeacher
 from logitbank.pipeline.datasets import Split, few_rows, take
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
-from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.models import Given
 from logitbank.pipeline.views import Views
 
 # Caches that are not read, and why.
@@ -39,7 +39,7 @@ def build_teacher(
     views: Views,
     *,
     plan: FoldPlan | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Given | None = None,
     batch_size: int = 256,
     device: torch.device | None = None,
     compute: Compute | None = None,

@@ -27,9 +27,8 @@ from logitbank.pipeline.cache_teacher.teachers.networks import (
 )
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
-from logitbank.pipeline.models import Preprocessing, own_preprocessing
+from logitbank.pipeline.models import Given, settle_fresh
 from logitbank.pipeline.models.parts import split_selection
-from logitbank.pipeline.models.preprocessing import fit_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ def load_teachers(
     weights: str,
     *,
     plan: FoldPlan | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Given | None = None,
 ) -> TeacherSet:
     """Loads one teacher or a set of fold teachers and checks that none answers a row it has seen.
 
@@ -130,11 +129,9 @@ def load_teachers(
     )
 
 
-def _untrained(
-    split: Split, architecture: str, plan: FoldPlan | None, preprocessing: Preprocessing | None
-) -> TeacherSet:
+def _untrained(split: Split, architecture: str, plan: FoldPlan | None, preprocessing: Given | None) -> TeacherSet:
     """Networks that have seen nothing: what a student learns from them, it does not learn from a teacher."""
-    scaling = preprocessing or own_preprocessing(architecture) or fit_preprocessing(split)
+    scaling = settle_fresh(architecture, split, preprocessing)
     teachers = untrained_teachers(split, architecture, 1 if plan is None else plan.num_folds, scaling)
     seen = nothing_seen(split)
     if plan is None:

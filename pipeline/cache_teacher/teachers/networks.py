@@ -13,7 +13,7 @@ from logitbank.pipeline.cache_teacher.teachers.claims import Claims
 from logitbank.pipeline.cache_teacher.train import FOLD_FILE, SINGLE_FILE
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan
-from logitbank.pipeline.models import Preprocessing, build_model, own_preprocessing
+from logitbank.pipeline.models import Given, Preprocessing, build_model, own_preprocessing, settle
 from logitbank.pipeline.models.parts import split_selection
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import load_weights, weights_digest
@@ -37,8 +37,8 @@ def load_teacher(
     architecture: str,
     path: Path,
     part: str,
-    preprocessing: Preprocessing | None,
-    fallback: Preprocessing | None = None,
+    preprocessing: Given | None,
+    recorded: Preprocessing | None = None,
     option: str = "--teacher",
 ) -> tuple[TeacherNetwork, Claims]:
     """One network with the weights of a file, and what the file says of them.
@@ -49,18 +49,19 @@ def load_teacher(
         path: The weights.
         part: Which part of the file; see ``load_weights``.
         preprocessing: Overrides the file's metadata and the model's own.
-        fallback: Taken where nothing else says it.
+        recorded: What a store says of it; only ``preprocessing`` overrides that.
         option: What names the architecture, for the error.
     """
     claims = Claims.read(path)
     trained_as = claims.architecture or architecture
     if trained_as != architecture:
         raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass {option} {trained_as}")
-    model = build_model(architecture, split)
+    own = own_preprocessing(architecture, split)
+    scaling = settle(split, preprocessing, recorded, claims.preprocessing, own)
+    model = build_model(architecture, split if scaling is None else scaling.sized(split))
     taken = load_weights(model, path, architecture=architecture, part=part)
     if taken.said:
         _log.warning("note: %s", taken.said)
-    scaling = preprocessing or claims.preprocessing or own_preprocessing(architecture) or fallback
     if scaling is None:
         raise ValueError(
             f"{path}: nothing says how {architecture!r} wants its input scaled; pass --mean and --std"
@@ -113,7 +114,7 @@ def untrained_teachers(
     teachers = []
     for fold in range(num_teachers):
         torch.manual_seed(fold)
-        model = build_model(architecture, split).eval()
+        model = build_model(architecture, scaling.sized(split)).eval()
         identity = {"architecture": architecture, "weights_sha256": weights_digest(model.state_dict())}
         teachers.append(
             TeacherNetwork(model=model, preprocessing=scaling, identity={**identity, "weights": RANDOM_INIT})
@@ -127,7 +128,7 @@ def load_again(
     weights: str,
     *,
     num_teachers: int,
-    preprocessing: Preprocessing | None,
+    preprocessing: Given | None,
     recorded: Sequence[Preprocessing],
 ) -> tuple[tuple[TeacherNetwork, ...], tuple[Claims, ...]]:
     """The teachers that are said to have answered a store's rows, without a proof of what they were trained on.
@@ -137,8 +138,8 @@ def load_again(
         architecture: As in ``load_teachers``.
         weights: As in ``load_teachers``.
         num_teachers: How many the store has: 1, or one a fold.
-        preprocessing: Overrides the weights' metadata and the model's own configuration.
-        recorded: The store's own of each teacher, taken where nothing else says it.
+        preprocessing: Overrides all that is said.
+        recorded: The store's own of each teacher, which is what is repeated.
 
     Returns:
         The teachers in fold order, and what their weights say of themselves.
@@ -147,7 +148,7 @@ def load_again(
         ValueError: Missing weights, of another architecture, or of another number of teachers.
     """
     if weights == RANDOM_INIT:
-        scaling = preprocessing or own_preprocessing(architecture) or recorded[0]
+        scaling = settle(split, preprocessing, recorded[0]) or recorded[0]
         return untrained_teachers(split, architecture, num_teachers, scaling), ()
     weights, part = split_selection(weights)
     paths = fold_paths(weights, None) or [single_path(weights)]
@@ -159,7 +160,7 @@ def load_again(
             f" {'one file' if num_teachers == 1 else 'a folder with one file a fold, or a {fold} pattern'}"
         )
     loaded = [
-        load_teacher(split, architecture, path, part, preprocessing, fallback, "--teacher-arch")
-        for path, fallback in zip(paths, recorded, strict=True)
+        load_teacher(split, architecture, path, part, preprocessing, said, "--teacher-arch")
+        for path, said in zip(paths, recorded, strict=True)
     ]
     return tuple(teacher for teacher, _ in loaded), tuple(claims for _, claims in loaded)

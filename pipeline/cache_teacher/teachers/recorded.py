@@ -17,7 +17,7 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit.optimizers import PRECISIONS
 from logitbank.pipeline.folds import Folds
-from logitbank.pipeline.models import MODELS, Preprocessing
+from logitbank.pipeline.models import MODELS, Given, Preprocessing
 from logitbank.pipeline.user_code import factory_name
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, Teacher
@@ -31,7 +31,7 @@ def recorded_teacher(
     *,
     architecture: str = "",
     num_views: int | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Given | None = None,
     batch_size: int = 256,
     device: torch.device | None = None,
     workers: int = 1,

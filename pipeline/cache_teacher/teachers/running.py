@@ -80,7 +80,7 @@ class NetworkTeacher:
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)
         batches = self._batches(rows)
-        samples = in_order(lambda job: self._samples(rows[job[1]], view), batches, self.workers)
+        samples = in_order(lambda job: self._samples(job[0], rows[job[1]], view), batches, self.workers)
         for (number, positions), samples_B in zip(batches, samples, strict=True):
             with torch.inference_mode(), self.compute.autocast(self.device):
                 inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
@@ -96,6 +96,7 @@ class NetworkTeacher:
             batches += [(number, own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
         return batches
 
-    def _samples(self, rows: Rows, view: int) -> Tensor:
-        samples_B = torch.from_numpy(self.views.samples(self.split, rows, view))
+    def _samples(self, number: int, rows: Rows, view: int) -> Tensor:
+        fit = self.teachers[number].preprocessing.fit
+        samples_B = torch.from_numpy(self.views.samples(self.split, rows, view, fit))
         return samples_B.pin_memory() if self.device.type == "cuda" else samples_B

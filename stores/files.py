@@ -131,15 +131,33 @@ def claim_file(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write to: the file itself once the block has ended, gone when it has failed."""
+    remove_abandoned(path.parent, f".{short_name(path.name)}.")
+    with _beside(path) as partial:
+        partial.touch(exist_ok=False)
+        yield partial
+        make_durable(partial)
+        partial.replace(path)
+
+
+@contextlib.contextmanager
 def _written(path: Path, data: Any) -> Iterator[Path]:
-    """A durable file with `data` beside `path`, to be renamed; the folder is made durable afterwards."""
-    make_folders(path.parent)
-    partial = partial_path(path)
-    try:
+    """A durable file with `data` beside `path`, to be renamed."""
+    with _beside(path) as partial:
         with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        yield partial
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name beside `path`, which is gone afterwards; then the folder is made durable."""
+    make_folders(path.parent)
+    partial = partial_path(path)
+    try:
         yield partial
     finally:
         partial.unlink(missing_ok=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from logitbank.pipeline.alignment import describe_examples
-from logitbank.pipeline.files.whole import whole_file
 from logitbank.stores import StoreError, copy_store, create_store, open_store, verify_store
+from logitbank.stores.files import whole_file
 from logitbank.stores.locks import locked, scratch
 from logitbank.stores.write.building import build, build_files
 from logitbank.stores.write.merge import merge_stores, subset_store

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from logitbank.pipeline.files.whole import whole_file
 from logitbank.pipeline.fit.progress import Progress, State
 from logitbank.pipeline.fit.training import EpochRecord, Training
+from logitbank.stores.files import whole_file
 from logitbank.stores.format.plain_json import parse_json
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)

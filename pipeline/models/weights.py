@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from logitbank.pipeline.datasets.spec import shown
-from logitbank.pipeline.files.whole import whole_file
 from logitbank.pipeline.models.parts import SEPARATOR, Choice, choose, others_that_fit
 from logitbank.pipeline.models.weight_files import WeightFile, one_line, open_weights, printable
+from logitbank.stores.files import whole_file
 from logitbank.stores.format.plain_json import parse_json
 
 METADATA_KEY = "logitbank"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from logitbank.pipeline.files.strict_json import to_json
-from logitbank.pipeline.files.whole import whole_file
 from logitbank.pipeline.fit import COLUMNS, EpochRecord
+from logitbank.stores.files import whole_file
 from logitbank.stores.locks import locked
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"

@@ -44,6 +44,10 @@ class CopyProgress:
 OnProgress = Callable[[CopyProgress], None]
 
 
+class _NotThereError(StoreError):
+    """The source has no such file."""
+
+
 class Fetcher:
     """Fetches one store from a source into a folder.
 
@@ -78,8 +82,8 @@ class Fetcher:
             folder = f"teachers/{check_name(name, 'teacher')}"
             try:
                 document = self._document(folder)
-            except StoreError as error:
-                if teachers is None or "is not there" not in str(error):
+            except _NotThereError as error:
+                if teachers is None:
                     raise
                 there = ", ".join(self.source.teachers() or ()) or "unknown ones"
                 raise StoreError(
@@ -240,7 +244,7 @@ class Fetcher:
                 self.source.fetch(path, target, limit)
                 return
             except FileNotFoundError as error:
-                raise StoreError(
+                raise _NotThereError(
                     f"{self.source.name}: {path} is not there; check the address or fetch it whole"
                 ) from error
             except OSError as error:

@@ -143,7 +143,7 @@ def _workplace(target: Path, request: Mapping[str, Any] | None) -> Iterator[Path
         yield folder / _BUILT
     except BaseException as error:
         keep = text is not None and any(folder.glob("*/teachers/*/*/c"))
-        if isinstance(error, StoreError) and str(folder) in str(error):  # a name that is gone when it is read
+        if isinstance(error, StoreError):  # it may name what is gone when it is read
             said = str(error).replace(str(folder / _BUILT), str(target)).replace(str(folder), str(target))
             raise StoreError(said) from error
         if isinstance(error, OSError) and str(error.filename or folder).startswith(str(folder)):

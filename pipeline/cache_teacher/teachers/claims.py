@@ -63,7 +63,7 @@ class Claims:
         Raises:
             ValueError: Metadata of another form than ``train-teacher`` and ``train-student`` write.
         """
-        said = read_metadata(path)
+        said, training_keys = read_metadata(path), read_training_keys(path)
         try:
             return cls(
                 architecture=_text(said, "architecture"),
@@ -71,13 +71,13 @@ class Claims:
                 dataset=_text(said, "dataset") or cls.dataset,
                 fingerprint=_text(said, "data_fingerprint"),
                 folds=_fold_claim(said.get("folds")),
-                training_keys=read_training_keys(path),
+                training_keys=training_keys,
                 keys_complete=said.get(KEYS_COMPLETE) is True,
                 key_space=_text(said, KEY_SPACE),
                 all_labelled="loss" not in said,  # a student may have left out validation rows
             )
         except ValueError as error:
-            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}; fetch or train it again") from error
+            raise ValueError(f"{path}: {error}; fetch or train it again") from error
 
     def seen(self, split: Split) -> Seen:
         """Which examples the weights were trained on, int8 [N]: SEEN, UNSEEN or UNKNOWN. Equal examples count alike."""

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test lint test-slow pages bench clean
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
 
@@ -17,6 +17,9 @@ lint: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow
+
+pages: $(STAMP)
+	for page in api cli losses parts; do $(BIN)/python -m docs.generate_$$page || exit 1; done
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

@@ -7,15 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logitbank.pipeline.answers.dataset import DistillationDataset
-    from logitbank.pipeline.answers.opening import open_answers
-    from logitbank.pipeline.cache_teacher.run import cache_teacher
-    from logitbank.pipeline.datasets import load_split
-    from logitbank.pipeline.models import build_model
-    from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
-    from logitbank.pipeline.train_student.run import train_student
-    from logitbank.pipeline.views import Views
-    from logitbank.stores import copy_store, local_store, open_store, verify_store
+    from logitbank.pipeline.answers.dataset import DistillationDataset as DistillationDataset
+    from logitbank.pipeline.answers.interface import Answers as Answers
+    from logitbank.pipeline.answers.opening import open_answers as open_answers
+    from logitbank.pipeline.cache_teacher.run import cache_teacher as cache_teacher
+    from logitbank.pipeline.cache_teacher.teachers.build import build_teacher as build_teacher
+    from logitbank.pipeline.datasets import Split as Split
+    from logitbank.pipeline.datasets import load_split as load_split
+    from logitbank.pipeline.encoding import Encoding as Encoding
+    from logitbank.pipeline.fit.training import Training as Training
+    from logitbank.pipeline.models import build_model as build_model
+    from logitbank.pipeline.models.preprocessing import fit_preprocessing as fit_preprocessing
+    from logitbank.pipeline.train_student.losses import LOSSES as LOSSES
+    from logitbank.pipeline.train_student.losses import ExactAnswer as ExactAnswer
+    from logitbank.pipeline.train_student.losses import Objective as Objective
+    from logitbank.pipeline.train_student.losses import Step as Step
+    from logitbank.pipeline.train_student.losses import own_loss as own_loss
+    from logitbank.pipeline.train_student.losses import parse_objective as parse_objective
+    from logitbank.pipeline.train_student.run import train_student as train_student
+    from logitbank.pipeline.views import Views as Views
+    from logitbank.stores import Store as Store
+    from logitbank.stores import StoreError as StoreError
+    from logitbank.stores import Teacher as Teacher
+    from logitbank.stores import copy_store as copy_store
+    from logitbank.stores import local_store as local_store
+    from logitbank.stores import open_store as open_store
+    from logitbank.stores import verify_store as verify_store
 
 # name -> the module that has it
 _HOMES = {
@@ -23,41 +40,36 @@ _HOMES = {
     "verify_store": "stores",
     "copy_store": "stores",
     "local_store": "stores",
+    "Store": "stores",
+    "Teacher": "stores",
+    "StoreError": "stores",
     "load_split": "pipeline.datasets",
+    "Split": "pipeline.datasets",
     "Views": "pipeline.views",
     "build_model": "pipeline.models",
+    "fit_preprocessing": "pipeline.models.preprocessing",
+    "build_teacher": "pipeline.cache_teacher.teachers.build",
+    "Encoding": "pipeline.encoding",
     "cache_teacher": "pipeline.cache_teacher.run",
-    "DistillationDataset": "pipeline.answers.dataset",
     "open_answers": "pipeline.answers.opening",
-    "LOSSES": "pipeline.train_student.losses",
-    "ExactAnswer": "pipeline.train_student.losses",
-    "Step": "pipeline.train_student.losses",
+    "Answers": "pipeline.answers.interface",
+    "DistillationDataset": "pipeline.answers.dataset",
     "parse_objective": "pipeline.train_student.losses",
+    "Objective": "pipeline.train_student.losses",
+    "own_loss": "pipeline.train_student.losses",
+    "LOSSES": "pipeline.train_student.losses",
+    "Step": "pipeline.train_student.losses",
+    "ExactAnswer": "pipeline.train_student.losses",
+    "Training": "pipeline.fit.training",
     "train_student": "pipeline.train_student.run",
 }
-__all__ = [
-    "LOSSES",
-    "DistillationDataset",
-    "ExactAnswer",
-    "Step",
-    "Views",
-    "build_model",
-    "cache_teacher",
-    "copy_store",
-    "load_split",
-    "local_store",
-    "open_answers",
-    "open_store",
-    "parse_objective",
-    "train_student",
-    "verify_store",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"logitbank.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'logitbank' has no attribute {name!r}; it has {', '.join(__all__)}")
+    raise AttributeError(f"module 'logitbank' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from docs import generate_cli, generate_parts
+import logitbank
+from docs import generate_api, generate_cli, generate_parts
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from tests.pages import ROOT, anchors, blocks, commands, known_options, links, options_of, run_page
 
@@ -80,7 +81,20 @@ def test_pages_run_elsewhere_are_run_there() -> None:
 
 def test_the_reference_is_up_to_date() -> None:
     assert generate_cli.PAGE.read_text() == generate_cli.page(), "run python -m docs.generate_cli"
+    assert generate_api.PAGE.read_text() == generate_api.page(), "run python -m docs.generate_api"
     assert generate_parts.PAGE.read_text() == generate_parts.page(), "run python -m docs.generate_parts"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    assert sorted(name for names in generate_api.GROUPS.values() for name in names) == sorted(logitbank.__all__)
+
+
+@pytest.mark.parametrize("name", [*PAGES, *ALSO_LINKED])
+def test_programs_of_the_pages_use_public_names(name: str) -> None:
+    page = PAGES[name] if name in PAGES else ALSO_LINKED[name]
+    for block in blocks(page):
+        if block.kind in ("python", "py"):
+            assert not re.search(r"logitbank\.(pipeline|stores|cli)\b", block.text), "take it from logitbank"
 
 
 QUOTED = [  # page, what its row begins with, classes, name in the measurements

@@ -135,6 +135,15 @@ def test_the_public_names_load_nothing_until_they_are_asked_for() -> None:
 @pytest.mark.parametrize("name", logitbank.__all__)
 def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
     assert getattr(logitbank, name).__doc__
+    assert name in dir(logitbank)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    homes: dict[str, str] = {}
+    for node in ast.walk(ast.parse((ROOT / "logitbank" / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("logitbank."):
+            homes |= {alias.name: node.module.removeprefix("logitbank.") for alias in node.names}
+    assert homes == logitbank._HOMES
 
 
 def test_a_name_that_is_not_there_names_those_that_are() -> None:

@@ -205,7 +205,7 @@ def test_the_documented_loops_have_the_loss_of_train_student(
         for old, new in (
             ("lr=0.1", "lr=1e-30"),
             ("EPOCHS = 8", "EPOCHS = 2"),
-            ('parse_objective("kd", {"temperature": 2})', f"parse_objective({loss!r})"),
+            ('logitbank.parse_objective("kd", {"temperature": 2})', f"logitbank.parse_objective({loss!r})"),
             ('"digits.zarr"', repr(str(stores["topk"].path))),
         ):
             text = text.replace(old, new)

@@ -44,7 +44,16 @@ def open_store(path: str | Path, *, allow_incomplete: bool = False) -> "Store":
 
 
 class Store:
-    """The examples and teachers of one store. Made by `open_store`."""
+    """The examples and teachers of one store. Made by `open_store`.
+
+    Attributes:
+        path: Where it is.
+        dataset: What it is about: name, split, fingerprint, classes.
+        views: How its views are made again.
+        num_examples: N.
+        num_classes: C.
+        num_views: V.
+    """
 
     def __init__(self, path: str | Path, *, allow_incomplete: bool = False) -> None:
         self.path = Path(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import textwrap
 from collections.abc import Mapping
 
 from .domains import Interval, Option, Value, Words
@@ -14,7 +15,7 @@ from .kinds import Loss
 from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .table import LOSSES
 
-SECTIONS = ("Args", "Returns", "Raises", "References")
+SECTIONS = ("Args", "Attributes", "Returns", "Raises", "References")
 
 
 def sections(docstring: str) -> dict[str, str]:
@@ -28,7 +29,7 @@ def sections(docstring: str) -> dict[str, str]:
             found[current] = []
         else:
             found[current].append(line)
-    return {name: inspect.cleandoc("\n".join(part)).strip() for name, part in found.items()}
+    return {name: textwrap.dedent("\n".join(part)).strip() for name, part in found.items()}
 
 
 def number(value: Value) -> str:

@@ -8,6 +8,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,18 +30,22 @@ STABLE = "use log_softmax, clamp before a logarithm or a root"
 RESERVED = SHARED_SETTINGS | {"same_t", "target"}  # the last two have a meaning in the table
 
 
-def own_loss(fn: Callable[..., Tensor], name: str, *, sha256: str) -> Loss:
+def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> Loss:
     """The table's entry of a function ``fn(student_BC, teacher_BC, labels_B, *, option=default, ...) -> [B]``.
 
     Args:
         fn: What computes the loss of each row. An argument ``progress``, without default, is filled with where the run
             is, from 0 to 1; all others need a default, whose type is the option's.
-        name: What it is called in messages.
-        sha256: Identity of the code.
+        name: What it is called in messages; by default the function's name.
+        sha256: Identity of the code, which enters that of a run; by default that of the function's own text.
+
+    Returns:
+        What ``parse_objective`` takes as ``own={"NAME": ...}``.
 
     Raises:
-        ValueError: Another signature.
+        ValueError: Another signature; a function whose text cannot be read.
     """
+    name, sha256 = name or getattr(fn, "__name__", "loss"), sha256 or _text_sha256(fn)
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError) as error:
@@ -72,6 +77,13 @@ def own_loss(fn: Callable[..., Tensor], name: str, *, sha256: str) -> Loss:
         trusts_labels=True,
         sha256=sha256,
     )
+
+
+def _text_sha256(fn: Callable[..., Tensor]) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(fn).encode()).hexdigest()
+    except (TypeError, OSError) as error:
+        raise ValueError(f"the text of {fn!r} cannot be read ({error}); pass sha256=, or write it in a file") from error
 
 
 def tried(loss: Loss, options: Mapping[str, Value], num_classes: int) -> Loss:

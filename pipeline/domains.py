@@ -119,4 +119,17 @@ ENCODINGS = Words(("auto", "topk", "topk+tail", "dense"))
 TAIL_RULES = Words(("predicted", "bucket", "uniform", "renormalise"))
 DECODE_RULES = Words(tuple(rule for rule in TAIL_RULES.words if rule != "bucket"))
 COMBINES = Words(("mean-prob", "mean-logit"))
+# measure of a classifier -> whether higher is better
+METRICS = {
+    "accuracy": True,
+    "top5_accuracy": True,
+    "balanced_accuracy": True,
+    "f1": True,
+    "auc": True,
+    "nll": False,
+    "brier": False,
+    "ece": False,
+}
+SELECT = Words(("last", "best", *(f"best:{metric}" for metric in METRICS)))
+COMPARED = Words((*METRICS, "agreement", "kl"))
 FORMATS = Words(("", "npz", "parquet", "webdataset"))

@@ -1,9 +1,14 @@
-"""What is measured of a classifier: pure functions of its log-probabilities and the labels.
+"""What is measured of a classifier: pure functions of its logits and the labels.
+
+By scikit-learn where it has a measure of the whole; NLL, Brier score and calibration are lines of our own, since its
+log loss clips probabilities that logits still tell apart, and it has no calibration error.
 
 Shapes: N examples, C classes. Unlabelled rows (label -1) must be left out by the caller.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,37 +52,100 @@ def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
     return sum(b.count * abs(b.mean_confidence - b.accuracy) for b in bins) / total
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Measures over n labelled rows: NLL in nats, the Brier score in [0, 2], all others in [0, 1]."""
+@dataclass(frozen=True)
+class Scored:
+    """A classifier's logits float32 [N, C] and labels int64 [N], and what several measures need of them."""
 
-    num_rows: int
-    accuracy: float
-    top5_accuracy: float
-    nll: float
-    brier: float
-    ece: float
+    logits_NC: Tensor
+    labels_N: Tensor
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+    @cached_property
+    def log_prob_NC(self) -> Tensor:
+        return F.log_softmax(self.logits_NC.double(), dim=-1)
+
+    @cached_property
+    def prob_NC(self) -> Tensor:
+        return self.log_prob_NC.exp()
+
+    @cached_property
+    def predicted_N(self) -> Tensor:
+        return self.logits_NC.argmax(dim=-1)
+
+    @property
+    def correct_N(self) -> Tensor:
+        return self.predicted_N == self.labels_N
 
 
-def measure(logits_NC: Tensor, labels_N: Tensor) -> Metrics:
-    """All measures of a classifier's logits, float32 [N, C], against labels int64 [N] without -1."""
-    log_prob_NC = F.log_softmax(logits_NC.double(), dim=-1)
-    prob_NC = log_prob_NC.exp()
-    confidence_N, predicted_N = prob_NC.max(dim=-1)
-    correct_N = predicted_N == labels_N
-    top5_N5 = logits_NC.topk(min(5, logits_NC.shape[1]), dim=-1).indices
-    one_hot_NC = F.one_hot(labels_N, logits_NC.shape[1])
-    return Metrics(
-        num_rows=len(labels_N),
-        accuracy=float(correct_N.double().mean()),
-        top5_accuracy=float((top5_N5 == labels_N[:, None]).any(dim=-1).double().mean()),
-        nll=float(F.nll_loss(log_prob_NC, labels_N)),
-        brier=float((prob_NC - one_hot_NC).square().sum(dim=-1).mean()),
-        ece=expected_calibration_error(reliability(confidence_N.numpy(), correct_N.numpy())),
-    )
+def _accuracy(scored: Scored) -> float:
+    return float(scored.correct_N.double().mean())
+
+
+def _top5_accuracy(scored: Scored) -> float:
+    top5_N5 = scored.logits_NC.topk(min(5, scored.logits_NC.shape[1]), dim=-1).indices
+    return float((top5_N5 == scored.labels_N[:, None]).any(dim=-1).double().mean())
+
+
+def _balanced_accuracy(scored: Scored) -> float:
+    """Mean accuracy of the classes that occur among the labels."""
+    from sklearn.metrics import recall_score
+
+    labels_N = scored.labels_N.numpy()
+    return float(recall_score(labels_N, scored.predicted_N.numpy(), labels=np.unique(labels_N), average="macro"))
+
+
+def _f1(scored: Scored) -> float:
+    """Mean F1 of the classes that occur among the labels or the predictions."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(scored.labels_N.numpy(), scored.predicted_N.numpy(), average="macro", zero_division=0))
+
+
+def _auc(scored: Scored) -> float | None:
+    """Area under the ROC curve: each class that occurs against the rest, the mean of them; of two, they are the same.
+
+    None when no label differs from another.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    labels_N, prob_NC = scored.labels_N.numpy(), scored.prob_NC.numpy()
+    found = np.unique(labels_N)
+    if len(found) < 2:
+        return None
+    return float(np.mean([roc_auc_score(labels_N == label, prob_NC[:, label]) for label in found]))
+
+
+def _nll(scored: Scored) -> float:
+    """In nats."""
+    return float(F.nll_loss(scored.log_prob_NC, scored.labels_N))
+
+
+def _brier(scored: Scored) -> float:
+    """In [0, 2]: of two classes twice that of one of them."""
+    one_hot_NC = F.one_hot(scored.labels_N, scored.logits_NC.shape[1])
+    return float((scored.prob_NC - one_hot_NC).square().sum(dim=-1).mean())
+
+
+def _ece(scored: Scored) -> float:
+    confidence_N = scored.prob_NC.amax(dim=-1)
+    return expected_calibration_error(reliability(confidence_N.numpy(), scored.correct_N.numpy()))
+
+
+METRICS: dict[str, Callable[[Scored], float | None]] = {
+    "accuracy": _accuracy,
+    "top5_accuracy": _top5_accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "f1": _f1,
+    "auc": _auc,
+    "nll": _nll,
+    "brier": _brier,
+    "ece": _ece,
+}
+
+
+def measure(logits_NC: Tensor, labels_N: Tensor, names: Collection[str] = tuple(METRICS)) -> dict[str, Any]:
+    """Measures by name, and ``num_rows``, of logits float32 [N, C] against labels int64 [N] without -1."""
+    scored = Scored(logits_NC, labels_N)
+    return {"num_rows": len(labels_N), **{name: METRICS[name](scored) for name in names}}
 
 
 def measure_classes(logits_NC: Tensor, labels_N: Tensor) -> dict[int, dict[str, float]]:

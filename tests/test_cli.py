@@ -27,10 +27,10 @@ OPTIONS = {
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
     " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
-    " ema-decay precision channels-last compile val-share select seed memory-budget workers"
+    " ema-decay precision channels-last compile val-share select patience seed memory-budget workers"
     " tensorboard mean std input-transform device threads",
     "sweep": "store out loss student set seeds jobs threads",
-    "compare": "plot html baseline",
+    "compare": "plot html baseline metric",
     "inspect": "json",
     "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",
     "copy": "views teacher folds threads",

@@ -88,7 +88,7 @@ def test_each_student_has_its_own_baseline(tmp_path: Path) -> None:
     assert not rows["kd mlp:4"].within_noise
     assert rows["kd mlp:8"].within_noise
     assert rows["kd cnn"].within_noise
-    assert "no baseline" in rows["kd cnn"].difference_text(scale=1, digits=2)
+    assert "no baseline" in rows["kd cnn"].difference_text()
     named = table(tmp_path, "kd mlp:8")
     assert (named["ce mlp:8"].baseline, named["ce mlp:4"].baseline) == ("kd mlp:8", "kd mlp:4")
 
@@ -122,8 +122,31 @@ def compared(ours: dict[int, float], baseline: dict[int, float]) -> Comparison:
 def test_a_star_needs_an_interval_that_leaves_out_zero(ours: dict[int, float], pairs: int, text: str) -> None:
     row = compared(ours, {0: 0.5, 1: 0.6, 2: 0.7})
     assert row.num_pairs == pairs
-    assert row.difference_text(scale=100, digits=2).strip() == text
+    assert row.difference_text().strip() == text
     assert row.within_noise == (not text.endswith("*"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "heading", "text"),
+    [("auc", "auc", "+0.1200 +- 0.0248*"), ("agreement", "agreement %", "+12.00 +- 2.48*"), ("f1", "f1", "")],
+)
+def test_any_measure_is_compared(metric: str, heading: str, text: str) -> None:
+    """Of the test data, or with the teacher; one that a run lacks is named with the run."""
+    values = {"ce": (0.5, 0.6, 0.7), "kd": (0.61, 0.72, 0.83)}
+    runs = {
+        name: {
+            seed: {**result(0.5), "test": {"auc": value}, "against_teacher": {"agreement": value}}
+            for seed, value in enumerate(of)
+        }
+        for name, of in values.items()
+    }
+    if not text:
+        with pytest.raises(ValueError, match="--metric f1: a run of kd did not measure it"):
+            compare({name: runs[name] for name in ("kd", "ce")}, "ce", metric)
+        return
+    rows = compare(runs, "ce", metric)
+    assert rows[1].difference_text() == text
+    assert f"{heading} (std)" in format_table(rows)
 
 
 def test_a_result_that_is_not_finite_is_no_result(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The trainer's parts: schedules, rounded weights, running average, accumulation, settings that make no sense."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.fit.predict import Diverged, predict
 from logitbank.pipeline.fit.weights import (
@@ -21,6 +24,7 @@ from logitbank.pipeline.fit.weights import (
 )
 from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
+from logitbank.pipeline.models.weights import weights_digest
 from logitbank.pipeline.train_student.evaluate import cut_validation
 from logitbank.pipeline.views import Views
 
@@ -87,6 +91,42 @@ def test_accumulation_changes_nothing_but_rounding(digits: Split) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "measured", "kept", "trained_epochs"),
+    [
+        ({"select": "best:nll"}, [3.0, 2.0, 2.0, 2.5, 1.0], 5, 5),
+        ({"select": "best:nll", "patience": 2}, [3.0, 2.0, 2.0, 2.5, 1.0], 2, 4),
+        ({"select": "best:auc", "patience": 3}, [0.5, 0.7, 0.6, 0.8, 0.7], 4, 5),
+        ({"select": "best", "patience": 1}, [0.9, 0.1, 0.1, 0.1, 0.1], 1, 2),
+        ({}, [0.9, 0.1, 0.1, 0.1, 0.1], 5, 5),
+    ],
+)
+def test_the_best_epoch_by_a_measure_is_kept_and_patience_ends_training(
+    digits: Split, tmp_path: Path, settings: dict[str, Any], measured: list[float], kept: int, trained_epochs: int
+) -> None:
+    """Also when the run is asked for again from its last checkpoint."""
+    training, seen = Training(epochs=5, **settings), list[str]()
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        seen.append(weights_digest(model.state_dict()))
+        return {"val_accuracy": 0.0, "val_nll": 0.0, "val_selected": measured[len(seen) - 1]}
+
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = build_model("mlp:8", digits)
+        history = fit(
+            *(model, digits, Labels(digits), training),
+            views=Views(),
+            preprocessing=fit_preprocessing(digits),
+            rows=np.arange(200),
+            evaluate=evaluate,
+            checkpoint=Checkpoint(tmp_path / "c.safetensors"),
+        )
+        assert [record.val_selected for record in history] == measured[:trained_epochs]
+        assert len(seen) == trained_epochs
+        assert weights_digest(model.state_dict()) == seen[kept - 1]
+
+
 def test_an_average_of_few_steps_is_near_the_weights_it_ended_with(digits: Split) -> None:
     """23 steps at 0.999 without a warm-up would leave 98 % of the weights that nothing has trained."""
     last, _ = trained(digits, Training(epochs=1))
@@ -120,6 +160,9 @@ def test_weights_that_are_not_finite_end_training(digits: Split) -> None:
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"precision": "half"}, "unknown precision"),
         ({"select": "beset"}, "did you mean 'best'"),
+        ({"select": "best:acc"}, "did you mean 'best:auc'"),
+        ({"patience": 3}, "--patience does nothing here, because --select last"),
+        ({"patience": 30, "select": "best"}, "--patience is 30 of 30 epochs"),
         ({"momentum": 1.0}, "--momentum is 1.0"),
         ({"weight_bits": 3}, "--student-bits is 3"),
         ({"accumulate": 0}, "--accumulate is 0"),

@@ -26,6 +26,7 @@ from logitbank.pipeline.described import from_values
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     COMBINES,
+    COMPARED,
     COUNT,
     NOT_NEGATIVE,
     SHARE,
@@ -183,6 +184,10 @@ def compare(
     baseline: Annotated[
         str, typer.Option(help="Method that the others of its student are compared with; default: hard labels")
     ] = "",
+    metric: Annotated[
+        str,
+        option(COMPARED, help=f"What is compared, of the test data or with the teacher: {', '.join(COMPARED.words)}"),
+    ] = "accuracy",
     plot: Annotated[str, typer.Option(help="Folder for PNG files: accuracy, learning curves, reliability")] = "",
     html: Annotated[str, typer.Option(help="File for a report page that needs nothing else")] = "",
 ) -> None:
@@ -193,7 +198,7 @@ def compare(
 
     methods = load_runs(folder)
     chosen = choose_baselines(methods, baseline)
-    rows = compare({name: {s: run.result for s, run in runs.items()} for name, runs in methods.items()}, chosen)
+    rows = compare({name: {s: run.result for s, run in runs.items()} for name, runs in methods.items()}, chosen, metric)
     typer.echo(format_table(rows))
     typer.echo("differences are paired by seed, with 95 % intervals over seeds; a star marks those beyond noise")
     failed = errors_of(folder)

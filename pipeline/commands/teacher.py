@@ -49,7 +49,7 @@ from logitbank.pipeline.fit import EpochRecord, Training
 # what a student's training alone has
 _STUDENTS = (
     *("accumulate", "momentum", "schedule", "warmup_epochs", "layer_decay", "ema_decay", "precision", "channels_last"),
-    *("compile", "weight_bits", "select"),
+    *("compile", "weight_bits", "select", "patience"),
 )
 
 

@@ -81,14 +81,15 @@ def fit(
         preprocessing: The model's own input scaling.
         rows: Train on these rows only (default: all).
         device: Where to train (default: CPU).
-        evaluate: ``val_accuracy`` and ``val_nll`` of the model as it would be kept, after every epoch.
+        evaluate: ``val_accuracy``, ``val_nll`` and, where ``training`` selects by one, ``val_selected`` of the model as
+            it would be kept, after every epoch.
         checkpoint: Where the run is saved after every epoch, and from where it goes on.
         on_epoch: Called after every epoch in process 0, restored ones first.
         workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
         processes: Those that train the model together; process 0 evaluates and saves.
 
     Returns:
-        One record an epoch.
+        One record an epoch; fewer than ``training.epochs`` when its patience is at an end.
 
     Raises:
         Diverged: The loss or the weights are no longer finite.
@@ -108,8 +109,9 @@ def fit(
         checkpoint.restore(progress, training)
     for record in progress.history:
         tell(record)
-    for epoch in range(len(progress.history), training.epochs):
-        started, first_step = time.perf_counter(), epoch * steps_per_epoch
+    while not training.is_over(progress.history):
+        epoch, started = len(progress.history), time.perf_counter()
+        first_step = epoch * steps_per_epoch
         view = views.of_epoch(epoch)
         next_view = views.of_epoch(epoch + 1) if epoch + 1 < training.epochs else None
         order = loss.order(chosen, progress.order, view=view, next_view=next_view)

@@ -92,17 +92,16 @@ class Progress:
         """
         if evaluate is None:
             return {}
-        return processes.from_first(
-            self._measured(training, evaluate) if processes.first else {}, VALIDATION, self.device
-        )
+        measured = self._measured(training, evaluate) if processes.first else {}
+        names = (*VALIDATION, "val_selected") if training.selected_by else VALIDATION
+        return processes.from_first(measured, names, self.device)
 
     def _measured(self, training: Training, evaluate: Evaluate) -> dict[str, float]:
         last, now = _copied(self.model), self._now(training)
         self.model.load_state_dict(now)
         measured = dict(evaluate(self.model))
         self.model.load_state_dict(last)
-        best = max((record.val_accuracy or 0.0 for record in self.history), default=-1.0)
-        if training.select == "best" and measured["val_accuracy"] > best:
+        if training.selected_by and training.is_better(measured["val_selected"], self.history):
             self.best = now
         return measured
 

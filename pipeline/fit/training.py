@@ -4,17 +4,20 @@ Imports nothing heavy, since the command line's options are made of it; what a n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from logitbank.pipeline.described import check_settings, option, refuse_idle
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
+    COUNT,
+    METRICS,
     NOT_NEGATIVE,
     POSITIVE,
     PRECISIONS,
     SEED,
+    SELECT,
     SHARE,
     Number,
     Words,
@@ -94,7 +97,14 @@ class Training:
         spelled="--student-bits",
     )
     select: str = option(
-        "last", help="Keep the last epoch, or the best by validation accuracy", domain=Words(("last", "best"))
+        "last",
+        help="Keep the last epoch, or the best by validation accuracy, or by another measure: best:nll, best:auc",
+        domain=SELECT,
+    )
+    patience: int = option(
+        0,
+        help="Stop after so many epochs without a better one by --select; 0: never. Rates fall as for all --epochs",
+        domain=COUNT,
     )
     seed: int = option(0, help="Seed of initialisation and of the order of examples", domain=SEED)
 
@@ -104,6 +114,10 @@ class Training:
             refuse_idle(self, ("momentum",), f"{self.optimizer} has none")
         if not self.weight_decay:
             refuse_idle(self, ("weight_decay_on",), "--weight-decay is 0")
+        if not self.selected_by:
+            refuse_idle(self, ("patience",), "--select last looks for no best epoch")
+        if self.patience >= self.epochs:
+            raise ValueError(f"--patience is {self.patience} of {self.epochs} epochs; expected fewer than --epochs")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup-epochs is {self.warmup_epochs:g} of {self.epochs} epochs, so the learning rate never"
@@ -116,6 +130,34 @@ class Training:
             )
         if self.compile and self.weight_bits:
             raise ValueError("--compile and --student-bits do not go together; pass one of them")
+
+    @property
+    def selected_by(self) -> str:
+        """The measure by which an epoch is the best; empty when the last is kept."""
+        best, _, metric = self.select.partition(":")
+        return "" if best == "last" else metric or "accuracy"
+
+    def best_epoch(self, history: Sequence["EpochRecord"]) -> int | None:
+        """The place in the history of the first of the best epochs; None when none is looked for, or measured yet."""
+        if not self.selected_by:
+            return None
+        found = {place: record.val_selected for place, record in enumerate(history) if record.val_selected is not None}
+        return max(found, key=lambda place: (self._sign * found[place], -place), default=None)
+
+    def is_better(self, value: float, history: Sequence["EpochRecord"]) -> bool:
+        """Whether an epoch of this measure would be the best."""
+        best = self.best_epoch(history)
+        return best is None or self._sign * value > self._sign * (history[best].val_selected or 0.0)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if METRICS[self.selected_by] else -1
+
+    def is_over(self, history: Sequence["EpochRecord"]) -> bool:
+        """After the last epoch, or when patience is at an end."""
+        best = self.best_epoch(history)
+        waited = 0 if best is None or not self.patience else len(history) - 1 - best
+        return len(history) >= self.epochs or (self.patience > 0 and waited >= self.patience)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over the whole run."""
@@ -133,6 +175,7 @@ class Training:
 class EpochRecord:
     """One line of history.csv; the validation columns are empty when there are no validation rows.
 
+    ``val_selected`` is the measure of ``select``, empty when the last epoch is kept.
     ``notes`` are what the loss counted in the epoch; they are no column.
     """
 
@@ -143,6 +186,7 @@ class EpochRecord:
     seconds: float
     val_accuracy: float | None = None
     val_nll: float | None = None
+    val_selected: float | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
 

@@ -50,22 +50,22 @@ def plot_comparison(rows: Sequence[Comparison], answers: Mapping[str, Any], path
 
 
 def plot_intervals(rows: Sequence[Comparison], path: Path) -> None:
-    """Each method's accuracy (mean and deviation over seeds), and its difference to the baseline with 95 % interval."""
+    """Each method's metric (mean and deviation over seeds), and its difference to the baseline with 95 % interval."""
     plt = _pyplot()
     height = 1.6 + 0.36 * len(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), sharey=True, layout="constrained")
     for position, row in enumerate(reversed(rows)):
         colour = _QUIET if row.difference is None else _INK if row.within_noise else _ACCENT
-        left.errorbar(100 * row.mean, position, xerr=100 * row.std, fmt="o", color=colour, capsize=4)
+        left.errorbar(row.scale * row.mean, position, xerr=row.scale * row.std, fmt="o", color=colour, capsize=4)
         if row.difference is not None:
-            half = None if row.half_width is None else 100 * row.half_width
-            right.errorbar(100 * row.difference, position, xerr=half, fmt="o", color=colour, capsize=4)
+            half = None if row.half_width is None else row.scale * row.half_width
+            right.errorbar(row.scale * row.difference, position, xerr=half, fmt="o", color=colour, capsize=4)
     right.axvline(0, color=_QUIET, linewidth=1)
     left.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     left.set_ylim(-0.6, len(rows) - 0.4)
-    left.set_xlabel("test accuracy, %: mean and std over seeds")
+    left.set_xlabel(f"{rows[0].heading}: mean and std over seeds")
     right.set_xlabel(
-        f"points against {against(rows)}, paired by seed: 95 % interval\n(blue: the interval excludes zero)"
+        f"difference against {against(rows)}, paired by seed: 95 % interval\n(blue: the interval excludes zero)"
     )
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)

@@ -82,7 +82,7 @@ def _page(
         f"<p>{sum(map(len, methods.values()))} runs, {len(methods)} methods. Differences are against"
         f" <b>{html.escape(against(rows))}</b>, paired by seed, with 95&nbsp;% intervals over seeds (Student's t), not"
         " corrected for the number of comparisons; <b>bold</b> ones exclude zero. Click a heading to sort.</p>",
-        _table(_METHOD_COLUMNS, [_method_cells(row, methods[row.name]) for row in rows]),
+        _table(_method_columns(rows[0].heading), [_method_cells(row, methods[row.name]) for row in rows]),
         *(
             f'<img alt="{Path(name).stem}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
             for name, data in pictures.items()
@@ -99,10 +99,14 @@ def _page(
 
 Cell = tuple[float | str, str]  # what it is sorted by, and what is shown
 
-_METHOD_COLUMNS = (
-    *("method", "baseline", "n", "pairs", "accuracy %", "std", "difference", "NLL", "difference", "ECE"),
-    *("agreement %", "KL to teacher", "training s", "parameters", "weight KiB"),
-)
+
+def _method_columns(metric: str) -> Sequence[str]:
+    return (
+        *("method", "baseline", "n", "pairs", metric, "std", "difference", "NLL", "difference", "ECE"),
+        *("agreement %", "KL to teacher", "training s", "parameters", "weight KiB"),
+    )
+
+
 _RUN_COLUMNS = (
     "method",
     "seed",
@@ -125,11 +129,11 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
         (row.baseline or "none", row.baseline or "none"),
         _number(row.num_seeds, "{:d}"),
         _number(row.num_pairs, "{:d}"),
-        _number(100 * row.mean, "{:.2f}"),
-        _number(100 * row.std, "{:.2f}"),
-        _difference(row.difference, row.difference_text(scale=100, digits=2)),
+        _number(row.scale * row.mean, f"{{:.{row.digits}f}}"),
+        _number(row.scale * row.std, f"{{:.{row.digits}f}}"),
+        _difference(row.difference, row.difference_text()),
         _number(row.nll, "{:.4f}"),
-        _difference(row.nll_difference, row.difference_text(scale=1, digits=4, nll=True)),
+        _difference(row.nll_difference, row.difference_text(nll=True)),
         _number(row.ece, "{:.4f}"),
         _number(_mean([100 * found["agreement"] for found in against]), "{:.2f}"),
         _number(_mean([found["kl"] for found in against]), "{:.4f}"),

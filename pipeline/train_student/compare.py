@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIDENCE = 0.95
+PERCENT = ("accuracy", "top5_accuracy", "balanced_accuracy", "agreement")  # shares that people read in percent
 _EQUAL = 1e-12  # differences that differ by less are the same number, rounded
 
 
@@ -20,16 +21,17 @@ class Comparison:
     Attributes:
         name: The method.
         num_seeds: n.
-        mean, std: Of the test accuracy (sample standard deviation, n - 1).
+        mean, std: Of the metric (sample standard deviation, n - 1).
         nll: Mean test NLL in nats.
         ece: Mean expected calibration error.
         seconds: Mean training time.
         baseline: The method that it is compared with, perhaps itself; None when there is none.
         num_pairs: Seeds that it shares with the baseline.
-        difference: Mean accuracy difference to the baseline over shared seeds; None for the baseline.
+        difference: Mean difference of the metric to the baseline over shared seeds; None for the baseline.
         half_width: Half the 95 % confidence interval of the difference (paired t); 0 when all differences are equal,
             which says nothing of other seeds; None for fewer than two.
         nll_difference, nll_half_width: The same of the NLL.
+        metric: What is compared: a measure on the test data, or agreement with the teacher, or KL to it.
     """
 
     name: str
@@ -45,6 +47,22 @@ class Comparison:
     half_width: float | None = None
     nll_difference: float | None = None
     nll_half_width: float | None = None
+    metric: str = "accuracy"
+
+    @property
+    def scale(self) -> int:
+        """The metric is shown times this."""
+        return 100 if self.metric in PERCENT else 1
+
+    @property
+    def digits(self) -> int:
+        """The metric is shown with so many."""
+        return 2 if self.metric in PERCENT else 4
+
+    @property
+    def heading(self) -> str:
+        """The metric and its unit."""
+        return f"{self.metric} %" if self.metric in PERCENT else self.metric
 
     @property
     def within_noise(self) -> bool:
@@ -56,9 +74,10 @@ class Comparison:
         """The same of the NLL."""
         return not _leaves_out_zero(self.nll_difference, self.nll_half_width)
 
-    def difference_text(self, *, scale: float, digits: int, nll: bool = False) -> str:
+    def difference_text(self, *, nll: bool = False) -> str:
         """The difference with its interval, a star behind one beyond noise; or why there is none."""
         difference, half = (self.nll_difference, self.nll_half_width) if nll else (self.difference, self.half_width)
+        scale, digits = (1, 4) if nll else (self.scale, self.digits)
         if difference is None:
             if self.baseline is None:
                 return "no baseline"
@@ -76,13 +95,19 @@ def _leaves_out_zero(difference: float | None, half: float | None) -> bool:
 
 
 def compare(
-    runs: Mapping[str, Mapping[int, Mapping[str, Any]]], baselines: str | Mapping[str, str | None]
+    runs: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    baselines: str | Mapping[str, str | None],
+    metric: str = "accuracy",
 ) -> list[Comparison]:
     """Summaries in the order given.
 
     Args:
-        runs: method -> seed -> result (with accuracy, nll, ece and seconds).
+        runs: method -> seed -> result (with nll, ece, seconds and the metric).
         baselines: The method that each is compared with, or one for all.
+        metric: What is compared beside the NLL.
+
+    Raises:
+        ValueError: A result without the metric.
     """
     rows = []
     for name, by_seed in runs.items():
@@ -90,15 +115,16 @@ def compare(
         reference = {} if baseline in (None, name) else runs[str(baseline)]
         shared = [seed for seed in by_seed if seed in reference]
         differences, nll_differences = (
-            [float(by_seed[seed][key]) - float(reference[seed][key]) for seed in shared] for key in ("accuracy", "nll")
+            [_value(by_seed[seed], key, name) - _value(reference[seed], key, str(baseline)) for seed in shared]
+            for key in (metric, "nll")
         )
-        accuracies = [float(result["accuracy"]) for result in by_seed.values()]
+        values = [_value(result, metric, name) for result in by_seed.values()]
         rows.append(
             Comparison(
                 name=name,
                 num_seeds=len(by_seed),
-                mean=_mean(accuracies),
-                std=_std(accuracies),
+                mean=_mean(values),
+                std=_std(values),
                 nll=_mean([float(result["nll"]) for result in by_seed.values()]),
                 ece=_mean([float(result["ece"]) for result in by_seed.values()]),
                 seconds=_mean([float(result["seconds"]) for result in by_seed.values()]),
@@ -108,9 +134,20 @@ def compare(
                 half_width=half_width(differences),
                 nll_difference=_mean(nll_differences) if shared else None,
                 nll_half_width=half_width(nll_differences),
+                metric=metric,
             )
         )
     return rows
+
+
+def _value(result: Mapping[str, Any], metric: str, name: str) -> float:
+    """A measure on the test data, or against the teacher."""
+    for part in (result, result.get("test") or {}, result.get("against_teacher") or {}):
+        if part.get(metric) is not None:
+            return float(part[metric])
+    raise ValueError(
+        f"--metric {metric}: a run of {name} did not measure it; compare by another, or train it again in a new folder"
+    )
 
 
 def half_width(differences: Sequence[float]) -> float | None:
@@ -133,7 +170,7 @@ def against(rows: Sequence[Comparison]) -> str:
 
 
 def format_table(rows: Sequence[Comparison]) -> str:
-    """The comparison as text: one line a method, accuracies in percent, NLL in nats.
+    """The comparison as text: one line a method, accuracies and agreement in percent, NLL in nats.
 
     Differences are paired by seed and come with their 95 % interval; a star marks those beyond noise.
     """
@@ -141,17 +178,18 @@ def format_table(rows: Sequence[Comparison]) -> str:
     several = against(rows) == "its baseline"
     difference = f"against {against(rows)}"
     wide = max(24, len(difference))
+    shown = f"{rows[0].heading} (std)" if rows else ""
     lines = [
-        f"{'method':{width}}   n  accuracy % (std)  pairs  {difference:>{wide}}  NLL     {difference:>{wide}}  ECE   "
+        f"{'method':{width}}   n  {shown}  pairs  {difference:>{wide}}  NLL     {difference:>{wide}}  ECE   "
         f"  seconds{'  baseline' if several else ''}"
     ]
     for row in rows:
-        accuracy = row.difference_text(scale=100, digits=2)
-        nll = row.difference_text(scale=1, digits=4, nll=True)
+        found, nll = row.difference_text(), row.difference_text(nll=True)
+        mean, std = (f"{row.scale * value:.{row.digits}f}" for value in (row.mean, row.std))
         pairs = row.num_pairs if row.baseline not in (None, row.name) else ""
         lines.append(
-            f"{row.name:{width}}  {row.num_seeds:2}  {100 * row.mean:6.2f} ({100 * row.std:4.2f})    {pairs:>5}"
-            f"  {accuracy:>{wide}}  {row.nll:.4f}  {nll:>{wide}}  {row.ece:.4f}  {row.seconds:7.2f}"
+            f"{row.name:{width}}  {row.num_seeds:2}  {f'{mean:>6} ({std})':{len(shown) - 1}}  {pairs:>5}"
+            f"  {found:>{wide}}  {row.nll:.4f}  {nll:>{wide}}  {row.ece:.4f}  {row.seconds:7.2f}"
             + (f"  {row.baseline or 'none'}" if several else "")
         )
     return "\n".join(lines)

@@ -76,6 +76,32 @@ def measure_rows(
     return logits_NC, torch.from_numpy(split.labels[chosen])
 
 
+def validate(
+    model: nn.Module,
+    split: Split,
+    rows: Rows,
+    selected_by: str,
+    *,
+    preprocessing: Preprocessing,
+    device: torch.device | None,
+) -> dict[str, float]:
+    """What an epoch measures on the validation rows: accuracy, NLL, and the measure by which the best one is selected.
+
+    Raises:
+        ValueError: The rows do not allow that measure.
+    """
+    logits_NC, labels_N = measure_rows(model, split, rows, preprocessing=preprocessing, device=device)
+    names = dict.fromkeys(("accuracy", "nll", *filter(None, [selected_by])))
+    found = measure(logits_NC, labels_N, names)
+    if selected_by and found[selected_by] is None:
+        raise ValueError(
+            f"--select best:{selected_by}: the validation rows are all of one class, which does not allow it; select by"
+            " another measure"
+        )
+    measured = {"val_accuracy": found["accuracy"], "val_nll": found["nll"]}
+    return {**measured, "val_selected": found[selected_by]} if selected_by else measured
+
+
 def evaluate_test(
     model: nn.Module, test: Split, *, preprocessing: Preprocessing, device: torch.device | None
 ) -> dict[str, Any]:
@@ -84,7 +110,7 @@ def evaluate_test(
     names = test.class_names or tuple(str(label) for label in range(test.num_classes))
     return {
         "data": test.spec,
-        **measure(logits_NC, labels_N).to_dict(),
+        **measure(logits_NC, labels_N),
         "per_class": [{"class": names[label], **row} for label, row in measure_classes(logits_NC, labels_N).items()],
         "reliability": reliability_of(logits_NC, labels_N),
     }

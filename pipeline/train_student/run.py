@@ -30,7 +30,6 @@ from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.fit.weights import weight_bytes
-from logitbank.pipeline.metrics import Metrics, measure
 from logitbank.pipeline.models import Given, build_model, settle_fresh
 from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.parts import split_selection
@@ -52,8 +51,8 @@ from logitbank.pipeline.train_student.evaluate import (
     cut_validation,
     evaluate_against_teacher,
     evaluate_test,
-    measure_rows,
     rows_digest,
+    validate,
 )
 from logitbank.pipeline.train_student.folder import (
     CHECKPOINT,
@@ -179,8 +178,8 @@ def train_student(
         raise ValueError(f"--val-share {val_share} of {split.spec} leaves no training rows; take a smaller share")
     if training.channels_last and not split.is_image:
         raise ValueError(f"--channels-last does nothing here, because {split.spec} holds no images; leave it out")
-    if training.select == "best" and not len(validation):
-        raise ValueError("--select best needs validation rows; pass --val-share 0.1")
+    if training.selected_by and not len(validation):
+        raise ValueError(f"--select {training.select} needs validation rows; pass --val-share 0.1")
     folds = cut_folds(split, rows) if objective.search else []
     if objective.search and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
@@ -220,15 +219,12 @@ def train_student(
         "processes": processes.count,
     }
 
-    def measured(model: nn.Module, rows: Rows) -> Metrics:
-        return measure(*measure_rows(model, split, rows, preprocessing=scaling, device=device))
-
     def evaluate(model: nn.Module) -> dict[str, float]:
-        found = measured(model, validation)
-        return {"val_accuracy": found.accuracy, "val_nll": found.nll}
+        return validate(model, split, validation, training.selected_by, preprocessing=scaling, device=device)
 
     def attempt(objective: Objective, short: Training, kept: Rows, left: Rows) -> float:
-        return measured(train(objective, short, kept)[0], left).nll
+        model, _ = train(objective, short, kept)
+        return validate(model, split, left, "", preprocessing=scaling, device=device)["val_nll"]
 
     def train(
         objective: Objective,
@@ -361,11 +357,10 @@ def _training_keys(
 
 def _validation(settings: Any, history: list[EpochRecord], training: Training) -> dict[str, Any]:
     """The validation rows and what the kept epoch measured on them."""
-    if training.select == "best":
-        kept = max(history, key=lambda record: (record.val_accuracy or 0.0, -record.epoch))
-    else:
-        kept = history[-1]
-    return {**settings, "epoch": kept.epoch, "accuracy": kept.val_accuracy, "nll": kept.val_nll}
+    best = training.best_epoch(history)
+    kept = history[-1 if best is None else best]
+    selected = {training.selected_by: kept.val_selected} if training.selected_by else {}
+    return {**settings, "epoch": kept.epoch, "accuracy": kept.val_accuracy, "nll": kept.val_nll, **selected}
 
 
 def _total_notes(history: list[EpochRecord]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, flat, read_json
 
 _DIGEST = re.compile(r"store\.(teachers\..+\.)?digest")
-_NUMBERS = {"epoch", "loss", "train_accuracy", "lr", "seconds", "val_accuracy", "val_nll"}
+_NUMBERS = {"epoch", "loss", "train_accuracy", "lr", "seconds", "val_accuracy", "val_nll", "val_selected"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def search_options(
         return objective, []
     epochs = max(1, training.epochs // SHARE)
     warmup = training.warmup_epochs * epochs / training.epochs  # candidates, too, reach the peak learning rate
-    short = replace(training, epochs=epochs, warmup_epochs=warmup, select="last")
+    short = replace(training, epochs=epochs, warmup_epochs=warmup, select="last", patience=0)
     candidates = [dict(zip(names, values, strict=True)) for values in itertools.product(*objective.search.values())]
     asked_before = [{key: value for key, value in outcome.items() if key != "nll"} for outcome in tried]
     outcomes = list(tried) if asked_before == candidates[: len(tried)] else []

@@ -17,6 +17,7 @@ _TAGS = {
     "train_accuracy": "accuracy/training",
     "val_accuracy": "accuracy/validation",
     "val_nll": "nll/validation",
+    "val_selected": "selected/validation",
     "lr": "lr",
     "seconds": "seconds",
 }

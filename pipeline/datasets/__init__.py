@@ -47,7 +47,7 @@ SOURCES: dict[str, Source] = {
         load=load_torchvision,
         takes_name=True,
         example="torchvision:CIFAR10?root=DIR&split=train",
-        about=f"{', '.join(TORCHVISION_SETS)} from a folder; download=1 downloads",
+        about=f"{', '.join(TORCHVISION_SETS)} from a folder; download=1 downloads; pictures stay in their files",
     ),
     "npz": Source(
         load=load_npz,

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from logitbank.pipeline.datasets.image_folder import MAX_SIZE
 from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_labels
 from logitbank.pipeline.datasets.limits import check_fits
+from logitbank.pipeline.datasets.picture_files import MAX_SIZE
 from logitbank.pipeline.datasets.pictures import fit_image
 from logitbank.pipeline.datasets.spec import read_one, read_whole, said, spell
 from logitbank.pipeline.datasets.split import Split

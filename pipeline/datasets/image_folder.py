@@ -6,14 +6,12 @@ from typing import Any, cast
 import numpy as np
 
 from logitbank.pipeline.datasets.classes import known_classes
-from logitbank.pipeline.datasets.image_files import ImageFiles, Thumbnails
 from logitbank.pipeline.datasets.image_tree import UNLABELLED, Tree, beside, find_folder, read_tree
-from logitbank.pipeline.datasets.originals import Originals
+from logitbank.pipeline.datasets.picture_files import MAX_SIZE, read_pictures
 from logitbank.pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split
 
 ON_ERROR = ("stop", "skip")
-MAX_SIZE = 4096
 
 
 def load_image_folder(
@@ -54,34 +52,17 @@ def load_image_folder(
     if turn and pixels:
         raise ValueError(f"{spec}: upright=1 does nothing here, because size always turns pictures; leave it out")
     tree, names = _read(path, split, classes, spec)
-    files = ImageFiles(tree.images, upright=turn or bool(pixels), key_space=f"file {pixels}" if pixels else "")
-    looked = files.look(decode=on_error == "skip")
-    broken = np.array([bool(fault) for fault in looked.faults])
-    if broken.any():
-        message = _broken_message(spec, files.paths, looked.faults)
-        if on_error == "stop" or broken.all():
-            raise ValueError(f"{message}; mend or remove them, or pass on_error=skip")
-        tell(f"{message}; their rows are masked")
-    if any(looked.frames):
-        several = [str(file) for file, frames in zip(files.paths, looked.frames, strict=True) if frames]
-        tell(f"{spec}: {len(several)} files hold several frames, the first is read: {shown(several)}")
-    if any(looked.turned) and not files.upright:
-        turned = [str(file) for file, each in zip(files.paths, looked.turned, strict=True) if each]
-        tell(
-            f"{spec}: {len(turned)} files ask to be turned (EXIF), and are read as they lie, as torchvision and timm"
-            f" read them; upright=1 turns them: {shown(turned)}"
-        )
-    files.broken = broken
+    samples, readable = read_pictures(tree.images, spec, size=pixels, upright=turn, skip=on_error == "skip")
     label_of = {UNLABELLED: -1, **{name: label for label, name in enumerate(names)}}
     return Split(
         name=Path(path).name,
         split=split,
         spec=spec,
-        samples=cast(Any, Thumbnails(files, pixels) if pixels else Originals(files)),
+        samples=cast(Any, samples),
         labels=np.array([label_of[tree.class_of(image)] for image in tree.images], dtype=np.int64),
         num_classes=max(len(names), 2),
         class_names=names if len(names) >= 2 else (),
-        readable=~broken if broken.any() else None,
+        readable=readable,
     )
 
 
@@ -110,8 +91,3 @@ def _read(path: str, split: str, classes: str, spec: str) -> tuple[Tree, tuple[s
             f" lacks: {shown(folders)}; remove them, or pass classes=FILE, a file that names all classes"
         )
     return tree, names
-
-
-def _broken_message(spec: str, paths: list[Path], faults: list[str]) -> str:
-    found = [f"{path} ({fault})" for path, fault in zip(paths, faults, strict=True) if fault]
-    return f"{spec}: {len(found)} files cannot be decoded: {shown(found)}"

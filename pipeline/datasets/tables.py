@@ -15,6 +15,7 @@ import numpy.typing as npt
 from logitbank.pipeline.datasets.classes import known_classes
 from logitbank.pipeline.datasets.columns import Column, Columns, Feature, fit_feature
 from logitbank.pipeline.datasets.csv_file import DECIMALS, SEPARATORS, Form, read_csv
+from logitbank.pipeline.datasets.held_out import divide_rows
 from logitbank.pipeline.datasets.labels import MISSING, class_names, find_labels
 from logitbank.pipeline.datasets.limits import check_fits
 from logitbank.pipeline.datasets.parquet_file import read_parquet
@@ -24,7 +25,6 @@ from logitbank.pipeline.spelling import unknown
 
 Reader = Callable[[str], Columns]
 
-TEST_SHARE = "0.2"
 INDEX_NAMES = ("", "__index_level_0__")  # how pandas writes the index of a frame
 _MAX_SKIP = 10**6
 
@@ -198,15 +198,7 @@ def _divide(columns: Columns, options: TableOptions, read: Reader) -> tuple[Colu
     num_rows = len(next(iter(columns.values())))
     if not num_rows:
         raise ValueError(f"{spec}: {options.path} has no rows; expected at least one")
-    share = options.test_share or TEST_SHARE
-    try:
-        num_test = round(float(share) * num_rows)
-    except (ValueError, OverflowError):
-        num_test = -1
-    if not 0 <= num_test < num_rows or float(share) < 0:
-        raise ValueError(f"{spec}: test_share is {share!r}; expected a number from 0 to below 1")
-    order = np.random.default_rng(0).permutation(num_rows)
-    parts = np.sort(order[num_test:]), np.sort(order[:num_test])
+    parts = divide_rows(num_rows, options.test_share, spec)
     train, test = ({name: column.take(rows) for name, column in columns.items()} for rows in parts)
     return train, test
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from logitbank.pipeline.datasets.file_notes import DECODED, FEWEST, FRAMES, KEYED, LOOKED, TURNED, FileNotes
 from logitbank.pipeline.datasets.originals import Originals
 from logitbank.pipeline.datasets.pictures import decode_whole, is_turned, open_image, shrink
 from logitbank.pipeline.datasets.split import KEY_BYTES, Split
@@ -31,6 +32,7 @@ class ImageFiles:
         upright: Turn them as their EXIF says.
         broken: Rows that cannot be decoded and read as black.
         key_space: What is done to pictures before a view sees them, if anything.
+        noted: Keep notes about these files in the cache folder, so that the next command need not read them all.
     """
 
     def __init__(
@@ -40,10 +42,15 @@ class ImageFiles:
         upright: bool = False,
         broken: npt.NDArray[np.bool_] | None = None,
         key_space: str = "",
+        noted: bool = False,
     ) -> None:
         self.paths, self.upright = list(paths), upright
         self.broken = np.zeros(len(self.paths), np.bool_) if broken is None else broken
         self.key_space = key_space or ("file upright" if upright else "file")
+        notes = FileNotes(self.paths, self.key_space) if noted and len(self.paths) >= FEWEST else None
+        self._notes = notes
+        self._keys = np.zeros(len(self.paths), np.uint64) if notes is None else notes.keys
+        self._keyed = np.zeros(len(self.paths), np.bool_) if notes is None else (notes.flags & KEYED) > 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,22 +70,31 @@ class ImageFiles:
 
     def subset(self, rows: npt.NDArray[np.integer]) -> "ImageFiles":
         """Some of the images, in the order of ``rows``; nothing is decoded."""
-        return ImageFiles(
+        some = ImageFiles(
             [self.paths[row] for row in rows],
             upright=self.upright,
             broken=self.broken[rows],
             key_space=self.key_space,
         )
+        some._keys, some._keyed = self._keys[rows], self._keyed[rows]
+        return some
 
     def content_keys(self) -> npt.NDArray[np.uint64]:
-        """uint64 [N]; reads every file once and decodes none."""
+        """uint64 [N]; reads every file once, but for those that notes tell of, and decodes none."""
         person = hashlib.blake2b(self.key_space.encode(), digest_size=16).digest()
 
         def key(path: Path) -> bytes:
             return hashlib.blake2b(_read(path), digest_size=KEY_BYTES, person=person).digest()
 
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return np.frombuffer(b"".join(pool.map(key, self.paths)), dtype="<u8").astype(np.uint64)
+        unread = np.flatnonzero(~self._keyed)
+        if len(unread):
+            with ThreadPoolExecutor(_THREADS) as pool:
+                read = b"".join(pool.map(key, (self.paths[row] for row in unread)))
+            self._keys[unread] = np.frombuffer(read, dtype="<u8")
+            self._keyed[unread] = True
+            if self._notes is not None:
+                self._notes.add(np.full(len(self), KEYED, np.uint8), self._keys)
+        return self._keys.copy()
 
     def look(self, *, decode: bool) -> "Looked":
         """Looks at every file once.
@@ -98,10 +114,18 @@ class ImageFiles:
                 return str(error), False, False
             return "", frames, turned
 
+        wanted = DECODED if decode else LOOKED
+        flags = np.zeros(len(self), np.uint8) if self._notes is None else self._notes.flags
+        new = np.flatnonzero((flags & wanted) == 0)
+        faults = [""] * len(self)
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(fault_of, self.paths))
-        faults, frames, turned = (list(each) for each in zip(*found, strict=True))
-        return Looked(faults=faults, frames=frames, turned=turned)
+            for row, found in zip(new, pool.map(fault_of, (self.paths[row] for row in new)), strict=True):
+                faults[row], frames, turned = found
+                if not faults[row]:  # a faulty one is looked at again: it may be mended
+                    flags[row] |= wanted | LOOKED | FRAMES * frames | TURNED * turned
+        if self._notes is not None and len(new):
+            self._notes.add(flags)
+        return Looked(faults=faults, frames=[*((flags & FRAMES) > 0)], turned=[*((flags & TURNED) > 0)])
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Tree:
     empty: list[str]
 
     def class_of(self, image: Path) -> str:
-        return image.relative_to(self.folder).parts[0]
+        return image.parts[len(self.folder.parts)]
 
     @property
     def classes(self) -> list[str]:
@@ -80,7 +80,7 @@ def read_tree(folder: Path, spec: str) -> Tree:
     Raises:
         ValueError: Images outside the folders of classes, a loop of links, or names that are no text.
     """
-    files = sorted(_walk(folder, (), spec))
+    files = sorted(_walk(folder, (), spec), key=lambda file: file.parts)
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     loose = [file.name for file in images if file.parent == folder]
     if loose:
@@ -89,7 +89,7 @@ def read_tree(folder: Path, spec: str) -> Tree:
             f" into a folder {UNLABELLED} when their classes are not known"
         )
     others = [file for file in files if file.suffix.lower() not in SUFFIXES]
-    held = {image.relative_to(folder).parts[0] for image in images}
+    held = {image.parts[len(folder.parts)] for image in images}
     return Tree(folder, images, others, [name for name in _folders(folder) if name not in held])
 
 

@@ -32,7 +32,7 @@ def read_pictures(
     Raises:
         ValueError: Files that cannot be read.
     """
-    files = ImageFiles(paths, upright=upright or bool(size), key_space=f"file {size}" if size else "")
+    files = ImageFiles(paths, upright=upright or bool(size), key_space=f"file {size}" if size else "", noted=True)
     looked = files.look(decode=skip)
     broken = np.array([bool(fault) for fault in looked.faults])
     if broken.any():

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.files.whole import whole_file
+from logitbank.stores.files import whole_file
 from logitbank.stores.share.cache import default_cache
 
 KEYED, LOOKED, DECODED, FRAMES, TURNED = 1, 2, 4, 8, 16  # bits of ``flags``

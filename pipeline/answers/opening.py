@@ -30,7 +30,7 @@ def open_answers(
         combine: How several become one, a name of ``COMBINE``.
         tail: Tail rule for classes that are not stored.
         device: Where logits are wanted.
-        memory_budget: Bytes for slabs, of all teachers together (default: half of the memory that can still be had).
+        memory_budget: Bytes for slabs, of all teachers together (default: half of the machine's).
 
     Raises:
         ValueError: No such teacher, rule or way, or one that would change nothing.

@@ -16,7 +16,7 @@ from logitbank.pipeline.answers.slab_file import map_slab
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.stores import StoreError
-from logitbank.stores.read.blocks import available_memory
+from logitbank.stores.read.blocks import check_memory, machine_memory
 
 
 class PreparedTeacher:
@@ -72,6 +72,7 @@ class PreparedTeacher:
         try:
             raw = map_slab(shared, self._file_name(view), self.num_bytes, pieces)
         except OSError:
+            check_memory(self.num_bytes, f"a view of teacher {self.teacher.name!r}")
             raw = np.empty(self.num_bytes, np.uint8)
             start = 0
             for piece in pieces():
@@ -86,5 +87,5 @@ class PreparedTeacher:
 
 
 def default_budget() -> int:
-    """Half of the memory that can still be had, in bytes."""
-    return available_memory() // 2
+    """Half of the machine's memory, in bytes: what is free at the moment must not decide in which order rows come."""
+    return machine_memory() // 2

@@ -40,7 +40,7 @@ class StoredAnswers:
         name: Which teacher (default: the only one).
         tail: Tail rule for classes that are not stored: predicted, bucket, uniform or renormalise.
         device: Where logits are wanted.
-        memory_budget: Bytes for slabs (default: half of the memory that can still be had).
+        memory_budget: Bytes for slabs (default: half of the machine's memory).
     """
 
     def __init__(

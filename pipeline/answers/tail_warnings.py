@@ -3,12 +3,14 @@
 Shapes: B rows, C classes.
 """
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.answers.stored import StoredAnswers
 
-_SAMPLE, _SHARE = 2000, 0.01
+_BLOCKS, _SAMPLE, _SHARE = 4, 2000, 0.01
 
 
 def tail_warnings(answers: Answers, temperature: float) -> list[str]:
@@ -30,8 +32,7 @@ def _mostly_predicted(part: StoredAnswers, temperature: float) -> float:
     """Share of some rows of the first view that have most of their mass outside what is stored."""
     if part.encoding.every_class:
         return 0.0
-    num_rows = len(part.labels) if part.grouping is None else part.grouping.block_rows
-    rows_B = torch.arange(0, num_rows, max(1, num_rows // _SAMPLE))
+    rows_B = _some_rows(part)
     rows_B = rows_B[torch.from_numpy(part.served(0))[rows_B]]
     if not len(rows_B):
         return 0.0
@@ -40,6 +41,14 @@ def _mostly_predicted(part: StoredAnswers, temperature: float) -> float:
     prob_BC = torch.softmax(answer.decoded(flat_BC, temperature) / temperature, dim=-1)
     head_B = prob_BC[answer.stored_BC()].reshape(len(rows_B), -1).sum(dim=-1)
     return float((head_B < 0.5).float().mean())
+
+
+def _some_rows(part: StoredAnswers) -> Tensor:
+    """Rows from a few blocks all over the view, the same however much memory there is, int64 [B]."""
+    teacher = part.teacher
+    blocks = np.unique(np.linspace(0, teacher.num_blocks - 1, _BLOCKS).round().astype(int)).tolist()
+    rows_B = torch.cat([torch.arange(teacher.rows(block).start, teacher.rows(block).stop) for block in blocks])
+    return rows_B[:: max(1, len(rows_B) // _SAMPLE)]
 
 
 def _loss(part: StoredAnswers, temperature: float) -> str:

@@ -67,7 +67,7 @@ def train_student(
         float,
         option(
             NOT_NEGATIVE,
-            help="GB for the teacher's slabs, larger ones are read block by block; 0: half of what is free",
+            help="GB for the teacher's slabs, larger ones are read block by block; 0: half of the machine's memory",
         ),
     ] = 0.0,
     workers: Annotated[int, option(COUNT, help="Threads that read and transform the next batches meanwhile")] = 1,

@@ -146,7 +146,7 @@ def train_student(
         val_share: Share of the training rows that is held out for validation, stratified.
         preprocessing: The student's input scaling; the default is its own, or mean and deviation of its rows.
         device: Where to train.
-        memory_budget: Bytes for slabs (default: half of the memory that can still be had); what does not fit is
+        memory_budget: Bytes for slabs (default: half of the machine's memory); what does not fit is
             read block by block.
         workers: Threads that read and transform the next batches meanwhile.
         processes: Those that train the student together, each calling this with the same arguments; process 0

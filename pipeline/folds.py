@@ -34,7 +34,10 @@ _HASH_BATCH = 4096
 
 
 def _kfold(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
-    """A seeded permutation modulo B: fold sizes differ by at most one (equal rows counted once)."""
+    """A seeded permutation modulo B: fold sizes differ by at most one (equal rows counted once).
+
+    Of our own, since scikit-learn's shuffled KFold gives other folds, and stores record these.
+    """
     return np.asarray(np.random.default_rng(seed).permutation(len(first_U)) % num_folds)
 
 
@@ -59,7 +62,10 @@ def _stratified(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.N
 
 
 def _group(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.NDArray[np.integer]:
-    """Examples of one group share a fold; the largest groups are placed first, each into the emptiest fold."""
+    """Examples of one group share a fold; the largest groups are placed first, each into the emptiest fold.
+
+    scikit-learn's GroupKFold has the same rule, but no seed among groups of one size, and stores record these folds.
+    """
     groups = group_ids(split)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(sizes) < num_folds:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from logitbank.pipeline.datasets.spec import shown
+from logitbank.pipeline.models.head import new_in_head, say_new
 from logitbank.pipeline.models.parts import SEPARATOR, Choice, choose, others_that_fit
 from logitbank.pipeline.models.weight_files import WeightFile, one_line, open_weights, printable
 from logitbank.stores.files import whole_file
@@ -114,7 +115,7 @@ class Taken:
     Attributes:
         state: The tensors, by the network's names.
         part: Which part of the file, as it is selected behind ``::``; empty when the file is a plain state dict.
-        said: What people should know of it, in one line; empty where there was nothing to choose.
+        said: What people should know of it, in one line; empty where there was nothing to choose, and nothing new.
     """
 
     state: dict[str, Tensor]
@@ -122,14 +123,18 @@ class Taken:
     said: str
 
 
-def load_weights(model: nn.Module, path: Path, *, architecture: str, part: str = "") -> Taken:
+def load_weights(
+    model: nn.Module, path: Path, *, architecture: str, part: str = "", new_head: int | None = None
+) -> Taken:
     """Loads a network's weights from a file of whoever trained it; ``parts`` says which part of it.
 
     Args:
-        model: Takes every tensor, or stays as it is.
+        model: Takes every tensor, but for a new head's, or stays as it is.
         path: safetensors, or what ``torch.save`` wrote (``TORCH_SUFFIXES``), of which only tensors are made.
         architecture: For errors.
         part: Selects a part; empty takes the plain weights.
+        new_head: The network's number of classes, where a file without its head, or with one for another number, is
+            welcome: the network keeps its own, and ``Taken.said`` tells it. None takes no such file.
 
     Raises:
         ValueError: Missing or damaged file, no weights in it, or weights that do not fit.
@@ -138,9 +143,13 @@ def load_weights(model: nn.Module, path: Path, *, architecture: str, part: str =
     own = model.state_dict()
     names = {name: tuple(inner) for name, inner in file.parts.items()}
     choice = choose(names, own, part, str(path))
-    state = {name: file.tensor(choice.path, inner) for name, inner in choice.names.items()}
-    load_into(model, state, architecture=architecture, source=str(path))
-    return Taken(state=state, part=choice.spelled, said=_say(path, file, choice, others_that_fit(names, own, choice)))
+    found = {name: file.tensor(choice.path, inner) for name, inner in choice.names.items()}
+    new = [] if new_head is None else new_in_head(own, found, new_head)
+    state = {name: tensor for name, tensor in found.items() if name not in new}
+    load_into(model, {**{name: own[name] for name in new}, **state}, architecture=architecture, source=str(path))
+    said = [_say(path, file, choice, others_that_fit(names, own, choice))]
+    said += [f"{path}: {say_new(new, own, found)}"] if new else []
+    return Taken(state=state, part=choice.spelled, said="; ".join(filter(None, said)))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

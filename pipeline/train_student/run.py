@@ -337,7 +337,7 @@ def _fresh_student(student: str, split: Split, init: Path | None, seed: int) -> 
     if init is None:
         return model, None
     file, part = split_selection(str(init))
-    return model, load_weights(model, Path(file), architecture=student, part=part)
+    return model, load_weights(model, Path(file), architecture=student, part=part, new_head=split.num_classes)
 
 
 def _training_keys(

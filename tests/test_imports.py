@@ -1,6 +1,7 @@
 """The architecture, read from the source: who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,28 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
     assert {"torch", "logitbank.stores", "logitbank.pipeline.train_student.losses", "pathlib"} <= set(imports(path))
     relative = ROOT / "pipeline" / "train_student" / "losses" / "table_recipes.py"
     assert "logitbank.pipeline.train_student.losses.decoupled" in set(imports(relative))
+
+
+def room_of(module: str) -> str:
+    """A module's room, as CONTRIBUTING.md names it."""
+    top, _, rest = module.partition(".")
+    if f"{rest}.".startswith("train_student.losses."):
+        return "train_student/losses"
+    return "stores/" if top == "stores" else rest.partition(".")[0]
+
+
+def test_the_map_of_rooms_is_true() -> None:
+    """Every room stands in the map of CONTRIBUTING.md, and imports only from lines below its own."""
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    line_of = {room: line for line, row in enumerate(rows) for room in re.findall(r"`(.+?)`", row)}
+    modules = {room_of(module_name(path)) for path in SOURCES} - {""}
+    assert set(line_of) == modules
+    for path in SOURCES:
+        room = room_of(module_name(path))
+        for full in imports(path):
+            top, _, name = full.partition(".")
+            imported = room_of(name) if top == "logitbank" else ""
+            assert not room or imported in ("", "cli", room) or line_of[imported] > line_of[room], f"{path}: {full}"
 
 
 def loaded_after(statement: str) -> set[str]:

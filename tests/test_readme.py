@@ -43,4 +43,5 @@ def test_every_command_stands_in_the_readme() -> None:
 
 def test_the_readme_is_short_and_counts_the_losses() -> None:
     assert len(README.splitlines()) < 200
-    assert f"any of {len(LOSSES)} losses" in README
+    assert "any of more than 30 losses" in README
+    assert len(LOSSES) > 30

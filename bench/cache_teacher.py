@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -75,7 +76,7 @@ def main() -> int:
     teachers = load_teachers(split, options.model, "random-init")
     views = Views(transform="flip-crop", num_views=1)
     encoding = Encoding(kind="dense", num_classes=options.classes, bits=8)
-    answers = NetworkTeacher(split, teachers, views, batch_size=BATCH, device=device)
+    answers = NetworkTeacher(split, teachers, views, compute=Compute(batch_size=BATCH), device=device)
     bare_loop(images(2 * BATCH, options.classes), teachers, views, device)
     bare, whole, writing = [], [], []
     with tempfile.TemporaryDirectory() as folder:

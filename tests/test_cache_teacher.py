@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.asked import Budget
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, load_teachers
 from logitbank.pipeline.cache_teacher.teachers.networks import TeacherNetwork
@@ -76,7 +77,9 @@ def test_no_row_is_answered_by_a_teacher_that_has_seen_it(digits: Split, fold_te
         fold_attributes=proven.fold_attributes,
     )
     views = Views(transform="flip-crop", num_views=2)
-    cache_teacher(NetworkTeacher(digits, spied, views, batch_size=100), tmp_path / "s.zarr", encoding=LOSSLESS)
+    cache_teacher(
+        NetworkTeacher(digits, spied, views, compute=Compute(batch_size=100)), tmp_path / "s.zarr", encoding=LOSSLESS
+    )
     keys = [content_keys(views.samples(digits, slice(None), view)) for view in range(2)]
     for fold in range(3):
         own = {int(key) for view in range(2) for key in keys[view][proven.folds == fold]}
@@ -103,7 +106,7 @@ def test_each_fold_is_answered_by_its_own_weights(digits: Split, fold_teachers: 
 def test_answers_do_not_depend_on_who_asks_in_what_order(digits: Split, fold_teachers: Path) -> None:
     teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
     views = Views(transform="flip-crop", num_views=1)
-    answer = NetworkTeacher(digits, teachers, views, batch_size=64)
+    answer = NetworkTeacher(digits, teachers, views, compute=Compute(batch_size=64))
     rows = np.random.default_rng(0).permutation(len(digits))[:300]
     torch.testing.assert_close(answer(rows, 0), answer(np.arange(len(digits)), 0)[torch.from_numpy(rows)])
 

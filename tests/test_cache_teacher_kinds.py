@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.sound import ask_first
 from logitbank.pipeline.cache_teacher.summary import leak_warning, suspected_leaks
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
-from logitbank.pipeline.cache_teacher.teachers.compute import Compute
 from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher

@@ -12,6 +12,7 @@ import torch
 
 from logitbank.pipeline.cache_teacher.begin import is_finished
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
@@ -82,7 +83,9 @@ def _work(out: Path, weights: Path, part: str, environment: dict[str, str], say:
 
 def fold_answers(split: Split, weights: Path) -> NetworkTeacher:
     teachers = load_teachers(split, "mlp:32", str(weights))
-    return NetworkTeacher(split, teachers, Views(transform="flip-crop", num_views=NUM_VIEWS), batch_size=32)
+    return NetworkTeacher(
+        split, teachers, Views(transform="flip-crop", num_views=NUM_VIEWS), compute=Compute(batch_size=32)
+    )
 
 
 def rows_on_disk(path: Path) -> dict[str, bytes]:
@@ -196,7 +199,9 @@ def test_answers_do_not_depend_on_readers(digits: Split, fold_teachers: Path) ->
     teachers = load_teachers(digits, "mlp:32", str(fold_teachers))
     views = Views(transform="flip-crop", num_views=1)
     found = [
-        NetworkTeacher(digits, teachers, views, batch_size=50, workers=workers)(np.arange(len(digits)), 0).numpy()
+        NetworkTeacher(digits, teachers, views, compute=Compute(batch_size=50, workers=workers))(
+            np.arange(len(digits)), 0
+        ).numpy()
         for workers in (0, 1, 3)
     ]
     assert all(np.array_equal(found[0], other) for other in found[1:])

@@ -10,9 +10,9 @@ from torch import Tensor
 from logitbank.pipeline.alignment import describe_examples
 from logitbank.pipeline.cache_teacher.recompute import ROUNDING, Recomputed, recompute
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
-from logitbank.pipeline.cache_teacher.teachers.compute import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -215,7 +215,9 @@ def test_a_real_teacher_and_its_sister(tmp_path: Path) -> None:
     teacher = store.teacher()
 
     def found(file: str, **settings: Any) -> Recomputed:
-        return recompute(store, teacher, recorded_teacher(store, teacher, split, file, batch_size=5, **settings))
+        return recompute(
+            store, teacher, recorded_teacher(store, teacher, split, file, compute=Compute(batch_size=5), **settings)
+        )
 
     sound = found(weights(20))  # scaling and architecture are the store's
     assert sound.problems == []

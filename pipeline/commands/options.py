@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from logitbank.pipeline.described import Setting, from_values, settings_of
-from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, FOLDS, MEANS, SEED, STDS, Domain
+from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain
 
 if TYPE_CHECKING:
     import torch
@@ -90,18 +90,10 @@ InputTransform = Annotated[
         " parts that are left out stay"
     ),
 ]
-Folds = Annotated[int, option(FOLDS, help="Cross-fitting folds B; 0 means none (or what the weights say)")]
 FoldStrategy = Annotated[
     str, option(FOLD_STRATEGIES, help="How rows are assigned to folds: stratified, kfold, group or hash")
 ]
 FoldSeed = Annotated[int, option(SEED, help="Seed of the fold assignment")]
-ViewTransform = Annotated[
-    str,
-    typer.Option(
-        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
-        " or your own file.py:factory"
-    ),
-]
 OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
 TeacherArch = Annotated[
     str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
@@ -227,23 +219,6 @@ def read_settings(pairs: list[str]) -> dict[str, str]:
             raise ValueError(f"--set {option.strip()} is given twice; give it once")
         settings[option.strip()] = value.strip()
     return settings
-
-
-def choose_encoding(kind: str, num_classes: int, *, top_k: int, tail_bits: float, bits: int) -> Any:
-    from logitbank.pipeline.encoding import KINDS, Encoding
-
-    if kind == "auto":
-        kind = "dense" if num_classes <= 256 else "topk"
-    given: dict[str, Any] = {"top_k": top_k, "tail_bits": tail_bits, "bits": bits}
-    return Encoding(kind=kind, num_classes=num_classes, **{name: given[name] for name in KINDS[kind].options})
-
-
-def idle_of_encoding(encoding: Any) -> list[str]:
-    """Options that change nothing about an encoding."""
-    return [
-        *(name for name in ("top_k", "tail_bits") if name not in encoding.of_kind.options),
-        *(() if encoding.has_tail else ("predictor_rows",)),
-    ]
 
 
 def wrote(written: bool) -> str:

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.teachers import ARRAY_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.load import fold_attributes
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan, Folds
 from logitbank.pipeline.views import Views
-
-ARRAY_PREFIX = "array:"
 
 
 class ArrayTeacher:

@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.settings import Compute
+from logitbank.pipeline.cache_teacher.teachers import (
+    ARRAY_PREFIX,
+    EXPORT_PREFIX,
+    NO_WEIGHTS,
+    SKLEARN_PREFIX,
+    TINYVIT_PREFIX,
+)
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Rows
-from logitbank.pipeline.cache_teacher.teachers.arrays import ARRAY_PREFIX, ArrayTeacher
-from logitbank.pipeline.cache_teacher.teachers.compute import Compute
-from logitbank.pipeline.cache_teacher.teachers.estimators import SKLEARN_PREFIX, EstimatorTeacher
-from logitbank.pipeline.cache_teacher.teachers.exported import EXPORT_PREFIX, ExportTeacher
+from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
+from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorTeacher
+from logitbank.pipeline.cache_teacher.teachers.exported import ExportTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
-from logitbank.pipeline.cache_teacher.teachers.tinyvit import TINYVIT_PREFIX, TinyVitTeacher
+from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitTeacher
 from logitbank.pipeline.datasets import Split, few_rows, take
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.models import Given
@@ -29,7 +36,6 @@ _REFUSED = {
     "ml-dr:": "ml-dr's reinforcements are pickles, one an image, and nothing is unpickled here: it could run any code",
     "distillkit:": "DistillKit's rows are sequences of tokens, whose answers belong to no example of a dataset",
 }
-NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
 
 
 def build_teacher(
@@ -40,10 +46,8 @@ def build_teacher(
     *,
     plan: FoldPlan | None = None,
     preprocessing: Given | None = None,
-    batch_size: int = 256,
     device: torch.device | None = None,
     compute: Compute | None = None,
-    workers: int = 1,
 ) -> AnsweringTeacher:
     """Who answers: somebody who has already spoken, an estimator that is fitted here, or networks with weights.
 
@@ -55,10 +59,8 @@ def build_teacher(
         views: Which pixels they see.
         plan: Cross-fitting folds.
         preprocessing: Overrides the network's own input scaling.
-        batch_size: Rows a forward pass.
         device: Where networks run.
         compute: How networks run.
-        workers: Threads that read ahead.
 
     Raises:
         ValueError: Something is missing, unknown, or does not fit together.
@@ -83,9 +85,7 @@ def build_teacher(
             "--weights is missing; give a file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
         )
     teachers = load_teachers(split, teacher, weights, plan=plan, preprocessing=preprocessing)
-    return NetworkTeacher(
-        split, teachers, views, batch_size=batch_size, device=device, compute=compute, workers=workers
-    )
+    return NetworkTeacher(split, teachers, views, device=device, compute=compute)
 
 
 class LimitedTeacher:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.teachers import SKLEARN_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_seen, trained_on
 from logitbank.pipeline.cache_teacher.teachers.load import fold_attributes
 from logitbank.pipeline.datasets import Split
@@ -26,7 +27,6 @@ from logitbank.pipeline.models.preprocessing import Preprocessing, fit_preproces
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.views import Views
 
-SKLEARN_PREFIX = "sklearn:"
 PROB_FLOOR = 1e-6  # as ``sound.ZERO_FLOOR``
 
 ESTIMATORS: dict[str, str] = {

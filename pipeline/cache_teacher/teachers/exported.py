@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.teachers import EXPORT_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import Seen, nothing_known, nothing_seen, trained_on
@@ -25,7 +26,6 @@ from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.views import Views, check_probes
 from logitbank.stores.write.match import match_rows
 
-EXPORT_PREFIX = "export:"
 MASS_TOLERANCE = 0.01  # by which the probabilities of a row may miss 1; a coarse encoding is off by less
 
 

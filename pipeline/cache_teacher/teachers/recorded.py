@@ -5,12 +5,13 @@ takes: only names of the model table are taken from it, everything else has to b
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.claims import Claims, Seen, nothing_seen
-from logitbank.pipeline.cache_teacher.teachers.compute import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet, seen_out_of_fold
 from logitbank.pipeline.cache_teacher.teachers.networks import load_again
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -32,9 +33,8 @@ def recorded_teacher(
     architecture: str = "",
     num_views: int | None = None,
     preprocessing: Given | None = None,
-    batch_size: int = 256,
+    compute: Compute | None = None,
     device: torch.device | None = None,
-    workers: int = 1,
 ) -> NetworkTeacher:
     """The network behind a store's answers: with the store's views, folds and precision, and the user's weights.
 
@@ -46,9 +46,8 @@ def recorded_teacher(
         architecture: Name of the network; needed unless the store's is one of the model table.
         num_views: More or fewer views than the store has.
         preprocessing: Overrides what weights, network and store say.
-        batch_size: Rows a forward pass.
+        compute: How the network runs; its precision is the store's.
         device: Where the network runs.
-        workers: Threads that read ahead.
 
     Raises:
         ValueError: The teacher was no network, or the weights do not fit it.
@@ -81,8 +80,8 @@ def recorded_teacher(
         training_fingerprint=said[0].fingerprint if said else None,
         fold_attributes=teacher.folds,
     )
-    compute = Compute(precision=_precision(teacher))
-    return NetworkTeacher(split, again, views, batch_size=batch_size, device=device, compute=compute, workers=workers)
+    compute = replace(compute or Compute(), precision=_precision(teacher))
+    return NetworkTeacher(split, again, views, device=device, compute=compute)
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

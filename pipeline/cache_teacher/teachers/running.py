@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
-from logitbank.pipeline.cache_teacher.teachers.compute import Compute
+from logitbank.pipeline.cache_teacher.teachers.compute import autocast, layout, prepare
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
@@ -26,10 +27,8 @@ class NetworkTeacher:
         split: The examples.
         teachers: Who answers which row.
         views: Which pixels they see.
-        batch_size: Rows a forward pass.
         device: Where the teachers run (default: CPU).
-        compute: Precision and other ways to run them faster.
-        workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
+        compute: Batch size, precision, and ways to run them faster.
 
     Raises:
         ValueError: The views do not fit the data, or a teacher does not.
@@ -41,14 +40,10 @@ class NetworkTeacher:
         teachers: TeacherSet,
         views: Views,
         *,
-        batch_size: int = 256,
         device: torch.device | None = None,
         compute: Compute | None = None,
-        workers: int = 1,
     ) -> None:
         views.check(split)
-        if batch_size < 1:
-            raise ValueError(f"--batch-size is {batch_size}; expected at least 1")
         if views.transform == "none" and views.num_views > 1:
             raise ValueError(
                 f"--views is {views.num_views}, but transform 'none' has one view only; pass --transform flip-crop"
@@ -62,7 +57,7 @@ class NetworkTeacher:
         self.folds, self.fold_attributes = teachers.folds, teachers.fold_attributes
         self.groups = split.groups if teachers.plan is None else teachers.plan.groups(split)
         self.seen = teachers.seen
-        self.batch_size, self.device, self.workers = batch_size, device or torch.device("cpu"), workers
+        self.device = device or torch.device("cpu")
         self.compute = compute or Compute()
         self.teachers = teachers.teachers
         self._identity = teachers.identity
@@ -72,7 +67,7 @@ class NetworkTeacher:
             if len(own):
                 model, scaling = teacher.model.to(self.device), teacher.preprocessing
                 check_network(name, model, split, views=views, preprocessing=scaling, rows=own, device=self.device)
-        self._models = [self.compute.prepare(teacher.model, self.device) for teacher in self.teachers]
+        self._models = [prepare(teacher.model, self.device, self.compute) for teacher in self.teachers]
 
     def identity(self) -> dict[str, Any]:
         return {**self._identity(), "precision": self.compute.precision}
@@ -80,20 +75,20 @@ class NetworkTeacher:
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)
         batches = self._batches(rows)
-        samples = in_order(lambda job: self._samples(job[0], rows[job[1]], view), batches, self.workers)
+        samples = in_order(lambda job: self._samples(job[0], rows[job[1]], view), batches, self.compute.workers)
         for (number, positions), samples_B in zip(batches, samples, strict=True):
-            with torch.inference_mode(), self.compute.autocast(self.device):
+            with torch.inference_mode(), autocast(self.device, self.compute):
                 inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
-                logits_BC = self._models[number](self.compute.layout(inputs_B)).float()
+                logits_BC = self._models[number](layout(inputs_B, self.compute)).float()
             logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
         return logits_NC
 
     def _batches(self, rows: Rows) -> list[tuple[int, npt.NDArray[np.int64]]]:
         """Which teacher answers which positions of ``rows``: a function of the rows alone."""
-        batches = []
+        batches, size = [], self.compute.batch_size
         for number in range(len(self.teachers)):
             own = np.arange(len(rows)) if self.folds is None else np.flatnonzero(self.folds[rows] == number)
-            batches += [(number, own[i : i + self.batch_size]) for i in range(0, len(own), self.batch_size)]
+            batches += [(number, own[i : i + size]) for i in range(0, len(own), size)]
         return batches
 
     def _samples(self, number: int, rows: Rows, view: int) -> Tensor:

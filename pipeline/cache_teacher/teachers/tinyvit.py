@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.teachers import TINYVIT_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
@@ -39,7 +40,6 @@ from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.views import Views
 
-TINYVIT_PREFIX = "tinyvit:"
 OPTIONS: dict[str, tuple[str, ...]] = {"keys": ("paths", "positions"), "pixels": ("plain", "augmented")}
 MAX_CLASSES = 65_536  # ids of 16 bits
 LABEL_SIGMA = 5.0

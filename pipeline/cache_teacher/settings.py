@@ -1,0 +1,139 @@
+"""Every setting of a pass, described once. Imports nothing heavy: the command line's options are made of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from logitbank.pipeline.cache_teacher.teachers import NO_WEIGHTS
+from logitbank.pipeline.described import check_settings, option, refuse_idle
+from logitbank.pipeline.domains import (
+    AT_LEAST_ONE,
+    BITS,
+    COUNT,
+    ENCODINGS,
+    FOLD_STRATEGIES,
+    FOLDS,
+    NOT_NEGATIVE,
+    PRECISIONS,
+    SEED,
+    TAIL_BITS,
+    TEMPERATURES,
+    VIEWS,
+)
+
+if TYPE_CHECKING:
+    from logitbank.pipeline.cache_teacher.asked import Budget
+    from logitbank.pipeline.encoding import Encoding
+    from logitbank.pipeline.folds import FoldPlan
+    from logitbank.pipeline.views import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a network is run; its logits are float32 afterwards."""
+
+    batch_size: int = option(256, help="Examples a forward pass", domain=AT_LEAST_ONE, decides=False)
+    precision: str = option(
+        "float32", help="float32, bfloat16 or float16; part of the teacher's identity", domain=PRECISIONS
+    )
+    channels_last: bool = option(False, help="Faster convolutions on many GPUs", decides=False)
+    compile: bool = option(False, help="torch.compile the teacher", decides=False)
+    workers: int = option(1, help="Threads that read and transform ahead of the teacher", domain=COUNT, decides=False)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folding:
+    """How rows are assigned to fold teachers."""
+
+    folds: int = option(0, help="Cross-fitting folds B; 0 means none (or what the weights say)", domain=FOLDS)
+    fold_strategy: str = option(
+        "stratified", help="How rows are assigned to folds: stratified, kfold, group or hash", domain=FOLD_STRATEGIES
+    )
+    fold_seed: int = option(0, help="Seed of the fold assignment", domain=SEED)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.folds:
+            refuse_idle(self, ("fold_strategy", "fold_seed"), "--folds is 0")
+
+    def plan(self) -> "FoldPlan | None":
+        from logitbank.pipeline.folds import FoldPlan
+
+        if not self.folds:
+            return None
+        return FoldPlan(num_folds=self.folds, strategy=self.fold_strategy, seed=self.fold_seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """A pass: who answers, about which views, and what is kept of it; each setting says what it is."""
+
+    teacher: str = option(
+        "mlp",
+        help="A network of `cli models`, array:FILE.npy, export:FILE.npz, tinyvit:DIR or sklearn:NAME?option=value",
+    )
+    weights: str = option(
+        "", help="A file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
+    )
+    name: str = option("teacher", help="The teacher's name in the store", decides=False)
+    encoding: str = option("auto", help="topk, topk+tail, dense, or auto: dense up to 256 classes", domain=ENCODINGS)
+    top_k: int = option(10, help="Classes kept exactly by topk and topk+tail", domain=AT_LEAST_ONE)
+    tail_bits: float = option(1.0, help="Bits a class for the tail of topk+tail, 0.1 to 4", domain=TAIL_BITS)
+    bits: int = option(8, help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)", domain=BITS)
+    kl_budget: float = option(
+        0.0, help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats", domain=NOT_NEGATIVE
+    )
+    temperatures: str = option("1,2,4", help="Where fidelity is measured and --kl-budget holds", domain=TEMPERATURES)
+    predictor_rows: int = option(20_000, help="Rows that fit the tail predictor; 0 fits none", domain=COUNT)
+    views: int = option(1, help="Views of each example", domain=VIEWS)
+    transform: str = option(
+        "none",
+        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
+        " or your own file.py:factory",
+    )
+    view_seed: int = option(0, help="Seed of the views", domain=SEED)
+    limit: int = option(0, help="A trial on n examples; stage two reads them with DATA?limit=n", domain=COUNT)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.transform == "none":
+            refuse_idle(self, ("view_seed",), "--transform is none")
+        if self.kl_budget:
+            refuse_idle(self, ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding")
+
+    @property
+    def measured_at(self) -> tuple[float, ...]:
+        """The temperatures at which fidelity is measured."""
+        return TEMPERATURES.read("--temperatures", self.temperatures)
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the teacher is a network that runs here."""
+        return not self.teacher.startswith(NO_WEIGHTS)
+
+    def make_views(self) -> "Views":
+        """The views that are answered."""
+        from logitbank.pipeline.views import Views, allow_transform
+
+        return Views(transform=allow_transform(self.transform), num_views=self.views, seed=self.view_seed)
+
+    def choose(self, num_classes: int) -> "Encoding | Budget":
+        """What is kept of a row, or the budget that decides it.
+
+        Raises:
+            ValueError: The encoding does not fit so many classes, or a setting does nothing beside it.
+        """
+        from logitbank.pipeline.cache_teacher.asked import Budget
+        from logitbank.pipeline.encoding import KINDS, Encoding
+
+        if self.kl_budget:
+            return Budget(kl=self.kl_budget, temperatures=self.measured_at)
+        kind = self.encoding if self.encoding != "auto" else "dense" if num_classes <= 256 else "topk"
+        given = {"top_k": self.top_k, "tail_bits": self.tail_bits, "bits": self.bits}
+        chosen: Any = {name: given[name] for name in KINDS[kind].options}
+        encoding = Encoding(kind=kind, num_classes=num_classes, **chosen)
+        idle = [name for name in given if name not in chosen] + ([] if encoding.has_tail else ["predictor_rows"])
+        refuse_idle(self, idle, f"the encoding is {kind}")
+        return encoding

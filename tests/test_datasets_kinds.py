@@ -1,5 +1,6 @@
 """Every other kind of data: tables, folders of images, own code, the hub; and rows that are left out or masked."""
 
+import io
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -221,23 +222,32 @@ def test_the_hub_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load_split("hf:someone/pictures")
 
     class Pictures:
-        column_names = ("img", "label")
+        column_names, cache_files = ("img", "label"), ()
         features = {"label": SimpleNamespace(names=["a", "b", "c"])}  # noqa: RUF012
 
         def __len__(self) -> int:
             return 3
 
-        def __getitem__(self, column: str) -> list[object]:
-            if column == "label":
+        def select_columns(self, columns: list[str]) -> "Pictures":
+            return self
+
+        def cast_column(self, column: str, kind: object) -> "Pictures":
+            return self
+
+        def __getitem__(self, wanted: str | int) -> object:
+            if wanted == "label":
                 return [0, None, 2]
-            return [Image.new("RGB", (30 + i, 20), (i, 0, 0)) for i in range(3)]
+            file = io.BytesIO()
+            Image.new("RGB", (30 + int(wanted), 20), (int(wanted), 0, 0)).save(file, "PNG")
+            return {"img": {"bytes": file.getvalue(), "path": None}}
 
     stand_in = ModuleType("datasets")
+    stand_in.Image = lambda decode: None  # type: ignore[attr-defined]
     stand_in.load_dataset = lambda name, config, split, revision: Pictures()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     split = load_split("hf:someone/pictures?image=img&size=8")
     assert split.samples.shape == (3, 8, 8, 3)
-    assert split.samples[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert split.samples[:][:, 0, 0, 0].tolist() == [0, 1, 2]
     assert split.labels.tolist() == [0, -1, 2]
     assert split.num_classes == 3
     with pytest.raises(ValueError, match="no column 'image'; it has img, label"):

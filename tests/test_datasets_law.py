@@ -2,7 +2,9 @@
 line, inside it changes what is read."""
 
 import inspect
+import io
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,7 +52,36 @@ def make_parquet(folder: Path) -> str:
         columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
         columns["size"] = [float(value) for value in columns["size"]]  # type: ignore[misc]
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
+        encoded = [{"bytes": png(image), "path": None} for image in X[part]]
+        kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+        pictures = {"image": pyarrow.array(encoded, kind), "dark": pyarrow.array(encoded[::-1], kind), "label": Y[part]}
+        pictures["from_one"] = Y[part] + 1
+        pyarrow.parquet.write_table(pyarrow.table(pictures), folder / f"p{name}.parquet", row_group_size=7)
     return f"parquet:{folder}/d.parquet?test={folder}/t.parquet"
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_webdataset(folder: Path) -> str:
+    for name, part in (("train", TRAIN), ("test", TEST)):
+        for shard, rows in enumerate(np.array_split(np.arange(len(Y))[part], 2)):
+            with tarfile.open(folder / f"{name}-{shard}.tar", "w") as archive:
+                for row in rows.tolist():
+                    ends = {
+                        "png": png(X[row]),
+                        "cls": b"%d" % Y[row],
+                        "coarse": b"%d\n" % (Y[row] // 2),
+                        "one": b"%d" % (Y[row] + 1),
+                    }
+                    for ending, data in ends.items():
+                        member = tarfile.TarInfo(f"{row:06d}.{ending}")
+                        member.size = len(data)
+                        archive.addfile(member, io.BytesIO(data))
+    return f"webdataset:{folder}/train-*.tar?size=12&test={folder}/test-*.tar"
 
 
 def make_image_folder(folder: Path) -> str:
@@ -89,16 +120,24 @@ class Pictures:
         self.features = dict.fromkeys(self.column_names, SimpleNamespace())
         self.features["label"] = SimpleNamespace(names=NAMES)
 
+    cache_files = ()
+
     def __len__(self) -> int:
         return len(Y[self.part])
 
-    def __getitem__(self, column: str) -> list[object]:
-        y, x = Y[self.part], X[self.part]
-        if column in ("image", "dark"):
-            return [
-                Image.fromarray(image // (1 if column == "image" else 2)) for image in x[:: -1 if self.turned else 1]
-            ]
-        return list(map(int, {"label": y, "coarse": y // 2, "from_one": y + 1}[column]))
+    def select_columns(self, columns: list[str]) -> "Pictures":
+        return self
+
+    def cast_column(self, column: str, kind: object) -> "Pictures":
+        return self
+
+    def __getitem__(self, wanted: str | int) -> object:
+        y, x = Y[self.part], X[self.part][:: -1 if self.turned else 1]
+        if isinstance(wanted, int):
+            return {"image": {"bytes": png(x[wanted])}, "dark": {"bytes": png(x[wanted] // 2)}, "label": int(y[wanted])}
+        if wanted in ("image", "dark"):
+            return [self[row][wanted] for row in range(len(self))]  # type: ignore[index]
+        return list(map(int, {"label": y, "coarse": y // 2, "from_one": y + 1}[wanted]))
 
 
 def make_hf(folder: Path) -> str:
@@ -111,6 +150,7 @@ MAKE: dict[str, Callable[[Path], str]] = {
     "npz": make_npz,
     "csv": make_csv,
     "parquet": make_parquet,
+    "webdataset": make_webdataset,
     "imagefolder": make_image_folder,
     "hf": make_hf,
 }
@@ -119,6 +159,7 @@ MAKE: dict[str, Callable[[Path], str]] = {
 @pytest.fixture(autouse=True)
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = ModuleType("datasets")
+    stand_in.Image = lambda decode: None  # type: ignore[attr-defined]
     stand_in.load_dataset = lambda name, config, split, revision: Pictures(split, config, revision)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
 
@@ -164,7 +205,25 @@ OPTIONS: dict[str, dict[str, Case]] = {
         "decimal": ("csv:D/semi.csv?sep=;&decimal=,", "csv:D/semi.csv?sep=;&drop=size", ("", ";", "comma")),
         "encoding": ("csv:D/latin.csv?encoding=latin-1&test_share=0", "", ("utf-99", "rot13", "utf-16")),
     },
-    "parquet": TABLE | {"test": ("parquet:D/d.parquet?test=D/t.parquet", "parquet:D/d.parquet", ("no.parquet",))},
+    "parquet": TABLE
+    | {
+        "test": ("parquet:D/d.parquet?test=D/t.parquet", "parquet:D/d.parquet", ("no.parquet",)),
+        "image": ("parquet:D/pd.parquet?image=dark&size=9", "parquet:D/pd.parquet?size=9", ("no",)),
+        "size": ("parquet:D/pd.parquet?size=9", "parquet:D/pd.parquet", ("0", "9", "big")),
+        "first_label": (
+            "parquet:D/pd.parquet?size=9&label=from_one&first_label=1",
+            "parquet:D/pd.parquet?size=9&label=from_one&classes=4",
+            ("1", "2"),
+        ),
+    },
+    "webdataset": {
+        "split": SPLIT,
+        "label": ("label=coarse", "", ("", "no/where", "CLS")),
+        "test": ("webdataset:D/train-*.tar?split=test&size=9&test=D/test-1.tar", "split=test&size=9", ("no.tar",)),
+        "size": ("size=9", "", ("0", "-1", "5000", "9.5", "big")),
+        "classes": ("classes=4", "", ("2", "no.txt")),
+        "first_label": ("label=one&first_label=1", "label=one&classes=4", ("1", "2")),
+    },
     "imagefolder": {
         "split": SPLIT,
         "size": ("size=9", "", ("0", "-1", "5000", "9.5", "big")),

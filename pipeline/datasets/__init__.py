@@ -17,6 +17,7 @@ from logitbank.pipeline.datasets.spec import check_options, parse, read_whole, s
 from logitbank.pipeline.datasets.split import Split
 from logitbank.pipeline.datasets.tables import load_csv, load_parquet
 from logitbank.pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
+from logitbank.pipeline.datasets.webdataset import load_webdataset
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.user_code import is_file_factory
 
@@ -65,7 +66,14 @@ SOURCES: dict[str, Source] = {
         load=load_parquet,
         takes_name=True,
         example="parquet:FILE?label=COLUMN&test=FILE",
-        about="likewise; needs logitbank[tables]",
+        about="likewise; or pictures as the Hugging Face hub keeps them, parquet:train-*.parquet?test=PATTERN; needs"
+        " logitbank[tables]",
+    ),
+    "webdataset": Source(
+        load=load_webdataset,
+        takes_name=True,
+        example="webdataset:train-*.tar?test=PATTERN",
+        about="tar shards of pictures, 000001.jpg and 000001.cls, read in any order; label=cls",
     ),
     "imagefolder": Source(
         load=load_image_folder,

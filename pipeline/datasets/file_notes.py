@@ -1,4 +1,4 @@
-"""What an earlier command found out about files: their content keys, and whether they are sound pictures.
+"""What an earlier command found out about files: their content keys, whether they are sound pictures, what is in them.
 
 Notes lie in the cache folder (``$LOGITBANK_CACHE/files``). They are believed of a file as long as its size, its times
 of change, its inode and its device are as they were, and, as git has it, only when it had not been changed within the
@@ -26,76 +26,94 @@ FEWEST = 256  # files: fewer are read in no time
 _RACY = 2 * 10**9  # nanoseconds
 _MAGIC = b"logitbank file notes 1\n"
 _STATE = ("size", "modified", "changed", "inode", "device")
-_ROW = np.dtype([*((name, "<u8") for name in _STATE), ("key", "<u8"), ("flags", "u1")])
+_ROW = np.dtype([(name, "<u8") for name in _STATE])
+_START = len(_MAGIC) + 32
 
 Flags = npt.NDArray[np.uint8]
 Keys = npt.NDArray[np.uint64]
 
 
-class FileNotes:
-    """Notes about a list of files, of which those that no longer hold are forgotten.
+def notes_folder() -> Path:
+    """Where notes lie."""
+    return default_cache() / "files"
+
+
+class Notes:
+    """Bytes that were found out about a list of files, and which of the files are still as they were then.
 
     Args:
-        paths: The files; one that is not there has no notes.
-        key_space: What the keys are hashes of.
+        paths: The files.
+        about: What the bytes are.
     """
 
-    def __init__(self, paths: Sequence[Path], key_space: str) -> None:
-        listed = hashlib.blake2b(key_space.encode(), digest_size=16)
+    def __init__(self, paths: Sequence[Path], about: str) -> None:
+        listed = hashlib.blake2b(about.encode(), digest_size=16)
         for path in paths:
             listed.update(b"\0" + os.fsencode(path.absolute()))
-        self._file = default_cache() / "files" / listed.hexdigest()
-        self._rows = np.zeros(len(paths), _ROW)
+        self.name = listed.hexdigest()
+        self._states = np.zeros(len(paths), _ROW)
         for row, path in enumerate(paths):
             with contextlib.suppress(OSError):
                 found = path.stat()
                 state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
-                self._rows[row] = (*(number % 2**64 for number in state), 0, 0)
-        self._recall()
+                self._states[row] = tuple(number % 2**64 for number in state)
 
-    @property
-    def flags(self) -> Flags:
-        """What is known of each file, uint8 [N]."""
-        return self._rows["flags"].copy()
+    def recall(self) -> tuple[npt.NDArray[np.bool_], bytes] | None:
+        """Which files are as they were, bool [N], and what was noted; None where there are no notes."""
+        path = notes_folder() / self.name
+        try:
+            if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+                return None
+            blob = path.read_bytes()
+        except OSError:
+            return None
+        content, size = blob[_START:], 8 + self._states.nbytes
+        if blob[:_START] != _MAGIC + hashlib.sha256(content).digest() or len(content) < size:
+            return None
+        written = int(np.frombuffer(content[:8], "<u8")[0])
+        noted = np.frombuffer(content[8:size], _ROW)
+        settled = np.maximum(noted["modified"], noted["changed"]) < max(written - _RACY, 0)
+        return (noted == self._states) & settled & (noted["inode"] > 0), content[size:]
 
-    @property
-    def keys(self) -> Keys:
-        """uint64 [N]; means something where ``flags`` has ``KEYED``."""
-        return self._rows["key"].copy()
+    def write(self, payload: bytes) -> None:
+        """Writes notes of the files as they were when this was made, where the cache can be written."""
+        content = np.array([time.time_ns()], "<u8").tobytes() + self._states.tobytes() + payload
+        with contextlib.suppress(OSError):
+            notes_folder().mkdir(parents=True, exist_ok=True)
+            with whole_file(notes_folder() / self.name) as beside:
+                beside.write_bytes(_MAGIC + hashlib.sha256(content).digest() + content)
+
+
+class FileNotes:
+    """Keys and findings of each of many files, of which those that no longer hold are forgotten.
+
+    Args:
+        paths: The files; one that is not there has no notes.
+        key_space: What the keys are hashes of.
+
+    Attributes:
+        keys: uint64 [N]; means something where ``flags`` has ``KEYED``.
+        flags: What is known of each file, uint8 [N].
+    """
+
+    def __init__(self, paths: Sequence[Path], key_space: str) -> None:
+        self._notes = Notes(paths, key_space)
+        self.keys: Keys = np.zeros(len(paths), np.uint64)
+        self.flags: Flags = np.zeros(len(paths), np.uint8)
+        recalled = self._notes.recall()
+        if recalled is not None and len(recalled[1]) == self.keys.nbytes + self.flags.nbytes:
+            believed, payload = recalled
+            self.keys[believed] = np.frombuffer(payload[: self.keys.nbytes], "<u8")[believed]
+            self.flags[believed] = np.frombuffer(payload[self.keys.nbytes :], np.uint8)[believed]
 
     def add(self, flags: Flags, keys: Keys | None = None) -> None:
-        """Notes more about all files and writes it down, where the cache can be written.
+        """Notes more about all files.
 
         Args:
             flags: [N].
             keys: [N], with ``KEYED``.
         """
-        self._rows["flags"] |= flags
+        self.flags |= flags
         if keys is not None:
-            self._rows["key"] = keys
-        content = np.array([time.time_ns()], "<u8").tobytes() + self._rows.tobytes()
-        with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._file) as beside:
-                beside.write_bytes(_MAGIC + hashlib.sha256(content).digest() + content)
-
-    def _recall(self) -> None:
-        start = len(_MAGIC) + 32
-        try:
-            there = self._file.stat()
-            own = not hasattr(os, "getuid") or there.st_uid == os.getuid()
-            if not own or there.st_size != start + 8 + self._rows.nbytes:
-                return
-            blob = self._file.read_bytes()
-        except OSError:
-            return
-        content = blob[start:]
-        if blob[:start] != _MAGIC + hashlib.sha256(content).digest() or len(content) != 8 + self._rows.nbytes:
-            return
-        written = int(np.frombuffer(content[:8], "<u8")[0])
-        noted = np.frombuffer(content[8:], _ROW)
-        same = np.logical_and.reduce([noted[name] == self._rows[name] for name in _STATE])
-        settled = np.maximum(noted["modified"], noted["changed"]) < max(written - _RACY, 0)
-        believed = same & settled & (self._rows["inode"] > 0)
-        self._rows["key"][believed] = noted["key"][believed]
-        self._rows["flags"][believed] = noted["flags"][believed]
+            self.keys = keys.copy()
+        self._notes.write(self.keys.astype("<u8").tobytes() + self.flags.tobytes())

@@ -1,18 +1,57 @@
 """Image classification datasets of the Hugging Face hub, through its own library."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from logitbank.pipeline.datasets.encoded import encoded_samples
+from logitbank.pipeline.datasets.file_notes import Notes
 from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_labels
-from logitbank.pipeline.datasets.limits import check_fits
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
-from logitbank.pipeline.datasets.pictures import fit_image
 from logitbank.pipeline.datasets.spec import read_one, read_whole, said, spell
 from logitbank.pipeline.datasets.split import Split
+
+
+@dataclass(frozen=True)
+class HubPictures:
+    """Encoded pictures of a column; ``Blobs``.
+
+    Attributes:
+        rows: The library's table, with that column alone, undecoded.
+        image: The column.
+        files: Where the library keeps the table; none when it is in memory.
+        spec: Which rows of them, and for errors.
+    """
+
+    rows: Any
+    image: str
+    files: Sequence[Path]
+    spec: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, number: int) -> bytes:
+        value = self.rows[number][self.image]
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
+        if isinstance(data, bytes):
+            return data
+        if not isinstance(path, str):
+            raise ValueError(f"{self.name(number)} holds no picture; name the column with image=")
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from error
+
+    def name(self, number: int) -> str:
+        return f"{self.spec}: row {number}"
+
+    def notes(self, about: str) -> Notes | None:
+        return Notes(self.files, f"hub, {self.spec}, {about}") if self.files else None
 
 
 def load_hf(
@@ -21,20 +60,22 @@ def load_hf(
     split: str = "train",
     image: str = "image",
     label: str = "label",
-    size: str = "224",
+    size: str = "",
     config: str = "",
     revision: str = "",
     classes: str = "",
     first_label: str = "0",
 ) -> Split:
-    """A dataset of the hub, decoded into memory; needs ``pip install logitbank[hf]``. No code of the dataset is run.
+    """A dataset of the hub; needs ``pip install logitbank[hf]``. No code of the dataset is run.
+
+    Pictures stay in the files of the library's own cache, as they were encoded, and are decoded when they are read.
 
     Args:
         name: Such as ``uoft-cs/cifar10``.
         split: As the dataset calls it.
         image: Column of the images.
         label: Column of the class ids, or of their names; -1 or null is unlabelled.
-        size: Pixels of the square that every image is brought to.
+        size: For small trials: see ``load_image_folder``.
         config: Configuration of the dataset.
         revision: Commit or tag; without it, the newest.
         classes: Number of classes, or a file of their names; see ``known_classes``.
@@ -50,7 +91,7 @@ def load_hf(
     options = {"image": image, "label": label, "size": size, "config": config, "revision": revision}
     given = said({**options, "classes": classes, "first_label": first_label}, {"first_label": "0"})
     spec = spell("hf", name, {"split": split, **given})
-    pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels")
+    pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
     first = int(read_one(spec, "first_label", first_label, ("0", "1")))
     try:
         source: Any = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
@@ -59,14 +100,20 @@ def load_hf(
     missing = [column for column in (image, label) if column not in source.column_names]
     if missing:
         raise ValueError(f"{spec}: no column {missing[0]!r}; it has {', '.join(source.column_names)}")
-    check_fits(spec, len(source) * pixels * pixels * 3)
+    try:
+        rows = source.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    except Exception as error:  # the library raises many kinds
+        raise ValueError(f"{spec}: column {image!r} holds no pictures; name the column with image=") from error
+    pictures = HubPictures(rows, image, [Path(each["filename"]) for each in source.cache_files], spec)
+    if len(pictures):
+        pictures.read(0)  # another kind of column is found at once
     own = tuple(getattr(source.features[label], "names", None) or ())
     labels, num_classes, names = _labels(source[label], own, first, classes, spec)
     return Split(
         name=name.rpartition("/")[2],
         split=split,
         spec=spec,
-        samples=np.stack([_picture(picture, pixels, row, spec) for row, picture in enumerate(source[image])]),
+        samples=encoded_samples(pictures, pixels),
         labels=labels,
         num_classes=num_classes,
         class_names=names,
@@ -86,12 +133,3 @@ def _labels(
     if first:
         part = from_zero(part, f"{spec}: labels")
     return place_labels([part], 0, classes, spec, own=own)
-
-
-def _picture(picture: Any, pixels: int, row: int, spec: str) -> npt.NDArray[np.uint8]:
-    if not isinstance(picture, Image.Image):
-        raise ValueError(f"{spec}: row {row} holds {type(picture).__name__}, no picture; name the column with image=")
-    try:
-        return fit_image(picture, pixels)
-    except ValueError as error:
-        raise ValueError(f"{spec}: the picture of row {row} cannot be decoded ({error})") from error

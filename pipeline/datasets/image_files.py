@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from logitbank.pipeline.datasets.file_notes import DECODED, FEWEST, FRAMES, KEYED, LOOKED, TURNED, FileNotes
-from logitbank.pipeline.datasets.originals import Originals
+from logitbank.pipeline.datasets.originals import Originals, PictureSource
 from logitbank.pipeline.datasets.pictures import decode_whole, is_turned, open_image, shrink
 from logitbank.pipeline.datasets.split import KEY_BYTES, Split
 
@@ -49,7 +49,7 @@ class ImageFiles:
         self.key_space = key_space or ("file upright" if upright else "file")
         notes = FileNotes(self.paths, self.key_space) if noted and len(self.paths) >= FEWEST else None
         self._notes = notes
-        self._keys = np.zeros(len(self.paths), np.uint64) if notes is None else notes.keys
+        self._keys = np.zeros(len(self.paths), np.uint64) if notes is None else notes.keys.copy()
         self._keyed = np.zeros(len(self.paths), np.bool_) if notes is None else (notes.flags & KEYED) > 0
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class ImageFiles:
             return "", frames, turned
 
         wanted = DECODED if decode else LOOKED
-        flags = np.zeros(len(self), np.uint8) if self._notes is None else self._notes.flags
+        flags = np.zeros(len(self), np.uint8) if self._notes is None else self._notes.flags.copy()
         new = np.flatnonzero((flags & wanted) == 0)
         faults = [""] * len(self)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -144,14 +144,14 @@ class Thumbnails:
     the middle. S takes part in its key.
 
     Args:
-        source: The files, upright, with a key space that names S.
+        source: The pictures, upright, with a key space that names S.
         size: S.
     """
 
     ndim = 4
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, source: ImageFiles, size: int) -> None:
+    def __init__(self, source: PictureSource, size: int) -> None:
         self.source, self.size = source, size
 
     @property

@@ -19,6 +19,7 @@ from logitbank.pipeline.datasets.held_out import divide_rows
 from logitbank.pipeline.datasets.labels import MISSING, class_names, find_labels
 from logitbank.pipeline.datasets.limits import check_fits
 from logitbank.pipeline.datasets.parquet_file import read_parquet
+from logitbank.pipeline.datasets.parquet_pictures import load_parquet_pictures, picture_column
 from logitbank.pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split, content_keys
 from logitbank.pipeline.spelling import unknown
@@ -97,17 +98,33 @@ def load_parquet(
     group: str = "",
     classes: str = "",
     label_strip: str = "",
+    image: str = "",
+    size: str = "",
+    first_label: str = "0",
 ) -> Split:
-    """A .parquet file, options as for csv; needs ``pip install logitbank[tables]``.
+    """A .parquet file, options as for csv, or pictures in .parquet files: see ``load_parquet_pictures``.
+
+    It holds pictures when it has a column of them as the Hugging Face hub writes it, or when ``image`` names their
+    column. Needs ``pip install logitbank[tables]``.
 
     Raises:
         ValueError: As for csv, or pyarrow is not installed.
     """
-    options = {"label": label, "test": test, "test_share": test_share, "drop": drop, "group": group}
-    options |= {"classes": classes, "label_strip": label_strip}
+    image = image or picture_column(path)
+    table = {"test_share": test_share, "drop": drop, "group": group, "label_strip": label_strip}
+    if image:
+        idle = [name for name, value in table.items() if value]
+        if idle:
+            raise ValueError(f"parquet:{path}: {idle[0]} does nothing here, because it holds pictures; leave it out")
+        more = {"label": label, "test": test, "size": size, "classes": classes, "first_label": first_label}
+        return load_parquet_pictures(path, split=split, image=image, **more)
+    for name, value in (("size", size), ("first_label", first_label.strip("0"))):
+        if value:
+            raise ValueError(f"parquet:{path}: {name} does nothing here, because it holds no pictures; leave it out")
+    options = {"label": label, "test": test, "classes": classes, **table}
     spec = spell("parquet", path, {"split": split, **said(options, {})})
-    table = TableOptions(spec=spec, path=path, split=split, decimal=".", **options)
-    return _load(table, lambda file: read_parquet(Path(file)))
+    wanted = TableOptions(spec=spec, path=path, split=split, decimal=".", **options)
+    return _load(wanted, lambda file: read_parquet(Path(file)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,75 @@
+"""Tar shards of pictures and their labels, in the layout of WebDataset: ``000001.jpg``, ``000001.cls``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from logitbank.pipeline.datasets.encoded import encoded_samples
+from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_labels
+from logitbank.pipeline.datasets.patterns import find_files
+from logitbank.pipeline.datasets.picture_files import MAX_SIZE
+from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, spell
+from logitbank.pipeline.datasets.split import Split
+from logitbank.pipeline.datasets.tar_shards import open_shards
+
+
+def load_webdataset(
+    path: str,
+    *,
+    split: str = "train",
+    label: str = "cls",
+    test: str = "",
+    size: str = "",
+    classes: str = "",
+    first_label: str = "0",
+) -> Split:
+    """Pictures of tar shards, in the order of the shards' names and of their members.
+
+    A picture is read from its place in its shard when it is asked for. Where each lies, and its key, is found out once
+    and kept in the cache folder.
+
+    Args:
+        path: A shard, or a pattern such as ``train-*.tar``; not compressed.
+        split: "train" or "test".
+        label: Ending of the members that hold a label: a class id or a name. A sample without one is unlabelled.
+        test: The shards of the test split.
+        size: For small trials: see ``load_image_folder``.
+        classes: Number of classes, or a file of their names; see ``known_classes``.
+        first_label: 1 when labels count from 1.
+
+    Raises:
+        ValueError: No such shards, damaged ones, or samples that are not one picture and its label.
+    """
+    options = {"label": label, "test": test, "size": size, "classes": classes, "first_label": first_label}
+    given = said(options, {"label": "cls", "first_label": "0"})
+    spec = spell("webdataset", path, {"split": split, **given})
+    check_split(spec, split)
+    if not (label.isascii() and label.replace(".", "").isalnum()) or label != label.lower():
+        raise ValueError(f"{spec}: label is {label!r}; expected the ending of members, such as cls")
+    if split == "test" and not test:
+        raise ValueError(f"{spec}: nothing says which shards are the test split; pass test=PATTERN")
+    pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
+    what = "tar shards, such as train-*.tar"
+    parts = [open_shards(find_files(each, spec, what), label, spec) for each in (path, test) if each]
+    chosen = 1 if split == "test" else 0
+    texts = [read_labels(_numbers(part.labels), f"{spec}: labels") for part in parts]
+    if read_one(spec, "first_label", first_label, ("0", "1")) == "1":
+        texts = [from_zero(part, f"{spec}: labels") for part in texts]
+    labels, num_classes, names = place_labels(texts, chosen, classes, spec)
+    return Split(
+        name=Path(path).name.partition("*")[0].rstrip("-_.0123456789") or "shards",
+        split=split,
+        spec=spec,
+        samples=encoded_samples(parts[chosen], pixels),
+        labels=labels,
+        num_classes=num_classes,
+        class_names=names,
+    )
+
+
+def _numbers(texts: "np.ndarray[tuple[int], np.dtype[np.str_]]") -> np.ndarray:
+    """Class ids where all labels are, and the texts where one is a name."""
+    found = [text for text in texts.tolist() if text]
+    if found and all(text.removeprefix("-").isdecimal() and len(text) < 10 for text in found):
+        return np.array([int(text) if text else -1 for text in texts.tolist()], np.int64)
+    return texts

@@ -19,21 +19,25 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import log_loss, roc_auc_score
 
-from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank import (
+    Encoding,
+    Split,
+    Training,
+    Views,
+    build_model,
+    cache_teacher,
+    load_split,
+    open_store,
+    parse_objective,
+    train_student,
+)
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
-from logitbank.pipeline.datasets import Split, load_split
-from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.folds import FoldPlan
-from logitbank.pipeline.models import Preprocessing, build_model
+from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.models.weights import load_into, load_state, read_metadata
 from logitbank.pipeline.train_student.compare import half_width
 from logitbank.pipeline.train_student.folder import WEIGHTS
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
-from logitbank.pipeline.views import Views
-from logitbank.stores import open_store
 
 TREES, NUM_FOLDS = 40, 5
 LARGEST_LOG_ODDS = float(np.log(500))  # probabilities are clipped at 1/500, as in the authors' tabular code

@@ -17,23 +17,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank import (
+    Encoding,
+    ExactAnswer,
+    Split,
+    Step,
+    Training,
+    Views,
+    build_model,
+    cache_teacher,
+    load_split,
+    parse_objective,
+)
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
-from logitbank.pipeline.datasets import Split, load_split, with_split
-from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
+from logitbank.pipeline.datasets import with_split
 from logitbank.pipeline.fit.loop import BatchLoss, fit
-from logitbank.pipeline.models import Preprocessing, build_model
+from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.models.weights import weights_digest
 from logitbank.pipeline.train_student.compare import compare, format_table
 from logitbank.pipeline.train_student.evaluate import evaluate_test
 from logitbank.pipeline.train_student.folder import RESULT
-from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
 from logitbank.pipeline.train_student.runs import load_runs
 from logitbank.pipeline.train_student.spec import RunSpec
 from logitbank.pipeline.train_student.sweep import plan_runs
-from logitbank.pipeline.views import Views
 
 TEACHER, STUDENT = "resnet20", "cnn"
 SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from logitbank.pipeline.alignment import check_data as check_data
     from logitbank.pipeline.answers.dataset import DistillationDataset as DistillationDataset
     from logitbank.pipeline.answers.interface import Answers as Answers
     from logitbank.pipeline.answers.opening import open_answers as open_answers
@@ -51,6 +52,7 @@ _HOMES = {
     "build_teacher": "pipeline.cache_teacher.teachers.build",
     "Encoding": "pipeline.encoding",
     "cache_teacher": "pipeline.cache_teacher.run",
+    "check_data": "pipeline.alignment",
     "open_answers": "pipeline.answers.opening",
     "Answers": "pipeline.answers.interface",
     "DistillationDataset": "pipeline.answers.dataset",
@@ -69,6 +71,8 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"logitbank.{_HOMES[name]}"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("logitbank")
     raise AttributeError(f"module 'logitbank' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
 
 

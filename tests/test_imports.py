@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,10 @@ def test_the_public_names_load_nothing_until_they_are_asked_for() -> None:
 def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
     assert getattr(logitbank, name).__doc__
     assert name in dir(logitbank)
+
+
+def test_the_version_is_that_of_what_is_installed() -> None:
+    assert logitbank.__version__ == version("logitbank")
 
 
 def test_type_checkers_see_the_same_names() -> None:

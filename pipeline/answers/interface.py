@@ -44,7 +44,7 @@ class Answers(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Which of ``losses.context.OFFERS`` hold for every answer."""
+        """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail."""
         ...
 
     def of(self, rows_B: Tensor, view: View) -> Answer:

@@ -27,7 +27,7 @@ def open_answers(
     Args:
         store: A finished store, already checked against the data (``check_data``).
         teacher: A name, or names with commas between, each with ":weight" or without (1); None for the only one.
-        combine: How several become one, a name of ``COMBINE``.
+        combine: How several become one: mean-prob or mean-logit.
         tail: Tail rule for classes that are not stored.
         device: Where logits are wanted.
         memory_budget: Bytes for slabs, of all teachers together (default: half of the machine's).

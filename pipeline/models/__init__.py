@@ -97,7 +97,7 @@ def build_model(name: str, split: Split) -> nn.Module:
     """An untrained model for the split's inputs and classes.
 
     Args:
-        name: A name of ``MODELS``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, or your own
+        name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, or your own
             ``path/to/file.py:factory`` or ``package.module:factory``, called with those of ``num_classes`` and
             ``input_shape`` ((H, W, channels) or (D,)) that it takes.
         split: Gives the input shape and the number of classes; see ``Preprocessing.sized``.

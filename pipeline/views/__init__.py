@@ -54,7 +54,7 @@ class Views:
     """The V views of a dataset.
 
     Attributes:
-        transform: Names of ``TRANSFORMS`` joined by +, with ?option=value; or what ``allow_transform`` returned.
+        transform: As ``--transform``: names of steps joined by +, each with ?option=value or without.
         num_views: V, at least 1.
         seed: Store seed.
     """

@@ -158,7 +158,7 @@ class Teacher:
         return values
 
     def check_rows(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Raise StoreError when a row contradicts itself or its example (`logitbank.stores.read.rows`).
+        """Raise StoreError when a row contradicts itself or its example.
 
         Args:
             view: Whose rows.

@@ -27,7 +27,7 @@ def verify_store(path: str | Path, *, rows: bool = True) -> list[Problem]:
 
     Args:
         path: Folder of the store.
-        rows: Also ask whether rows can be answers to their examples (`logitbank.stores.read.rows`).
+        rows: Also ask whether rows can be answers to their examples.
 
     Returns:
         What is wrong; empty when the store is sound. An unfinished teacher is not sound.

@@ -41,7 +41,7 @@ def local_store(
 
     Args:
         place: A folder, which is returned as it is, or a .zip file or URL.
-        cache: Folder of copies; by default `default_cache()`.
+        cache: Folder of copies; by default $LOGITBANK_CACHE, or ~/.cache/logitbank.
         num_views: As in `copy_store`.
         teachers: As in `copy_store`.
         report: As in `copy_store`.

@@ -55,7 +55,8 @@ def build_teacher(
         split: The examples.
         teacher: ``array:FILE.npy``, ``export:FILE.npz``, ``tinyvit:DIR?keys=paths&pixels=plain``,
             ``sklearn:NAME?option=value``, or a name of the model table.
-        weights: Of a network; see ``load_teachers``.
+        weights: Of a network: a file, a folder that ``train-teacher`` wrote, a pattern with ``{fold}``, or
+            ``random-init``; else empty.
         views: Which pixels they see.
         plan: Cross-fitting folds.
         preprocessing: Overrides the network's own input scaling.

@@ -19,6 +19,7 @@ from logitbank.pipeline.datasets.image_files import paths_of
 from logitbank.pipeline.datasets.resize_crop import STANDARD, ResizeCrop
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.models import (
     InputTransform,
@@ -29,7 +30,9 @@ from logitbank.pipeline.models import (
     settle_fresh,
 )
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
-from logitbank.pipeline.models.weights import save_weights
+from logitbank.pipeline.models.weights import load_weights, read_metadata, save_weights
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.run import WEIGHTS, train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
 from tests.test_originals import as_libraries_read, files_of, photograph, photos  # noqa: F401 - a fixture
@@ -258,3 +261,38 @@ def test_weights_of_a_photograph_teacher_say_how_it_reads(photos: Path, tmp_path
 def test_paths_are_known_of_files_alone(digits: Split, photos: Path) -> None:  # noqa: F811
     assert paths_of(digits) is None
     assert len(files_of(load_split(f"imagefolder:{photos}"))) == 16
+
+
+def test_a_student_is_evaluated_as_its_library_evaluates_it(photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The accuracy in its result is that of the library's own loop over the files, with the weights that were kept."""
+    prepare_torchvision()
+    import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    (tmp_path / "train").rename(tmp_path / "both")
+    for split_name in ("train", "test"):
+        (tmp_path / split_name).symlink_to(tmp_path / "both")
+    data = f"imagefolder:{photos}"
+    split, test = load_split(data), load_split(f"{data}?split=test")
+    teachers = load_teachers(split, "resnet8", "random-init", preprocessing=InputTransform.parse("crop=24"))
+    lossless = Encoding(kind="dense", num_classes=2, bits=32)
+    views = Views(transform="rrc?size=160", num_views=1)
+    cache_teacher(NetworkTeacher(split, teachers, views), tmp_path / "s.zarr", encoding=lossless)
+    name = "timm:test_resnet.r160_in1k"
+    training = Training(epochs=1, batch_size=8, lr=0.01)
+    store = open_store(tmp_path / "s.zarr")
+    result = train_student(store, split, test, name, parse_objective("ce"), training, tmp_path / "run")
+    found = own_preprocessing(name, split)
+    assert found is not None
+    assert read_metadata(tmp_path / "run" / WEIGHTS)["preprocessing"] == found.attributes()
+    model = build_model(name, split).eval()
+    load_weights(model, tmp_path / "run" / WEIGHTS, architecture=name)
+    config: Any = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+    data_config = resolve_data_config({}, pretrained_cfg=config.to_dict(), use_test_size=True)  # type: ignore[no-untyped-call]
+    library: Any = create_transform(**data_config, is_training=False)
+    with torch.inference_mode():
+        logits = model(torch.stack([library(as_libraries_read(path)) for path in files_of(test)]))
+    labels = torch.from_numpy(test.labels)
+    assert result["test"]["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert result["test"]["nll"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-4)

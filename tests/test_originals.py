@@ -14,7 +14,8 @@ from logitbank.pipeline.datasets.resize_crop import ResizeCrop
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.folds import group_ids
 from logitbank.pipeline.views import Views, check_probes, probe, view_seeds
-from logitbank.pipeline.views.geometry import _boxes
+from logitbank.pipeline.views.geometry import _attempt, _boxes, _first_box
+from logitbank.pipeline.views.randaugment import randaugment, randaugment_pictures
 
 SHAPES = ((500, 375), (375, 500), (300, 300), (64, 200), (1, 1), (3, 400))
 SMALL, LARGE = ResizeCrop(resize=(40, 40), crop=(32, 32)), ResizeCrop(resize=(70, 70), crop=(64, 64))
@@ -236,3 +237,54 @@ def test_ones_own_loop_sees_what_the_student_reads(photos: Path, tmp_path: Path)
     expected = reads(torch.from_numpy(views.samples(split, np.array([3]), 0, SMALL)))[0]
     assert torch.equal(example.sample, expected)
     assert DistillationDataset(store, split)[3].sample.shape == (224, 224, 3)
+
+
+def test_the_box_is_that_of_the_vectorised_draw(photos: Path) -> None:
+    """One picture's first draw in plain numbers, and all draws of a batch in arrays, are the same function."""
+    seeds = view_seeds(0, np.arange(3000, dtype=np.uint64), 0)
+    firsts = np.stack(_attempt(seeds, 0, 0.08), axis=1).tolist()
+    for height, width in ((375, 500), (500, 333), (9, 7), (1, 1)):
+        boxes = _boxes(height, width, seeds, 0.08).tolist()
+        found = [_first_box(height, width, *first) for first in firsts]
+        assert all(one is None or list(one) == other for one, other in zip(found, boxes, strict=True))
+        assert sum(one is not None for one in found) > (1500 if width > 9 else 300)
+
+
+def test_randaugment_of_cuts_is_torchvisions_on_pictures(photos: Path) -> None:
+    """The operations of pictures and of tensors are the same in all but rounding, row by row of their own draws."""
+    split = load_split(f"imagefolder:{photos}")
+    seeds = view_seeds(0, split.keys, 0)
+    crops = Views(transform="rrc").samples(split, slice(None), 0, LARGE)
+    shown = Views(transform="rrc+randaugment").samples(split, slice(None), 0, LARGE)
+    assert (shown == randaugment_pictures(crops, seeds)).all()
+    apart = np.abs(shown.astype(int) - randaugment(crops, seeds)).reshape(len(split), -1)
+    assert (np.median(apart, axis=1) <= 3).mean() > 0.8
+    assert (shown != crops).any(axis=(1, 2, 3)).mean() > 0.7
+
+
+def test_bad_pictures_are_named_or_masked(photos: Path, tmp_path: Path) -> None:
+    """Cut off, too large, no picture; and grey of 16 bits, which Pillow's own conversion would make white."""
+    cat = tmp_path / "train" / "cat"
+    whole = (cat / "00.jpg").read_bytes()
+    (cat / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (10_000, 10_000)).save(cat / "bomb.png")
+    (cat / "none.jpg").write_bytes(b"none")
+    Image.fromarray(np.full((40, 50), 20_000, np.uint16)).save(cat / "deep.png")
+    with pytest.raises(ValueError, match=r"2 files cannot be decoded: .*bomb.png .*none.jpg") as caught:
+        load_split(f"imagefolder:{photos}")
+    assert "\n" not in str(caught.value)
+    split = load_split(f"imagefolder:{photos}?on_error=skip")
+    assert split.readable is not None
+    names = [path.name for path in files_of(split)]
+    assert sorted(np.array(names)[~split.readable]) == ["bomb.png", "cut.jpg", "none.jpg"]
+    for transform in ("none", "rrc"):
+        shown = Views(transform=transform).samples(split, slice(None), 0, SMALL)
+        assert shown[~split.readable].max() == 0
+        assert np.unique(shown[names.index("deep.png")]).tolist() == [78]
+    (cat / "bomb.png").unlink()
+    (cat / "none.jpg").unlink()
+    stopped = load_split(f"imagefolder:{photos}")  # the header of the other is sound
+    with pytest.raises(
+        ValueError, match=r"cat/cut.jpg: cannot be decoded \(.*; mend or remove it, or pass on_error=skip"
+    ):
+        _ = stopped.samples[:]

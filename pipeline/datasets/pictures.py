@@ -79,8 +79,7 @@ def shrink(whole: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 def decode_whole(data: bytes, *, upright: bool) -> Image.Image:
     """``whole_image`` of an encoded image."""
-    with open_image(io.BytesIO(data)) as image:
-        return whole_image(image, upright=upright)
+    return whole_image(open_image(io.BytesIO(data)), upright=upright)
 
 
 def whole_image(image: Image.Image, *, upright: bool) -> Image.Image:
@@ -91,7 +90,7 @@ def whole_image(image: Image.Image, *, upright: bool) -> Image.Image:
     read.
 
     Args:
-        image: As Pillow opened it.
+        image: As Pillow opened it; it is what is returned where there is nothing to convert.
         upright: Turn it as its EXIF says; the loaders of torchvision and timm do not.
 
     Raises:
@@ -121,7 +120,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert(_PREMULTIPLIED[image.mode])
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # as Pillow asks for; the colours are the same
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a conversion to itself is a copy
 
 
 def _is_16_bit(image: Image.Image) -> bool:

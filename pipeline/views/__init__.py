@@ -139,14 +139,15 @@ def _shown(
         return _apply(steps, split.samples[rows], seeds)
     chosen = np.arange(len(split))[rows]
     if steps and (cut := steps[0][0].cut) is not None:
-        return _apply(steps[1:], cut(originals, chosen, seeds, fit, **steps[0][1]), seeds)
-    return _apply(steps, originals.fitted(chosen, fit), seeds)
+        return _apply(steps[1:], cut(originals, chosen, seeds, fit, **steps[0][1]), seeds, cuts=True)
+    return _apply(steps, originals.fitted(chosen, fit), seeds, cuts=True)
 
 
-def _apply(steps: list[Step], samples: Samples, seeds: Seeds) -> Samples:
+def _apply(steps: list[Step], samples: Samples, seeds: Seeds, *, cuts: bool = False) -> Samples:
     for transform, options in steps:
         num_samples = len(samples)
-        samples = np.asarray(transform.apply(samples, seeds, **options))
+        apply = transform.of_cuts if cuts and transform.of_cuts is not None else transform.apply
+        samples = np.asarray(apply(samples, seeds, **options))
         if len(samples) != num_samples:
             raise ValueError(
                 f"a transform made {len(samples)} of {num_samples} samples; expected as many as it was given"

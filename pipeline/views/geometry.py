@@ -89,13 +89,28 @@ def crop_originals(
     _check(size, scale)
     target = (size, size) if size else fit.crop
     mirrored = draw(seeds, _RRC_STREAM - 1, 2)
+    firsts = np.stack(_attempt(seeds, 0, scale), axis=1).tolist()
     out = np.empty((len(rows), *target, 3), dtype=np.uint8)
-    for i, row in enumerate(rows.tolist()):
+    for i, (row, first) in enumerate(zip(rows.tolist(), firsts, strict=True)):
         picture = originals.source.original(row)
-        top, left, height, width = _boxes(picture.height, picture.width, seeds[i : i + 1], scale)[0].tolist()
-        crop = np.asarray(fit.cut(picture, (top, left, height, width), target))
+        box = _first_box(picture.height, picture.width, *first)
+        if box is None:
+            top, left, height, width = _boxes(picture.height, picture.width, seeds[i : i + 1], scale)[0].tolist()
+            box = top, left, height, width
+        crop = np.asarray(fit.cut(picture, box, target))
         out[i] = crop[:, ::-1] if mirrored[i] else crop
     return out
+
+
+def _first_box(
+    height: int, width: int, share: float, ratio: float, down: float, along: float
+) -> tuple[int, int, int, int] | None:
+    """What ``_boxes`` gives for one picture when the first of its draws fits, in a tenth of the time."""
+    area = height * width * share
+    w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    if not (0 < w <= width and 0 < h <= height):
+        return None
+    return math.floor(down * (height - h + 1)), math.floor(along * (width - w + 1)), h, w
 
 
 def _check(size: int, scale: float) -> None:
@@ -110,19 +125,25 @@ def _boxes(height: int, width: int, seeds: Seeds, scale: float) -> npt.NDArray[n
     boxes[:] = ((height - side[1]) // 2, (width - side[0]) // 2, side[1], side[0])
     missing = np.ones(len(seeds), dtype=np.bool_)
     for attempt in range(_ATTEMPTS):
-        stream = _RRC_STREAM + 4 * attempt
-        area = height * width * (scale + (1 - scale) * draw_unit(seeds, stream))
-        log_ratio = math.log(_RATIO[0]) + math.log(_RATIO[1] / _RATIO[0]) * draw_unit(seeds, stream + 1)
-        ratio = np.exp(log_ratio)
+        share, ratio, down, along = _attempt(seeds, attempt, scale)
+        area = height * width * share
         w, h = np.rint(np.sqrt(area * ratio)).astype(np.int64), np.rint(np.sqrt(area / ratio)).astype(np.int64)
         fits = missing & (w > 0) & (h > 0) & (w <= width) & (h <= height)
-        top = np.floor(draw_unit(seeds, stream + 2) * (height - h + 1)).astype(np.int64)
-        left = np.floor(draw_unit(seeds, stream + 3) * (width - w + 1)).astype(np.int64)
+        top = np.floor(down * (height - h + 1)).astype(np.int64)
+        left = np.floor(along * (width - w + 1)).astype(np.int64)
         boxes[fits] = np.stack([top, left, h, w], axis=1)[fits]
         missing &= ~fits
         if not missing.any():
             break
     return boxes
+
+
+def _attempt(seeds: Seeds, attempt: int, scale: float) -> tuple[npt.NDArray[np.float64], ...]:
+    """Of each rectangle its share of the area, its ratio of sides, and where it lies down and along, 0 to below 1."""
+    stream = _RRC_STREAM + 4 * attempt
+    log_ratio = math.log(_RATIO[0]) + math.log(_RATIO[1] / _RATIO[0]) * draw_unit(seeds, stream + 1)
+    share = scale + (1 - scale) * draw_unit(seeds, stream)
+    return share, np.exp(log_ratio), draw_unit(seeds, stream + 2), draw_unit(seeds, stream + 3)
 
 
 def to_tensor(image: Images) -> Tensor:

@@ -1,13 +1,17 @@
 """RandAugment on uint8 images, with operations and signs drawn from each image's own seed.
 
+The operations are torchvision's, on tensors, and on Pillow's pictures for what was cut from originals: a third of the
+time, and other pixels, since Pillow rounds otherwise.
+
 Shapes: B batch, H x W x C pixels, uint8.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+from PIL import Image
 
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.views.geometry import Images, to_array, to_tensor
@@ -16,7 +20,7 @@ from logitbank.pipeline.views.seeds import Seeds, draw
 STRONGEST = 30
 _STREAM = 1000
 
-Operation = Callable[[Tensor, float, int], Tensor]  # image [C, H, W], strength in [0, 1], sign -1 or 1
+Operation = Callable[[Any, float, int], Any]  # image [C, H, W] or Pillow's, strength in [0, 1], sign -1 or 1
 
 
 def randaugment(images: Images, seeds: Seeds, *, num_ops: int = 2, magnitude: int = 9) -> Images:
@@ -31,6 +35,22 @@ def randaugment(images: Images, seeds: Seeds, *, num_ops: int = 2, magnitude: in
     References:
         Cubuk, Zoph, Shlens, Le. RandAugment. NeurIPS 2020, section 3; strengths as in torchvision's RandAugment.
     """
+    return _augment(images, seeds, num_ops, magnitude, to_tensor, to_array)
+
+
+def randaugment_pictures(images: Images, seeds: Seeds, *, num_ops: int = 2, magnitude: int = 9) -> Images:
+    """The same of what was cut from originals; arguments as there, three channels."""
+    return _augment(images, seeds, num_ops, magnitude, Image.fromarray, np.asarray)
+
+
+def _augment(
+    images: Images,
+    seeds: Seeds,
+    num_ops: int,
+    magnitude: int,
+    opened: Callable[[Images], Any],
+    closed: Callable[[Any], Images],
+) -> Images:
     if num_ops < 1 or not 0 <= magnitude <= STRONGEST:
         raise ValueError(
             f"transform randaugment has num_ops={num_ops}, magnitude={magnitude}; expected at least 1, and 0 to 30"
@@ -40,10 +60,10 @@ def randaugment(images: Images, seeds: Seeds, *, num_ops: int = 2, magnitude: in
     signs = [2 * draw(seeds, _STREAM + 2 * i + 1, 2) - 1 for i in range(num_ops)]
     out = np.empty_like(images)
     for row, image in enumerate(images):
-        tensor = to_tensor(image)
+        shown = opened(image)
         for operation, sign in zip(chosen, signs, strict=True):
-            tensor = operations[operation[row]](tensor, magnitude / STRONGEST, int(sign[row]))
-        out[row] = to_array(tensor)
+            shown = operations[operation[row]](shown, magnitude / STRONGEST, int(sign[row]))
+        out[row] = closed(shown)
     return out
 
 
@@ -51,27 +71,26 @@ def _operations() -> tuple[Operation, ...]:
     prepare_torchvision()
     from torchvision.transforms.v2 import functional as F
 
-    def shear(image: Tensor, x: float, y: float) -> Tensor:
+    def shear(image: Any, x: float, y: float) -> Any:
         degrees = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
-        moved: Tensor = F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
-        return moved
+        return F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
 
-    def translate(image: Tensor, x: float, y: float) -> Tensor:
-        moved: Tensor = F.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0])
-        return moved
+    def translate(image: Any, axis: int, sign: int, strength: float) -> Any:
+        moved = [0, 0]
+        moved[axis] = int(sign * F.get_size(image)[1 - axis] * 150 / 331 * strength)
+        return F.affine(image, angle=0.0, translate=moved, scale=1.0, shear=[0.0, 0.0])
 
-    def saturate(image: Tensor, strength: float, sign: int) -> Tensor:
-        if image.shape[0] != 3:  # grey has no saturation
+    def saturate(image: Any, strength: float, sign: int) -> Any:
+        if F.get_num_channels(image) != 3:  # grey has no saturation
             return image
-        changed: Tensor = F.adjust_saturation(image, 1 + sign * 0.9 * strength)
-        return changed
+        return F.adjust_saturation(image, 1 + sign * 0.9 * strength)
 
     return (
         lambda image, strength, sign: image,
         lambda image, strength, sign: shear(image, sign * 0.3 * strength, 0.0),
         lambda image, strength, sign: shear(image, 0.0, sign * 0.3 * strength),
-        lambda image, strength, sign: translate(image, sign * image.shape[-1] * 150 / 331 * strength, 0.0),
-        lambda image, strength, sign: translate(image, 0.0, sign * image.shape[-2] * 150 / 331 * strength),
+        lambda image, strength, sign: translate(image, 0, sign, strength),
+        lambda image, strength, sign: translate(image, 1, sign, strength),
         lambda image, strength, sign: F.rotate(image, sign * 30.0 * strength),
         lambda image, strength, sign: F.adjust_brightness(image, 1 + sign * 0.9 * strength),
         saturate,

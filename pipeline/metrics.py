@@ -1,7 +1,7 @@
 """What is measured of a classifier: pure functions of its logits and the labels.
 
-By scikit-learn where it has a measure of the whole; NLL, Brier score and calibration are lines of our own, since its
-log loss clips probabilities that logits still tell apart, and it has no calibration error.
+By scikit-learn where it has a measure of the whole and takes no minutes for it; NLL, Brier score and calibration are
+lines of our own, since its log loss clips probabilities that logits still tell apart, and it has no calibration error.
 
 Shapes: N examples, C classes. Unlabelled rows (label -1) must be left out by the caller.
 """
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ECE_BINS = 15
+_RANKED_AT_ONCE = 64  # classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +104,22 @@ def _f1(scored: Scored) -> float:
 def _auc(scored: Scored) -> float | None:
     """Area under the ROC curve: each class that occurs against the rest, the mean of them; of two, they are the same.
 
-    None when no label differs from another.
+    None when no label differs from another. By the ranks of its own rows among all (Mann and Whitney's U), many classes
+    at a time: scikit-learn takes them one by one, and half a minute for 10,000 rows of 1,000 classes.
     """
-    from sklearn.metrics import roc_auc_score
+    from scipy.stats import rankdata
 
-    labels_N, prob_NC = scored.labels_N.numpy(), scored.prob_NC.numpy()
-    found = np.unique(labels_N)
-    if len(found) < 2:
+    found_F, of_N, own_F = np.unique(scored.labels_N.numpy(), return_inverse=True, return_counts=True)
+    if len(found_F) < 2:
         return None
-    return float(np.mean([roc_auc_score(labels_N == label, prob_NC[:, label]) for label in found]))
+    areas = list[float]()
+    for start in range(0, len(found_F), _RANKED_AT_ONCE):
+        some = slice(start, start + _RANKED_AT_ONCE)
+        ranks_FN = rankdata(scored.prob_NC.numpy()[:, found_F[some]].T, axis=1)
+        own_ranks_F = (ranks_FN * (of_N == np.arange(len(found_F))[some, None])).sum(axis=1)
+        above_F = own_ranks_F - own_F[some] * (own_F[some] + 1) / 2
+        areas += list(above_F / (own_F[some] * (len(of_N) - own_F[some])))
+    return float(np.mean(areas))
 
 
 def _nll(scored: Scored) -> float:

@@ -92,9 +92,9 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
         "import sys, shutil; from pathlib import Path; sys.argv[0] = 'cli'; from logitbank import cli\n"
         "from logitbank.pipeline.fit.checkpoint import Checkpoint\n"
         "save = Checkpoint.save\n"
-        "def kept(self, run, training):\n"
-        "    save(self, run, training)\n"
-        "    if len(run.history) == 2: shutil.copy(self.path, self.path.parent.parent / 'second')\n"
+        "def kept(self, run, training, processes):\n"
+        "    save(self, run, training, processes)\n"
+        "    if processes.first and len(run.history) == 2: shutil.copy(self.path, self.path.parent.parent / 'second')\n"
         "Checkpoint.save = kept\n"
         "cli.main()\n"
     )

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from logitbank.pipeline.fit.progress import Progress, State
+from logitbank.pipeline.fit.progress import Progress, State, random_state
 from logitbank.pipeline.fit.training import EpochRecord, Training
+from logitbank.pipeline.processes.together import Processes
 from logitbank.stores.files import whole_file
 from logitbank.stores.format.plain_json import parse_json
 
@@ -34,15 +35,18 @@ class Checkpoint:
     def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
         self.path, self.about = path, json.loads(json.dumps(about or {}, allow_nan=False))
 
-    def save(self, run: Progress, training: Training) -> None:
-        """Writes beside and renames: a kill at any moment leaves the last whole checkpoint."""
+    def save(self, run: Progress, training: Training, processes: Processes) -> None:
+        """Called by every process; the first writes, beside, and renames: a kill leaves the last whole checkpoint."""
+        random = _of_all(random_state(run.device), processes, run.device)
+        if not processes.first:
+            return
         tensors = {
             **_prefixed("model", run.model.state_dict()),
             **_prefixed("average", run.average.state_dict() if run.average else {}),
             **_prefixed("best", run.best or {}),
             "random.order": run.order.get_state(),
         }
-        for number, states in enumerate(run.random):
+        for number, states in enumerate(random):
             tensors |= _prefixed(f"random.{number}", states)
         state = run.optimizer.state_dict()
         of_parameters, plain = _split("optimizer", state["state"])
@@ -111,6 +115,12 @@ class Checkpoint:
 
     def _unreadable(self, reason: object) -> ValueError:
         return ValueError(f"{self.path}: not a readable checkpoint ({reason}); remove it to start over")
+
+
+def _of_all(states: State, processes: Processes, device: torch.device) -> list[State]:
+    """The same states of every process."""
+    gathered = {name: processes.gather(state, device) for name, state in states.items()}
+    return [{name: found[number] for name, found in gathered.items()} for number in range(processes.count)]
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:

@@ -16,7 +16,7 @@ from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.feed import Feed
 from logitbank.pipeline.fit.optimizers import PRECISIONS
-from logitbank.pipeline.fit.progress import Evaluate, Progress, random_state
+from logitbank.pipeline.fit.progress import Evaluate, Progress
 from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.pipeline.fit.weights import rounded_parameters
 from logitbank.pipeline.models import Preprocessing
@@ -122,27 +122,18 @@ def fit(
             for rows_B, samples in passes:
                 logits_BC = forward(samples)
                 loss_B = loss(logits_BC, rows_B, view=view, step=step, steps_per_epoch=steps_per_epoch)
-                share = loss_B.sum() * processes.count / num_rows  # gradients are averaged over processes
-                progress.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+                progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
                 sums += _counted(loss_B, logits_BC, labels[rows_B].to(device))
             progress.step(training, step, steps_per_epoch)
-        sum_loss, num_right, num_labelled = processes.sum_(sums).tolist()
-        progress.check_finite(sum_loss / len(chosen))
+        means = _means(processes.sum_(sums), len(chosen))
+        progress.check_finite(means["loss"])
         validation = progress.validate(training, evaluate, processes)
-        record = EpochRecord(
-            epoch=epoch + 1,
-            loss=sum_loss / len(chosen),
-            train_accuracy=num_right / max(num_labelled, 1.0),
-            lr=training.learning_rate(first_step, steps_per_epoch),
-            seconds=time.perf_counter() - started,
-            notes=_summed(loss.notes(), processes, device),
-            **validation,
-        )
+        notes = _summed(loss.notes(), processes, device)
+        rate, seconds = training.learning_rate(first_step, steps_per_epoch), time.perf_counter() - started
+        record = EpochRecord(epoch=epoch + 1, lr=rate, seconds=seconds, notes=notes, **means, **validation)
         progress.history.append(record)
         if checkpoint is not None:
-            progress.random = _of_all(random_state(device), processes, device)
-            if processes.first:
-                checkpoint.save(progress, training)
+            checkpoint.save(progress, training, processes)
         tell(record)
     model.load_state_dict(progress.kept(training))
     return progress.history
@@ -197,15 +188,15 @@ def _counted(loss_B: Tensor, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return torch.stack([loss_B.detach().sum().float(), right_B.sum().float(), (labels_B >= 0).sum().float()])
 
 
+def _means(sums: Tensor, num_rows: int) -> dict[str, float]:
+    """Of an epoch: the loss of its rows, and the share of right answers among the labelled."""
+    sum_loss, num_right, num_labelled = sums.tolist()
+    return {"loss": sum_loss / num_rows, "train_accuracy": num_right / max(num_labelled, 1.0)}
+
+
 def _summed(notes: dict[str, int], processes: Processes, device: torch.device) -> dict[str, int]:
     """The counts over all processes."""
     counts = torch.tensor([notes[name] for name in sorted(notes)], dtype=torch.int64, device=device)
     if notes:
         processes.sum_(counts)
     return dict(zip(sorted(notes), counts.tolist(), strict=True))
-
-
-def _of_all(states: dict[str, Tensor], processes: Processes, device: torch.device) -> list[dict[str, Tensor]]:
-    """The same states of every process."""
-    gathered = {name: processes.gather(state, device) for name, state in states.items()}
-    return [{name: found[number] for name, found in gathered.items()} for number in range(processes.count)]

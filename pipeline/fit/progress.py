@@ -34,7 +34,6 @@ class Progress:
         average: Running average of the weights, when one is kept.
         history: One record a finished epoch.
         number: Which process this is.
-        random: What the random generators of every process stand at.
         best: The weights of the best epoch so far, when they are to be kept.
     """
 
@@ -46,7 +45,6 @@ class Progress:
     device: torch.device
     number: int = 0
     history: list[EpochRecord] = field(default_factory=list)
-    random: list[State] = field(default_factory=list)
     best: State | None = None
 
     @classmethod
@@ -61,6 +59,10 @@ class Progress:
             device=device,
             number=number,
         )
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a pass to those of its step."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, training: Training, step: int, steps_per_epoch: int) -> None:
         """One step, counted from 0 over the whole run, along the gradients that its passes have left."""

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from logitbank.pipeline.look.plots import plot_answers
 from logitbank.pipeline.views import Views
 from logitbank.stores import StoreError, copy_store, open_store
 from logitbank.stores.write.merge import subset_store
+from tests.pages import blocks
 from tests.sharing import make_store
 
 
@@ -51,6 +53,14 @@ def test_a_card_says_what_the_store_says(store: Path) -> None:
         assert text in body, text
     assert open_store(store).dataset["fingerprint"] in body
     assert "licence | not said" in body
+
+
+def test_the_program_on_a_card_runs(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.parent)
+    (program,) = (block.text for block in blocks(store_card(store)) if block.kind == "python")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert {len(values) for values in names["arrays"].values()} == {names["store"].num_examples}
 
 
 def test_the_pictures_lie_beside_the_card(store: Path, plain: Path, tmp_path: Path) -> None:

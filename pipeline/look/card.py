@@ -186,13 +186,14 @@ $ cli train-student --store {shown} --data DATA --teacher {teacher} --student re
 ```
 
 ```python
-from logitbank.stores import open_store
+import logitbank
 
-teacher = open_store("{shown}").teacher("{teacher}")
+store = logitbank.open_store("{shown}")
+teacher = store.teacher("{teacher}")
 arrays = teacher.slab(view=0)  # arrays by name, one row an example, each checked against its checksum
 ```
 
-Rows belong to examples by content key (`open_store(...).keys`), never by position."""
+Rows belong to examples by content key (`store.keys`), never by position."""
 
 
 def _teachers(said: dict[str, Any]) -> str:

@@ -200,10 +200,10 @@ def test_very_many_classes_take_the_low_rank_form() -> None:
 def test_streaming_equals_one_go() -> None:
     logits_NC = teacher_logits(1000)
     held_out_N = torch.arange(1000) % 5 == 0
-    whole, parts = TailFit(CLASSES, 6), TailFit(CLASSES, 6)
+    whole = TailFit(CLASSES, 6)
     whole.update(logits_NC, held_out_N)
+    parts = TailFit(CLASSES, 6, gauges=whole.gauges)
     for start in range(0, 1000, 190):
-        parts.gauges = whole.gauges
         parts.update(logits_NC[start : start + 190], held_out_N[start : start + 190])
     first, second = whole.fit(), parts.fit()
     assert first is not None

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.teachers.answering import held_rows
 from logitbank.pipeline.encoding import Encoding, decode, ladder
 from logitbank.pipeline.encoding.encode import encode
-from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl, no_prediction
-from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
+from logitbank.pipeline.encoding.fitting.predictor import TailFit, no_prediction, row_kl
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 _CHUNK = 1024
@@ -32,9 +33,16 @@ class PredictorFit:
     def __init__(self, encoding: Encoding, *, num_folds: int = 1) -> None:
         self.encoding, self.num_folds = encoding, num_folds
         self._fits: dict[int, TailFit] = {}
-        self._gauges: tuple[Gauge, ...] = ()
+        self._begun: set[int] = set()
 
-    def update(self, logits_BC: Tensor, folds_B: Tensor | None = None, held_out_B: Tensor | None = None) -> None:
+    def update(
+        self,
+        logits_BC: Tensor,
+        folds_B: Tensor | None = None,
+        held_out_B: Tensor | None = None,
+        *,
+        more: bool = False,
+    ) -> None:
         """Adds rows of the teacher's raw logits.
 
         Args:
@@ -42,24 +50,28 @@ class PredictorFit:
             folds_B: Fold of each row, when there are several.
             held_out_B: Rows that only validate; every eighth when left out. Keep views of one example
                 together.
+            more: These rows go on with the last update: together they count as one.
         """
         if not self.encoding.has_tail:
             return
         if self.num_folds > 1 and folds_B is None:
             raise ValueError(f"expected each row's fold among {self.num_folds}, found none; pass folds_B")
+        if not more:
+            self._begun.clear()
         for fold in range(self.num_folds):
             rows = torch.arange(len(logits_BC))
             if folds_B is not None and self.num_folds > 1:
                 rows = (folds_B.cpu() == fold).nonzero().squeeze(1)
             if not len(rows):
                 continue
-            fit = self._fits.get(fold)
-            if fit is None:
-                fit = TailFit(self.encoding.num_classes, self.encoding.top_k, gauges=self._gauges)
-                self._fits[fold] = fit
+            if fold not in self._fits:
+                gauges = next(iter(self._fits.values())).gauges if self._fits else ()
+                self._fits[fold] = TailFit(self.encoding.num_classes, self.encoding.top_k, gauges=gauges)
             rows = rows.to(logits_BC.device)
-            fit.update(logits_BC[rows], None if held_out_B is None else held_out_B.to(rows.device)[rows])
-            self._gauges = self._gauges or fit.gauges
+            held_out_R = None if held_out_B is None else held_out_B.to(rows.device)[rows]
+            own_RC = logits_BC[rows] if self.num_folds > 1 else logits_BC
+            self._fits[fold].update(own_RC, held_out_R, more=fold in self._begun)
+            self._begun.add(fold)
 
     def fit(self) -> TailPredictor | None:
         """The predictor for `encode`, `decode` and the store's constants; None when it would not help."""
@@ -135,23 +147,52 @@ def measure_fidelity(
         raise ValueError("expected rows to measure fidelity on, found none; sample at least one")
     totals: dict[str, float] = {}
     for start in range(0, len(logits_NC), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        logits_BC, labels_B = logits_NC[rows].float(), labels_N[rows].to(logits_NC.device)
-        folds_B = None if folds_N is None else folds_N[rows]
-        stored = encode(logits_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B)
-        arrays = {name: torch.from_numpy(array).to(logits_BC.device) for name, array in stored.items()}
-        mine = None if predictor is None else predictor.to(logits_BC.device)
-        decoded_BC = decode(arrays, labels_B, encoding, predictor=mine, folds_B=folds_B, tail=tail)
-        outside_BC = ~encoding.kept(arrays)
-        best_B = logits_BC.gather(1, decoded_BC.argmax(1, keepdim=True)).squeeze(1)
-        part = {"top1_agreement": float((best_B == logits_BC.amax(1)).float().mean())}
-        for temperature in temperatures:
-            part[f"{temperature:g}"] = mean_kl(logits_BC, decoded_BC, temperature)
-            mass_B = (torch.softmax(logits_BC / temperature, 1) * outside_BC).sum(1)
-            part[f"tail_mass_{temperature:g}"] = float(mass_B.mean())
-        for name, value in part.items():
-            totals[name] = totals.get(name, 0.0) + value * len(logits_BC)
+        stop = min(start + _CHUNK, len(logits_NC))
+        parts = [
+            _measured(
+                logits_NC[own].float(),
+                labels_N[own].to(logits_NC.device),
+                encoding,
+                predictor,
+                None if folds_N is None else folds_N[own],
+                tail=tail,
+                temperatures=temperatures,
+            )
+            for own in _slices(start, stop, held_rows(logits_NC.shape[1]))
+        ]
+        for name in parts[0]:
+            value = float(torch.cat([part[name] for part in parts]).mean())
+            totals[name] = totals.get(name, 0.0) + value * (stop - start)
     return {**{name: value / len(logits_NC) for name, value in totals.items()}, "num_rows": len(logits_NC)}
+
+
+def _slices(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+def _measured(
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    encoding: Encoding,
+    predictor: TailPredictor | None,
+    folds_B: Tensor | None,
+    *,
+    tail: str,
+    temperatures: Sequence[float],
+) -> dict[str, Tensor]:
+    """What `measure_fidelity` takes the means of, each [B]."""
+    stored = encode(logits_BC, labels_B, encoding, predictor=predictor, folds_B=folds_B)
+    arrays = {name: torch.from_numpy(array).to(logits_BC.device) for name, array in stored.items()}
+    here = None if predictor is None else predictor.to(logits_BC.device)
+    decoded_BC = decode(arrays, labels_B, encoding, predictor=here, folds_B=folds_B, tail=tail)
+    outside_BC = ~encoding.kept(arrays)
+    best_B = logits_BC.gather(1, decoded_BC.argmax(1, keepdim=True)).squeeze(1)
+    found = {"top1_agreement": (best_B == logits_BC.amax(1)).float()}
+    for temperature in temperatures:
+        found[f"{temperature:g}"] = row_kl(logits_BC, decoded_BC, temperature)
+        mass_B = (torch.softmax(logits_BC / temperature, 1) * outside_BC).sum(1)
+        found[f"tail_mass_{temperature:g}"] = mass_B
+    return found
 
 
 def choose_encoding(

@@ -4,11 +4,11 @@ A process claims a cell before it answers it, and looks at the commits again, so
 does or has done. A claim is a lock beside the store: it ends with its process, and is only there to save work. Two that
 answer one cell all the same write the same bytes.
 
-Shapes: B batch, C classes.
+Shapes: B rows of a cell.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.cells import EncodedRows
 from logitbank.pipeline.cache_teacher.progress import Progress
-from logitbank.pipeline.cache_teacher.sample import folds_of, zero_warnings
+from logitbank.pipeline.cache_teacher.sample import zero_warnings
 from logitbank.pipeline.cache_teacher.summary import summarise
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.processes.rank import Rank
 from logitbank.stores import Cell, StoreError, Teacher, TeacherWriter, open_store
@@ -84,21 +82,23 @@ class Pass:
     def write(self, cell: Cell) -> None:
         """Answers a cell and commits it, unless it is there."""
         if not self.writer.is_committed(cell):
-            self.keep(cell, self.teacher(self.rows(cell), cell.view))
+            with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
+                self.keep(cell, self.answer(cell, background))
 
-    def keep(self, cell: Cell, logits_BC: Tensor) -> Count:
-        """Encodes the answers of a cell and commits it."""
+    def answer(self, cell: Cell, background: Executor) -> EncodedRows:
+        """Asks the teacher for a cell; another thread encodes some rows while it answers the next."""
+        return EncodedRows(self.teacher, self.encoding, self.predictor, self.rows(cell), cell.view, background)
+
+    def keep(self, cell: Cell, encoded: EncodedRows) -> Count:
+        """Commits a cell."""
         rows, split = self.rows(cell), self.teacher.split
-        labels_B = torch.from_numpy(split.labels[rows])
-        folds_B = folds_of(self.teacher, rows)
-        arrays = encode(logits_BC, labels_B, self.encoding, predictor=self.predictor, folds_B=folds_B)
-        counted_B = labels_B >= 0
+        arrays, best_B = encoded.arrays()
+        counted_B = split.labels[rows] >= 0
         if split.readable is not None:  # blank examples keep their place, and stage two leaves them out
             arrays["mask"] = split.readable[rows]
-            counted_B &= torch.from_numpy(arrays["mask"])
+            counted_B = counted_B & split.readable[rows]
         self.writer.write(cell, arrays)
-        correct_B = counted_B & (logits_BC.argmax(dim=1).cpu() == labels_B)
-        return int(correct_B.sum()), int(counted_B.sum())
+        return int((counted_B & (best_B == split.labels[rows])).sum()), int(counted_B.sum())
 
     def finish(self) -> dict[str, Any]:
         """Declares the teacher complete, once and by one process; others wait for it.
@@ -154,10 +154,10 @@ def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None]
 
         for cell, claim in _claimed(begun, rank, tally):
             claims.callback(claim.close)
-            logits_BC = begun.teacher(begun.rows(cell), cell.view)
+            encoded = begun.answer(cell, background)
             if behind:
                 settle()
-            behind.append((cell, claim, background.submit(begun.keep, cell, logits_BC)))
+            behind.append((cell, claim, background.submit(begun.keep, cell, encoded)))
         if behind:
             settle()
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, choose_encoding, measure_fidelity
 from logitbank.pipeline.cache_teacher.sound import ZERO_FLOOR, SoundTeacher, floored, is_zero
-from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, gathered, held_rows
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.fitting.predictor import DENSE_CLASSES
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 FIDELITY_ROWS = 1000  # at most; few rows of a small dataset, since answering them costs a second time
@@ -64,9 +65,13 @@ class Sample:
             return None
         folds = self.teacher.folds
         fit = PredictorFit(encoding, num_folds=1 if folds is None else int(folds.max()) + 1)
+        step = _CHUNK_ROWS if encoding.num_classes <= DENSE_CLASSES else held_rows(encoding.num_classes)
         for start in range(0, len(self.fitted), _CHUNK_ROWS):
             rows = self.fitted[start : start + _CHUNK_ROWS]
-            fit.update(self.teacher(rows, 0), folds_of(self.teacher, rows))
+            more = False
+            for positions, logits_BC in gathered(self.teacher.batches(rows, 0), len(rows), step):
+                fit.update(logits_BC, folds_of(self.teacher, rows[positions]), more=more)
+                more = True
         return fit.fit()
 
     def measure(
@@ -86,7 +91,7 @@ class Sample:
             temperatures=temperatures,
             folds_N=folds_of(self.teacher, self.measured),
         )
-        zero_share = float(is_zero(self._measured_raw_NC).double().mean())
+        zero_share = int(is_zero(self._measured_raw_NC).sum()) / self._measured_raw_NC.numel()
         found = {**measured(), "zero_share": zero_share, "zero_floor": ZERO_FLOOR}
         if predictor is not None:
             plain = measured(tail="uniform")

@@ -4,13 +4,14 @@ Shapes: B batch, C classes.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 
 ZERO_FLOOR = 1e-6
@@ -19,7 +20,7 @@ ZERO_BELOW = 1e3
 """Nats below a row's best class where a logit means probability zero, as -inf does: exp(-1000) is 0 in any float."""
 LARGEST = 1e5
 """Of a row's best logit; beyond it float32 has no room for differences of a hundredth."""
-_ASKED, _AT_ONCE = 256, 8192  # rows
+_ASKED = 256  # rows
 _EVIDENCE = 64  # numbers between 0 and 1 that are not so by luck
 _NEXT_TO_NONE = 0.1  # of the mean: what an unlikely class has of a percentage, and logits far above 0 never
 # Rows may differ by this much of a logit, or by this share of the row's spread, from one batch to another.
@@ -45,21 +46,30 @@ class SoundTeacher:
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return floored(self.raw(rows, view))
 
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        for positions, logits_BC in self._teacher.batches(rows, view):
+            yield positions, floored(_checked(logits_BC, rows[positions], view))
+
     def raw(self, rows: Rows, view: int) -> Tensor:
         """The logits before they are raised, float32 [B, C]."""
-        logits_BC = self._teacher(rows, view).float()
-        best_B = logits_BC.amax(1)
-        bad_B = ~(best_B.abs() <= LARGEST)
-        if bad_B.any():
-            place = int(bad_B.nonzero()[0])
-            best = float(best_B[place])
-            found = "nothing but -inf" if best == -math.inf else f"a best logit of {best:g}"
-            raise ValueError(
-                f"the teacher answers row {int(rows[place])} of view {view} with {found}; expected finite logits, the"
-                f" best within {LARGEST:g} of 0 (-inf: a class of probability zero); look at its input scaling,"
-                " --precision, and the scale of its last layer"
-            )
-        return logits_BC
+        return _checked(self._teacher(rows, view), rows, view)
+
+
+def _checked(logits_BC: Tensor, rows: Rows, view: int) -> Tensor:
+    """Answers to rows of a view in float32; ValueError when one is no logits."""
+    logits_BC = logits_BC.float()
+    best_B = logits_BC.amax(1)
+    bad_B = ~(best_B.abs() <= LARGEST)
+    if bad_B.any():
+        place = int(bad_B.nonzero()[0])
+        best = float(best_B[place])
+        found = "nothing but -inf" if best == -math.inf else f"a best logit of {best:g}"
+        raise ValueError(
+            f"the teacher answers row {int(rows[place])} of view {view} with {found}; expected finite logits, the"
+            f" best within {LARGEST:g} of 0 (-inf: a class of probability zero); look at its input scaling,"
+            " --precision, and the scale of its last layer"
+        )
+    return logits_BC
 
 
 def floored(logits_BC: Tensor) -> Tensor:
@@ -112,8 +122,9 @@ def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
         )
     if isinstance(teacher, ArrayTeacher):  # its other rows cost no forward pass
         for view in range(teacher.views.num_views):
-            for start in range(0, len(teacher.split), _AT_ONCE):
-                sound.raw(np.arange(start, min(start + _AT_ONCE, len(teacher.split))), view)
+            rows = np.arange(len(teacher.split))
+            for positions, logits_BC in teacher.batches(rows, view):
+                _checked(logits_BC, rows[positions], view)
     return sound
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from logitbank.pipeline.answers.against_labels import label_warnings
+from logitbank.pipeline.cache_teacher.teachers.answering import held_rows
 from logitbank.pipeline.cache_teacher.teachers.claims import SEEN, UNKNOWN, Seen
 from logitbank.pipeline.encoding import Encoding, decode
 from logitbank.pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
@@ -144,7 +145,7 @@ class _Answered:
         self.seen = seen
         teacher = store.teacher(name)
         encoding = Encoding.from_attributes(teacher.encoding)
-        shape = (store.num_views, store.num_examples)
+        shape, step = (store.num_views, store.num_examples), held_rows(encoding.num_classes)
         self.labelled = np.asarray(store.labels) >= 0
         self.served = np.ones(store.num_examples, np.bool_)
         self.confidence = np.empty(shape, np.float32)
@@ -160,11 +161,15 @@ class _Answered:
                 if mask is not None:
                     self.labelled[rows] &= mask.numpy()
                     self.served[rows] &= mask.numpy()
-                # the best class and its probability do not depend on how the tail is shaped
-                best = decode(arrays, labels, encoding, tail="uniform").log_softmax(dim=-1).max(dim=-1)
-                self.confidence[view, rows] = best.values.exp().numpy()
-                self.correct[view, rows] = (best.indices == labels).numpy()
                 self.label_log_prob[view, rows] = arrays["label_log_prob"].float().numpy()
+                for start in range(rows.start, rows.stop, step):
+                    some = slice(start, min(start + step, rows.stop))
+                    here = slice(some.start - rows.start, some.stop - rows.start)
+                    few = {key: array[here] for key, array in arrays.items()}
+                    # the best class and its probability do not depend on how the tail is shaped
+                    best = decode(few, labels[here], encoding, tail="uniform").log_softmax(dim=-1).max(dim=-1)
+                    self.confidence[view, some] = best.values.exp().numpy()
+                    self.correct[view, some] = (best.indices == labels[here]).numpy()
 
     def measures(self, rows: slice | npt.NDArray[np.bool_]) -> dict[str, Any]:
         chosen = np.zeros(len(self.labelled), np.bool_)

@@ -1,13 +1,14 @@
 """What stage one asks of a teacher that answers now; what one has answered is a store's `Teacher`.
 
-Shapes: C classes, N examples.
+Shapes: B batch, C classes, N examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers.claims import Seen
@@ -16,6 +17,10 @@ from logitbank.pipeline.folds import Folds
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
+Batch = tuple[npt.NDArray[np.int64], Tensor]
+"""Positions among the rows that were asked for, [B], and their logits float32 [B, C]."""
+HELD_BYTES = 2**25
+"""Of logits that are held at once."""
 
 
 class AnsweringTeacher(Protocol):
@@ -38,3 +43,48 @@ class AnsweringTeacher(Protocol):
     def __call__(self, rows: Rows, view: int) -> Tensor:
         """Raw logits float32 [len(rows), C]; the same for the same rows, whoever asks."""
         ...
+
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        """The same a batch at a time, each position once, in an order that does not depend on the size of batches."""
+        ...
+
+
+def held_rows(num_classes: int) -> int:
+    """How many rows' logits are held at once: fewer, the more classes there are."""
+    return max(16, HELD_BYTES // (4 * num_classes) // 16 * 16)
+
+
+def in_turn(answer: Callable[[Rows, int], Tensor], rows: Rows, view: int, num_classes: int) -> Iterator[Batch]:
+    """Batches of a teacher that answers each row by itself, in their order."""
+    step = held_rows(num_classes)
+    for start in range(0, len(rows), step):
+        own = rows[start : start + step]
+        yield np.arange(start, start + len(own)), answer(own, view)
+
+
+def gathered(batches: Iterable[Batch], num_rows: int, step: int) -> Iterator[Batch]:
+    """The same answers in the same order, ``step`` rows at a time whatever the batches are; at last what is left.
+
+    Args:
+        batches: Answers to ``num_rows`` rows.
+        num_rows: How many there are.
+        step: Rows of each group.
+    """
+    positions, logits = np.empty(0, np.int64), torch.empty(0)
+    filled, left = 0, num_rows
+    for positions_B, logits_BC in batches:
+        taken = 0
+        if not filled and 0 < len(positions_B) == min(step, left):
+            yield positions_B, logits_BC  # most often: nothing is copied
+            taken, left = len(positions_B), left - len(positions_B)
+        while taken < len(positions_B):
+            if not filled:
+                size = min(step, left)
+                positions, logits = np.empty(size, np.int64), logits_BC.new_empty((size, logits_BC.shape[1]))
+            more = min(len(positions) - filled, len(positions_B) - taken)
+            positions[filled : filled + more] = positions_B[taken : taken + more]
+            logits[filled : filled + more] = logits_BC[taken : taken + more]
+            filled, taken = filled + more, taken + more
+            if filled == len(positions):
+                yield positions, logits
+                filled, left = 0, left - len(positions)

@@ -4,7 +4,7 @@ Shapes: C classes, N examples, V views.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import ARRAY_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.load import fold_attributes
 from logitbank.pipeline.datasets import Split
@@ -74,6 +74,9 @@ class ArrayTeacher:
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return torch.from_numpy(np.asarray(self.array[view][rows], dtype=np.float32))
+
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        return in_turn(self, rows, view, self.split.num_classes)
 
 
 def declared_folds(plan: FoldPlan | None, split: Split) -> tuple[Folds | None, Mapping[str, Any] | None]:

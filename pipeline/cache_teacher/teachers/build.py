@@ -3,7 +3,7 @@
 Shapes: N examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from logitbank.pipeline.cache_teacher.teachers import (
     SKLEARN_PREFIX,
     TINYVIT_PREFIX,
 )
-from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorTeacher
 from logitbank.pipeline.cache_teacher.teachers.exported import ExportTeacher
@@ -119,3 +119,6 @@ class LimitedTeacher:
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return self._teacher(self._rows[rows], view)
+
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        return self._teacher.batches(self._rows[rows], view)

@@ -8,7 +8,7 @@ Shapes: B rows, C classes, D features, N examples.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import SKLEARN_PREFIX
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_seen, trained_on
 from logitbank.pipeline.cache_teacher.teachers.load import fold_attributes
 from logitbank.pipeline.datasets import Split
@@ -114,6 +115,9 @@ class EstimatorTeacher:
             if len(own):
                 log_prob_NC[own] = self._answer(fold, rows[own])
         return torch.from_numpy(log_prob_NC)
+
+    def batches(self, rows: npt.NDArray[np.integer], view: int) -> Iterator[Batch]:
+        yield np.arange(len(rows)), self(rows, view)
 
     @property
     def _num_folds(self) -> int:

@@ -4,7 +4,7 @@ Shapes: B batch, C classes, N examples, P probes, V views.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import EXPORT_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import Seen, nothing_known, nothing_seen, trained_on
 from logitbank.pipeline.cache_teacher.teachers.sparse import check_head, sparse_logits
@@ -81,6 +81,9 @@ class ExportTeacher:
         except ValueError as error:
             raise ValueError(f"{self.path}: view {view}: {error}; export the store again") from error
         return logits_NC
+
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        return in_turn(self, rows, view, self.split.num_classes)
 
     def _logits(self, values: dict[str, npt.NDArray[Any]], labels: npt.NDArray[np.int32]) -> Tensor:
         """Dense logits of natural values, checked: they are a stranger's."""

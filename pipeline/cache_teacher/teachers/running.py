@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, N examples.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.settings import Compute
-from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.compute import autocast, layout, prepare
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
 from logitbank.pipeline.datasets import Split
@@ -74,14 +75,18 @@ class NetworkTeacher:
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)
+        for positions, logits_BC in self.batches(rows, view):
+            logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
+        return logits_NC
+
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
         batches = self._batches(rows)
         samples = in_order(lambda job: self._samples(job[0], rows[job[1]], view), batches, self.compute.workers)
         for (number, positions), samples_B in zip(batches, samples, strict=True):
             with torch.inference_mode(), autocast(self.device, self.compute):
                 inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
                 logits_BC = self._models[number](layout(inputs_B, self.compute)).float()
-            logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
-        return logits_NC
+            yield positions, logits_BC
 
     def _batches(self, rows: Rows) -> list[tuple[int, npt.NDArray[np.int64]]]:
         """Which teacher answers which positions of ``rows``: a function of the rows alone."""

@@ -13,6 +13,7 @@ Two things a cache of theirs cannot prove, so whoever imports it says them:
 Shapes: C classes, N examples, V views.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import TINYVIT_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.exported import files_digest
@@ -126,6 +127,9 @@ class TinyVitTeacher:
         labels = torch.full((int((~blank).sum()),), -1)
         logits_NC[torch.from_numpy(~blank)] = sparse_logits(arrays, labels, self.split.num_classes)
         return logits_NC
+
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        return in_turn(self, rows, view, self.split.num_classes)
 
     def _load(self, folder: Path) -> tuple[Epoch, str]:
         """An epoch, and how well it knows the labels.

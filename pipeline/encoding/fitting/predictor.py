@@ -62,7 +62,9 @@ class TailFit:
     """
 
     def __init__(self, num_classes: int, top_k: int, *, gauges: tuple[Gauge, ...] = ()) -> None:
-        self.num_classes, self.top_k, self.gauges = num_classes, top_k, gauges
+        self.num_classes, self.top_k = num_classes, top_k
+        self._gauges, self._first_best = gauges, list[Tensor]()
+        self._room = self._left_out_room = 0
         self._sums: list[_Sums] = []
         self._train: list[Tensor] = []
         self._left_out: list[Tensor] = []
@@ -70,27 +72,36 @@ class TailFit:
         self._kept_bytes = 0
         self._fitted: tuple[int, TailPredictor | None] | None = None
 
-    def update(self, logits_BC: Tensor, held_out_B: Tensor | None = None) -> None:
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Those to choose among; suggested by the rows of the first update."""
+        if not self._gauges and self._first_best:
+            self._gauges, self._first_best = _suggest_gauges(torch.cat(self._first_best)), []
+        return self._gauges
+
+    def update(self, logits_BC: Tensor, held_out_B: Tensor | None = None, *, more: bool = False) -> None:
         """Adds rows.
 
         Args:
             logits_BC: Raw logits.
             held_out_B: True for rows that only validate; every eighth row when left out. Views of one example
                 belong on one side.
+            more: These rows go on with the last update: together they count as one.
         """
         logits_BC = logits_BC.detach().float()
         if held_out_B is None:
             held_out_B = (torch.arange(len(logits_BC), device=logits_BC.device) + self._seen) % 8 == 7
         self._seen += len(logits_BC)
-        room = max(0, KEPT_BYTES - self._kept_bytes) // (4 * self.num_classes)
+        if not more:
+            self._room = max(0, KEPT_BYTES - self._kept_bytes) // (4 * self.num_classes)
+            self._left_out_room, self._gauges = self._room // 4, self.gauges
         kept, left_out = logits_BC[~held_out_B], logits_BC[held_out_B]
-        self._train.append(kept[:room].cpu())
-        self._left_out.append(left_out[: max(0, room // 4)].cpu())
-        self._kept_bytes += 4 * self.num_classes * (len(self._train[-1]) + len(self._left_out[-1]))
+        self._keep(kept, left_out)
         if not len(kept):
             return
         best_BK, index_BK = torch.topk(kept, self.top_k, dim=1)
-        self.gauges = self.gauges or _suggest_gauges(best_BK)
+        if not self._gauges:
+            self._first_best.append(best_BK)
         if self.num_classes <= DENSE_CLASSES:
             if not self._sums:
                 self._sums = [self._empty(gauge, kept.device) for gauge in self.gauges]
@@ -99,9 +110,17 @@ class TailFit:
                 x_BC = torch.zeros_like(kept).scatter_(1, index_BK, sums.gauge.features(best_BK))
                 sums.add(x_BC, target_BC)
 
+    def _keep(self, train: Tensor, left_out: Tensor) -> None:
+        """Keeps rows as far as there is room; what is not kept is not held by a view of it."""
+        train, left_out = train[: self._room], left_out[: self._left_out_room]
+        self._train += [train.to("cpu", copy=True)] if len(train) else []
+        self._left_out += [left_out.to("cpu", copy=True)] if len(left_out) else []
+        self._room, self._left_out_room = self._room - len(train), self._left_out_room - len(left_out)
+        self._kept_bytes += 4 * self.num_classes * (len(train) + len(left_out))
+
     def use_gauge(self, gauge: Gauge) -> None:
         """Fits with this one of its gauges only: fold teachers that are stacked share one."""
-        self.gauges = (gauge,)
+        self._gauges = (gauge,)
         self._sums = [sums for sums in self._sums if sums.gauge == gauge]
 
     def _empty(self, gauge: Gauge, device: torch.device) -> _Sums:
@@ -120,7 +139,8 @@ class TailFit:
             On the CPU. None when none beats a uniform tail clearly and no residual is coded.
         """
         nothing = torch.empty((0, self.num_classes))
-        train, left_out = torch.cat([nothing, *self._train]), torch.cat([nothing, *self._left_out])
+        self._train, self._left_out = [torch.cat([nothing, *self._train])], [torch.cat([nothing, *self._left_out])]
+        train, left_out = self._train[0], self._left_out[0]
         if self._fitted is None or self._fitted[0] != self._seen:
             best = self._best(train, left_out) if len(train) > 1 and len(left_out) else None
             self._fitted = self._seen, best
@@ -219,8 +239,13 @@ class _Judge:
 
 
 def mean_kl(teacher_BC: Tensor, decoded_BC: Tensor, temperature: float) -> float:
-    """Mean over rows of T^2 KL(teacher || decoded) in nats; classes that the teacher masks do not count."""
+    """Mean over rows of `row_kl`."""
+    return float(row_kl(teacher_BC, decoded_BC, temperature).mean())
+
+
+def row_kl(teacher_BC: Tensor, decoded_BC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || decoded) in nats, float64 [B]; classes that the teacher masks do not count."""
     log_p = torch.log_softmax(teacher_BC.float() / temperature, 1)
     log_q = torch.log_softmax(decoded_BC.float() / temperature, 1)
     term = torch.where(torch.isneginf(log_p), 0.0, log_p.exp() * (log_p - log_q))
-    return float(term.sum(1).double().mean()) * temperature**2
+    return term.sum(1).double() * temperature**2

@@ -1,0 +1,75 @@
+"""The rows of a cell, encoded while they are answered: what is held follows the batch, not the block.
+
+Rows are encoded in groups whose size depends on the number of classes alone, so that a store's bytes do not depend on
+how a teacher forms its batches beyond what its own rounding does.
+
+Shapes: B rows of a group, N rows of a cell, C classes.
+"""
+
+from concurrent.futures import Executor, Future
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from logitbank.pipeline.cache_teacher.sample import folds_of
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, gathered, held_rows
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+
+_WAITING = 2  # groups that are answered and not yet encoded
+
+
+class EncodedRows:
+    """Answers a teacher's rows of a view, and encodes some in another thread while it answers the next.
+
+    Args:
+        teacher: Who answers.
+        encoding: What is kept of a row.
+        predictor: The tail predictor, where there is one.
+        rows: Row numbers, int64 [N].
+        view: Which view.
+        thread: Encodes, one group after another.
+    """
+
+    def __init__(
+        self,
+        teacher: AnsweringTeacher,
+        encoding: Encoding,
+        predictor: TailPredictor | None,
+        rows: npt.NDArray[np.int64],
+        view: int,
+        thread: Executor,
+    ) -> None:
+        self._teacher, self._encoding, self._predictor, self._rows = teacher, encoding, predictor, rows
+        self._arrays = {
+            name: np.empty((len(rows), *row.row_shape), row.dtype) for name, row in encoding.row_arrays().items()
+        }
+        self._best_N = np.empty(len(rows), np.int64)
+        self._parts: list[Future[None]] = []
+        step = held_rows(teacher.split.num_classes)
+        for positions, logits_BC in gathered(teacher.batches(rows, view), len(rows), step):
+            if len(self._parts) >= _WAITING:
+                self._parts[-_WAITING].result()
+            self._parts.append(thread.submit(self._encode, positions, logits_BC))
+
+    def _encode(self, positions: npt.NDArray[np.int64], logits_BC: Tensor) -> None:
+        rows = self._rows[positions]
+        encoded = encode(
+            logits_BC,
+            torch.from_numpy(self._teacher.split.labels[rows]),
+            self._encoding,
+            predictor=self._predictor,
+            folds_B=folds_of(self._teacher, rows),
+        )
+        for name, array in encoded.items():
+            self._arrays[name][positions] = array
+        self._best_N[positions] = logits_BC.argmax(dim=1).cpu().numpy()
+
+    def arrays(self) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int64]]:
+        """Arrays [N, *row_shape] by name, and the best class of each row, [N], once all are encoded."""
+        for part in self._parts:
+            part.result()
+        return self._arrays, self._best_N

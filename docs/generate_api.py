@@ -60,7 +60,7 @@ How to train in a loop of your own: [own-loop.md](../how-to/own-loop.md).
 GROUPS = {
     "Stores": ("open_store", "verify_store", "copy_store", "local_store", "Store", "Teacher", "StoreError"),
     "Data and models": ("load_split", "Split", "Views", "build_model", "fit_preprocessing"),
-    "Stage one": ("build_teacher", "Encoding", "cache_teacher"),
+    "Stage one": ("build_teacher", "Encoding", "cache_teacher", "Compute", "begin_pass", "Pass"),
     "Answers and losses": (
         "check_data",
         "open_answers",
@@ -75,7 +75,7 @@ GROUPS = {
     ),
     "Stage two": ("Training", "train_student"),
 }
-MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective"}  # nobody calls these
+MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass"}  # nobody calls these
 TABLES = {"LOSSES": "The table of losses: name -> entry, with its function `fn`. Each is in [losses.md](losses.md)."}
 
 

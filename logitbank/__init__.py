@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from logitbank.pipeline.answers.dataset import DistillationDataset as DistillationDataset
     from logitbank.pipeline.answers.interface import Answers as Answers
     from logitbank.pipeline.answers.opening import open_answers as open_answers
+    from logitbank.pipeline.cache_teacher.begin import begin_pass as begin_pass
+    from logitbank.pipeline.cache_teacher.passes import Pass as Pass
     from logitbank.pipeline.cache_teacher.run import cache_teacher as cache_teacher
+    from logitbank.pipeline.cache_teacher.settings import Compute as Compute
     from logitbank.pipeline.cache_teacher.teachers.build import build_teacher as build_teacher
     from logitbank.pipeline.datasets import Split as Split
     from logitbank.pipeline.datasets import load_split as load_split
@@ -53,6 +56,9 @@ _HOMES = {
     "Encoding": "pipeline.encoding",
     "cache_teacher": "pipeline.cache_teacher.run",
     "check_data": "pipeline.alignment",
+    "Compute": "pipeline.cache_teacher.settings",
+    "begin_pass": "pipeline.cache_teacher.begin",
+    "Pass": "pipeline.cache_teacher.passes",
     "open_answers": "pipeline.answers.opening",
     "Answers": "pipeline.answers.interface",
     "DistillationDataset": "pipeline.answers.dataset",

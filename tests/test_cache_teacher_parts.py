@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from logitbank.pipeline.cache_teacher.begin import is_finished
+from logitbank.pipeline.cache_teacher.begin import begin_pass, is_finished
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.settings import Compute
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
@@ -169,6 +169,33 @@ def test_processes_come_and_go(seed: int, undisturbed: Path, fold_teachers: Path
     assert cells - killed <= answered <= cells  # one may be written at a kill, and not yet said
     check_same(out, undisturbed)
     assert {path.name for path in tmp_path.iterdir()} == {"s.zarr"}
+
+
+def test_a_pass_that_somebody_else_runs(undisturbed: Path, digits: Split, fold_teachers: Path, tmp_path: Path) -> None:
+    """In any order, every cell again, and by two objects that know nothing of each other."""
+    out = tmp_path / "s.zarr"
+    first, second = (
+        begin_pass(fold_answers(digits, fold_teachers), out, encoding=TOP_K, block_rows=BLOCK_ROWS) for _ in range(2)
+    )
+    cells = first.cells()
+    for cell in [*cells[20:], *cells[:3]]:
+        first.write(cell)
+    assert first.finish() == {}
+    for cell in reversed(cells):
+        second.write(cell)
+    assert first.cells() == second.cells() == []
+    assert first.finish() == second.finish() == open_store(out).teacher().summary
+    check_same(out, undisturbed)
+
+
+def test_claims_that_cannot_be_had(undisturbed: Path, digits: Split, fold_teachers: Path, tmp_path: Path) -> None:
+    """As on a disk without locks: everybody answers everything."""
+    out = tmp_path / "s.zarr"
+    for name in ("teacher", *(f"teacher.{view}-{block}" for view in range(NUM_VIEWS) for block in range(15))):
+        (tmp_path / f".s.zarr.{name}.lock").mkdir()
+    workers = [Worker(out, fold_teachers, f"{number}/2") for number in range(2)]
+    assert [worker.wait()[-1] for worker in workers] == ["finished"] * 2
+    check_same(out, undisturbed)
 
 
 def test_a_finished_store_is_left_alone(undisturbed: Path, digits: Split, fold_teachers: Path) -> None:

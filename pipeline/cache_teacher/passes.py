@@ -69,15 +69,11 @@ class Pass:
 
     def claim(self, cell: Cell) -> ExitStack | None:
         """Holds a cell alone among all processes until it is closed; None when it is taken, or there already."""
-        held = ExitStack()
-        try:
-            mine = not self.writer.is_committed(cell) and held.enter_context(locked(self._beside(cell), wait=False))
-        except StoreError:  # a disk without locks
-            mine = True
-        if mine and not self.writer.is_committed(cell):
-            return held
-        held.close()
-        return None
+        held = None if self.writer.is_committed(cell) else self._lock(cell)
+        if held is not None and self.writer.is_committed(cell):
+            held.close()
+            return None
+        return held
 
     def write(self, cell: Cell) -> None:
         """Answers a cell and commits it, unless it is there."""
@@ -109,7 +105,7 @@ class Pass:
         """
         if self.cells():
             return {}
-        with locked(self._beside()):
+        with self._lock(wait=True) or ExitStack():
             store = open_store(self.out, allow_incomplete=True)
             stored = store.teacher(self.writer.name)
             if stored.complete:
@@ -124,8 +120,16 @@ class Pass:
             self._remove_claims()
         return summary
 
-    def _beside(self, cell: Cell | None = None) -> Path:
-        """The name beside the store, of the teacher or of one of its cells, that one process at a time locks."""
+    def _lock(self, cell: Cell | None = None, *, wait: bool = False) -> ExitStack | None:
+        """Holds a cell, or the last word; None when another process does. Where a disk has no locks, everybody does."""
+        held = ExitStack()
+        try:
+            return held if held.enter_context(locked(self._beside(cell), wait=wait)) else None
+        except StoreError:
+            return held
+
+    def _beside(self, cell: Cell | None) -> Path:
+        """The name beside the store, of the teacher or of one of its cells, that is locked."""
         place = self.out.resolve()
         name = f"{place.name}.{self.writer.name}"
         return place.with_name(name if cell is None else f"{name}.{cell.view}-{cell.block}")
@@ -133,9 +137,8 @@ class Pass:
     def _remove_claims(self) -> None:
         """Those of killed processes, whose cells somebody else wrote."""
         for cell in self.writer.cells():
-            if lock_path(self._beside(cell)).exists():
-                with locked(self._beside(cell), wait=False):
-                    pass
+            if lock_path(self._beside(cell)).exists() and (held := self._lock(cell)) is not None:
+                held.close()
 
 
 def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None] | None = None) -> None:

@@ -18,6 +18,8 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
+from logitbank.pipeline.look.report import write_report
+from logitbank.pipeline.train_student.compare import compare
 from logitbank.pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
 from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
 from logitbank.pipeline.train_student.spec import RunSpec
@@ -125,6 +127,31 @@ def test_compare_prints_plots_and_reports(swept: Path, tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page.replace("http-equiv", "")
     assert "sel_corrected-mlp_8-seed0" in page
+    for said in (
+        "digits?split=train",
+        "digits?split=test",
+        "mlp:8",
+        "0.1, sgd, cosine",
+        "top 3 of 10",
+        "torch",
+        "numpy",
+    ):
+        assert said in page
+    assert page.count("<table") == page.count('<div class="wide"><table')  # none is wider than a narrow screen
+    assert page.count("<img") == page.count('<div class="wide"><img')
+
+
+def test_a_page_shows_names_as_they_are_written(swept: Path, tmp_path: Path) -> None:
+    """Of folders, classes and errors, which may come from strangers."""
+    methods = {f"<i>{name}</i> $x^2_": runs for name, runs in load_runs(swept).items()}
+    results = {name: {seed: run.result for seed, run in runs.items()} for name, runs in methods.items()}
+    rows = compare(results, choose_baselines(methods, next(iter(methods))))
+    failed = {"<b>run</b>": "<script>alert(1)</script>"}
+    assert write_report(methods, rows, tmp_path / "page.html", title="<u>&title", failed=failed)
+    page = (tmp_path / "page.html").read_text()
+    assert (page.count("<script"), page.count("<i>"), page.count("<u>"), page.count("<b>run")) == (1, 0, 0, 0)
+    for shown in ("&lt;i&gt;", "&lt;u&gt;&amp;title", "&lt;b&gt;run", "&lt;script&gt;alert(1)"):
+        assert shown in page
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def plot_intervals(rows: Sequence[Comparison], path: Path) -> None:
 def plot_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path) -> None:
     """Training loss and accuracy by epoch, one line a seed; validation accuracy where there is one."""
     plt = _pyplot()
+    from matplotlib.ticker import LogFormatter
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     shown = "train_accuracy"
     if all("val_accuracy" in line for runs in histories.values() for history in runs for line in history):
@@ -83,14 +85,18 @@ def plot_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
     for number, (name, runs) in enumerate(histories.items()):
         for seed, history in enumerate(runs):
             epochs = [line["epoch"] for line in history]
-            style = {"color": _colour(number), "alpha": 0.75, "linewidth": 1.2}
+            marker = "." if len(epochs) == 1 else ""
+            style = {"color": _colour(number), "alpha": 0.75, "linewidth": 1.2, "marker": marker}
             left.plot(epochs, [line["loss"] for line in history], label=None if seed else name, **style)
             right.plot(epochs, [100 * line[shown] for line in history], **style)
     left.set_yscale("log")
+    for set_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     left.set_ylabel("training loss (each method's own)")
     right.set_ylabel("validation accuracy, %" if shown == "val_accuracy" else "training accuracy, %")
     for axes in (left, right):
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=min(len(histories), 3), fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
@@ -240,13 +246,14 @@ def _draw_reliability(axis: Any, figures: AnswerFigures) -> None:
 def _label(name: str) -> str:
     """A stranger's word as plain, short text."""
     text = " ".join(name.split())
-    return (text if len(text) <= 16 else f"{text[:15]}…").replace("$", r"\$")
+    return text if len(text) <= 16 else f"{text[:15]}…"
 
 
 def _pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # names are a user's, and a stranger's
     from matplotlib import pyplot as plt
 
     return plt

@@ -281,6 +281,7 @@ def train_student(
         result: dict[str, Any] = {
             "loss": objective.name,
             "student": student,
+            "data": split.spec,
             "settings": objective.settings,
             "training": training.attributes(),
             "tail": tail,

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 for panel, commands in GROUPS.items():
     for command in commands:
-        app.command(rich_help_panel=panel, context_settings=student.SETTINGS.get(command))(command)
+        app.command(rich_help_panel=panel)(command)
 
 
 def _show_versions(wanted: bool) -> None:

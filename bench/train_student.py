@@ -31,8 +31,8 @@ from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.loop import BatchLoss, fit
 from logitbank.pipeline.models import Preprocessing, build_model
 from logitbank.pipeline.models.weights import load_into, load_state
+from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from logitbank.pipeline.train_student.run import DistillationLoss
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 
@@ -44,25 +44,26 @@ VIEWS = Views(transform="flip-crop", num_views=2)
 FIRST_STEP = """
 import sys, time, torch, torch._dynamo  # the first optimiser imports it
 from pathlib import Path
-from logitbank.pipeline.train_student.spec import RunSpec
-from logitbank.pipeline.train_student.run import DistillationLoss
+from logitbank.pipeline.train_student.distillation import DistillationLoss
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.fit import Training
 torch.set_num_threads(1)
 started = time.process_time()
-spec = RunSpec(store=sys.argv[1], data=sys.argv[2], student="resnet20", loss="kd", settings={},
-               training=Training(epochs=1, batch_size=128))
+run = Run(store=sys.argv[1], data=sys.argv[2], student="resnet20", workers=0,
+          training=Training(epochs=1, batch_size=128))
 stepped = []
 call = DistillationLoss.__call__
-def timed(self, logits_BC, rows_B):
+def timed(self, logits_BC, rows_B, **where):
     if stepped:
         print(stepped[0] - started, flush=True)
         import os
         os._exit(0)
-    loss_B = call(self, logits_BC, rows_B)
+    loss_B = call(self, logits_BC, rows_B, **where)
     loss_B.register_hook(lambda gradient: stepped.append(time.process_time()))
     return loss_B
 DistillationLoss.__call__ = timed
-spec.run(Path(sys.argv[3]), spec.open())
+train_student(run, Path(sys.argv[3]))
 """
 
 

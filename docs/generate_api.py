@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,14 @@ encoding = logitbank.Encoding(kind="topk", num_classes=split.num_classes, top_k=
 logitbank.cache_teacher(teacher, Path("digits.zarr"), encoding=encoding)
 
 assert not logitbank.verify_store("digits.zarr")
-result = logitbank.train_student(
-    logitbank.open_store("digits.zarr"),
-    split,
-    logitbank.load_split("digits?split=test"),
-    "mlp:16",
-    logitbank.parse_objective("kd", {"temperature": 2}),
-    logitbank.Training(epochs=10),
-    Path("runs/kd"),
+run = logitbank.Run(
+    store="digits.zarr",
+    student="mlp:16",
+    loss="kd",
+    settings={"temperature": 2},
+    training=logitbank.Training(epochs=10),
 )
+result = logitbank.train_student(run, Path("runs/kd"))
 print("test accuracy", round(result["accuracy"], 2))
 ```
 
@@ -73,7 +72,7 @@ GROUPS = {
         "Step",
         "ExactAnswer",
     ),
-    "Stage two": ("Training", "train_student"),
+    "Stage two": ("Run", "Training", "Inputs", "train_student"),
 }
 MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass"}  # nobody calls these
 TABLES = {"LOSSES": "The table of losses: name -> entry, with its function `fn`. Each is in [losses.md](losses.md)."}
@@ -98,7 +97,10 @@ def entry(name: str) -> Iterator[str]:
 def settings(owner: type) -> Iterator[str]:
     """One line per setting that carries its own help."""
     lines = []
+    own = {each.name for each in fields(owner)}  # those of a part have an entry of their own
     for setting in settings_of(owner):
+        if setting.name not in own:
+            continue
         domain = setting.option.domain
         allowed = f" ({domain})" if isinstance(domain, Number) else ""
         lines.append(f"- `{setting.name}`: {setting.option.help}{allowed}")

@@ -21,6 +21,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from logitbank import (
     Encoding,
+    Inputs,
+    Run,
     Split,
     Training,
     Views,
@@ -28,7 +30,6 @@ from logitbank import (
     cache_teacher,
     load_split,
     open_store,
-    parse_objective,
     train_student,
 )
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
@@ -189,18 +190,18 @@ def train(
     """Measures of the student by method, and the correction's ``c`` if one was searched."""
     found, chosen = {}, None
     for method, (store, loss, settings) in student.methods.items():
-        run = folder / f"{student.model}, {method}"
-        result = train_student(
-            open_store(folder / f"{store}.zarr"),
-            split,
-            None,
-            student.model,
-            parse_objective(loss, settings),
-            replace(student.training, seed=seed),
-            run,
+        out, path = folder / f"{student.model}, {method}", folder / f"{store}.zarr"
+        run = Run(
+            store=str(path),
+            data=split.spec,
+            student=student.model,
+            loss=loss,
+            settings=settings,
+            training=replace(student.training, seed=seed),
             val_share=student.val_share,
         )
-        found[method] = measure_student(run, student.model, test)
+        result = train_student(run, out, inputs=Inputs(store=open_store(path), split=split))
+        found[method] = measure_student(out, student.model, test)
         if settings.get("c") == "auto":
             chosen = float(result["settings"]["terms"][0]["c"])
     return found, chosen

@@ -9,6 +9,7 @@ OUT is not done again.
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from logitbank import (
     Encoding,
     ExactAnswer,
+    Run,
     Split,
     Step,
     Training,
@@ -28,6 +30,7 @@ from logitbank import (
     cache_teacher,
     load_split,
     parse_objective,
+    train_student,
 )
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -38,8 +41,8 @@ from logitbank.pipeline.models.weights import weights_digest
 from logitbank.pipeline.train_student.compare import compare, format_table
 from logitbank.pipeline.train_student.evaluate import evaluate_test
 from logitbank.pipeline.train_student.folder import RESULT
+from logitbank.pipeline.train_student.inputs import open_inputs
 from logitbank.pipeline.train_student.runs import load_runs
-from logitbank.pipeline.train_student.spec import RunSpec
 from logitbank.pipeline.train_student.sweep import plan_runs
 
 TEACHER, STUDENT = "resnet20", "cnn"
@@ -97,23 +100,28 @@ def make_stores(folder: Path, split: Split, weights: Path) -> None:
             (folder / f"{name}.json").write_text(json.dumps(summary))
 
 
+def texts(numbers: Sequence[float]) -> str:
+    return ",".join(map(str, numbers))
+
+
 def train_from_stores(folder: Path, data: str, training: Training, seeds: int) -> None:
     """KD from every store, and labels alone, with every seed: runs/STORE/..."""
     for store in ENCODINGS:
-        base = RunSpec(
+        base = Run(
             store=str(folder / f"{store}.zarr"),
             data=data,
             student=STUDENT,
             loss="kd",
             settings=KD,
             training=training,
-            preprocessing=SCALING,
+            mean=texts(SCALING.mean),
+            std=texts(SCALING.std),
         )
         losses = ["kd", "ce"] if store == "dense_32" else ["kd"]
-        inputs = base.open()
+        inputs = open_inputs(base)
         for run in plan_runs(base, folder / "runs" / store, losses=losses, students=[STUDENT], grid={}, seeds=seeds):
             if not (run.folder / RESULT).exists():
-                result = run.spec.run(run.folder, inputs)
+                result = train_student(run.run, run.folder, inputs=inputs)
                 print(f"{store}, {run.folder.name}: {100 * result['accuracy']:.2f} %", flush=True)
 
 

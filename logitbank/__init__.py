@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from logitbank.pipeline.fit.training import Training as Training
     from logitbank.pipeline.models import build_model as build_model
     from logitbank.pipeline.models.preprocessing import fit_preprocessing as fit_preprocessing
+    from logitbank.pipeline.train_student.inputs import Inputs as Inputs
     from logitbank.pipeline.train_student.losses import LOSSES as LOSSES
     from logitbank.pipeline.train_student.losses import ExactAnswer as ExactAnswer
     from logitbank.pipeline.train_student.losses import Objective as Objective
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.losses import own_loss as own_loss
     from logitbank.pipeline.train_student.losses import parse_objective as parse_objective
     from logitbank.pipeline.train_student.run import train_student as train_student
+    from logitbank.pipeline.train_student.spec import Run as Run
     from logitbank.pipeline.views import Views as Views
     from logitbank.stores import Store as Store
     from logitbank.stores import StoreError as StoreError
@@ -68,7 +70,9 @@ _HOMES = {
     "LOSSES": "pipeline.train_student.losses",
     "Step": "pipeline.train_student.losses",
     "ExactAnswer": "pipeline.train_student.losses",
+    "Run": "pipeline.train_student.spec",
     "Training": "pipeline.fit.training",
+    "Inputs": "pipeline.train_student.inputs",
     "train_student": "pipeline.train_student.run",
 }
 __all__ = list(_HOMES)

@@ -11,7 +11,7 @@ from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from logitbank.pipeline.train_student.run import check_needs
+from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 

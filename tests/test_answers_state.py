@@ -20,13 +20,11 @@ from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit.training import Training
 from logitbank.pipeline.models.weights import load_state, weights_digest
 from logitbank.pipeline.train_student.folder import WEIGHTS
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.stores import Store, StoreError, open_store
 from tests.exchange import FLIPS, C, N, V, make_data, make_logits
+from tests.students import train
 
 BLOCK = 20
 ENCODINGS = {
@@ -165,10 +163,7 @@ def test_what_other_programs_take_of_the_memory_does_not_change_a_run(
     """A run with little memory free sees its rows in the order of one with much."""
 
     def digest(name: str) -> str:
-        training = Training(epochs=2)
-        train_student(
-            stores["topk"], data, None, "linear", parse_objective("kd"), training, tmp_path / name, teacher="a"
-        )
+        train(stores["topk"], data, None, tmp_path / name, student="linear", epochs=2, teacher="a")
         return weights_digest(load_state(tmp_path / name / WEIGHTS))
 
     much, little, read_text = digest("much"), 2 * least_budget(stores["topk"], "a") // 1024, Path.read_text

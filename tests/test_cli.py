@@ -29,7 +29,6 @@ OPTIONS = {
     " weight-decay weight-decay-on grad-clip"
     " ema-decay precision channels-last compile val-share select patience seed memory-budget workers"
     " tensorboard mean std input-transform device threads",
-    "sweep": "store out loss student set seeds jobs threads",
     "compare": "plot html baseline metric",
     "inspect": "json",
     "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",
@@ -45,6 +44,7 @@ OPTIONS = {
     "datasets": "",
     "demo": "out seeds",
 }
+OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs"
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -18,12 +18,10 @@ from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.datasets.limits import check_declared
 from logitbank.pipeline.datasets.split import check_same_classes
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.train_student.evaluate import cut_validation
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
+from tests.students import train
 
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 3, 60)
@@ -258,7 +256,7 @@ def test_both_stages_have_the_same_classes(tmp_path: Path, digits: Split) -> Non
     cache_teacher(answers, store, encoding=Encoding(kind="dense", num_classes=3, bits=8))
     wide_test = load_split(saved(tmp_path, x_test=np.zeros((9, 9, 9), np.uint8), y_test=Y[:9]) + "?split=test")
     with pytest.raises(ValueError, match=r"cannot read the examples of .*split=test, 9 x 9 x 1"):
-        train_student(open_store(store), split, wide_test, "mlp:2", parse_objective("kd"), Training(), tmp_path / "run")
+        train(open_store(store), split, wide_test, tmp_path / "run", student="mlp:2")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=r"store was written for 3 classes, .* has 5; add classes=3 to the data"):
         check_data(open_store(store), load_split(f"{spec}?classes=5"))

@@ -32,7 +32,7 @@ TRAINING = {setting.name: setting.option.domain for setting in settings_of(Train
 READ_ELSEWHERE = {
     *("data", "eval_data", "model", "student", "init", "teacher", "teachers", "weights", "name", "names", "loss"),
     *("settings", "transform", "teacher_arch", "part", "rows", "views", "device", "plot", "html", "baseline", "out"),
-    *("source", "target", "stores", "input_transform"),
+    *("source", "target", "stores", "store", "input_transform"),
 }
 
 

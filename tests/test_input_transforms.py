@@ -19,7 +19,6 @@ from logitbank.pipeline.datasets.image_files import paths_of
 from logitbank.pipeline.datasets.resize_crop import STANDARD, ResizeCrop
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.models import (
     InputTransform,
@@ -31,10 +30,10 @@ from logitbank.pipeline.models import (
 )
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import load_weights, read_metadata, save_weights
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import WEIGHTS, train_student
+from logitbank.pipeline.train_student.folder import WEIGHTS
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
+from tests.students import train
 from tests.test_originals import as_libraries_read, files_of, photograph, photos  # noqa: F401 - a fixture
 
 TIMM = {
@@ -280,9 +279,8 @@ def test_a_student_is_evaluated_as_its_library_evaluates_it(photos: Path, tmp_pa
     views = Views(transform="rrc?size=160", num_views=1)
     cache_teacher(NetworkTeacher(split, teachers, views), tmp_path / "s.zarr", encoding=lossless)
     name = "timm:test_resnet.r160_in1k"
-    training = Training(epochs=1, batch_size=8, lr=0.01)
-    store = open_store(tmp_path / "s.zarr")
-    result = train_student(store, split, test, name, parse_objective("ce"), training, tmp_path / "run")
+    asked = {"student": name, "loss": "ce", "epochs": 1, "batch_size": 8, "lr": 0.01}
+    result = train(open_store(tmp_path / "s.zarr"), split, test, tmp_path / "run", asked=asked)
     found = own_preprocessing(name, split)
     assert found is not None
     assert read_metadata(tmp_path / "run" / WEIGHTS)["preprocessing"] == found.attributes()

@@ -17,10 +17,9 @@ from logitbank.pipeline.models import MODELS, Preprocessing, build_model, own_pr
 from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import load_into, load_state, read_metadata, save_weights, weights_digest
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
+from tests.students import train
 
 
 def images(size: int = 32, channels: int = 3, num_classes: int = 7) -> Split:
@@ -309,11 +308,8 @@ def test_a_network_that_answers_otherwise_in_training_is_refused_before_the_firs
     encoding = Encoding(kind="dense", num_classes=10, bits=8)
     teachers = load_teachers(digits, "mlp:32", str(plain_teacher))
     cache_teacher(NetworkTeacher(digits, teachers, Views()), tmp_path / "s.zarr", encoding=encoding)
-    objective = parse_objective("kd", {})
     with pytest.raises(ValueError, match=message):
-        train_student(
-            open_store(tmp_path / "s.zarr"), digits, None, name, objective, Training(epochs=1), tmp_path / "r"
-        )
+        train(open_store(tmp_path / "s.zarr"), digits, None, tmp_path / "r", student=name, epochs=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "s.zarr"]
 
 

@@ -23,14 +23,13 @@ from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.models.weights import save_weights
 from logitbank.pipeline.train_student.folder import HISTORY
-from logitbank.pipeline.train_student.losses import Answer, Objective, Step, parse_objective
-from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.losses import Answer, Objective, Step
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 from tests.pages import ROOT, blocks
+from tests.students import train
 
 VIEWS = Views(transform="flip-crop", num_views=3)
 TOP_3 = Encoding(kind="topk", num_classes=10, top_k=3)
@@ -216,9 +215,9 @@ def test_the_documented_loops_have_the_loss_of_train_student(
             found.clear()
     assert len(epochs) == 3
     save_weights(tmp_path / "init.safetensors", program["student"], {"architecture": "mlp:128"})
-    training = Training(epochs=2, lr=1e-30)
-    arguments = (stores["topk"], digits, None, "mlp:128", parse_objective(loss), training, tmp_path / "run")
-    train_student(*arguments, init=tmp_path / "init.safetensors")
+    init = str(tmp_path / "init.safetensors")
+    settings = {"student": "mlp:128", "loss": loss, "epochs": 2, "lr": 1e-30, "init": init}
+    train(stores["topk"], digits, None, tmp_path / "run", asked=settings)
     with (tmp_path / "run" / HISTORY).open() as file:
         own = [float(row["loss"]) for row in csv.DictReader(file)]
     assert own[1] != pytest.approx(own[0], rel=1e-3)

@@ -15,7 +15,8 @@ from logitbank.pipeline.fit import Training
 from logitbank.pipeline.train_student.folder import RESULT, SETTINGS
 from logitbank.pipeline.train_student.losses import ExactAnswer, Objective, Step, parse_objective
 from logitbank.pipeline.train_student.own_loss import read_objective
-from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.train_student.sweep import plan_runs
 from logitbank.pipeline.views import Views
 from tests.pages import run_command
@@ -175,7 +176,7 @@ def test_options_have_the_types_of_their_defaults(here: Path, settings: dict[str
 
 def test_options_reach_the_function_and_the_laws_are_tried_with_them(here: Path) -> None:
     settings = read("own.py:focal:0.9+ce:0.1", **{"focal.gamma": "1", "top": "2", "hard": "yes", "how": "max"}).settings
-    assert settings["objective"] == "own.py:focal:0.9+ce:0.1"
+    assert settings["objective"] == "own.py:focal:0.9 + ce:0.1"
     term = settings["terms"][0]
     assert {key: term[key] for key in ("loss", "weight", "gamma", "temperature", "top", "hard", "how")} == {
         "loss": "focal",
@@ -258,7 +259,7 @@ def test_a_sweep_takes_them_like_those_of_the_table(here: Path, store: Path) -> 
     code, said = run_command([*words, "--loss", "ce,losses.py:mean"])
     assert code == 2
     assert "error: losses.py:mean breaks the law of shape" in said
-    base = RunSpec(store=str(store), data="digits", student="", loss="", training=Training(epochs=1), settings={})
+    base = Run(store=str(store), training=Training(epochs=1))
     grid = {"gamma": ["1", "2"], "temperature": ["3"]}
     planned = plan_runs(base, here / "s", losses=["kd", "./own.py:focal"], students=["mlp:8"], grid=grid, seeds=1)
     assert [run.folder.name for run in planned] == [
@@ -266,7 +267,7 @@ def test_a_sweep_takes_them_like_those_of_the_table(here: Path, store: Path) -> 
         "own.py_focal-mlp_8-gamma=1-temperature=3-seed0",
         "own.py_focal-mlp_8-gamma=2-temperature=3-seed0",
     ]
-    result = planned[1].spec.run(planned[1].folder, planned[1].spec.open())
+    result = train_student(planned[1].run, planned[1].folder)
     assert result["settings"]["terms"][0]["gamma"] == 1.0
 
 

@@ -15,13 +15,11 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.models import Preprocessing
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
 from tests.realdata import DATA, needs_real_data
+from tests.students import train as train_on
 
 pytestmark = needs_real_data
 
@@ -103,13 +101,5 @@ def test_a_student_learns_from_the_real_teacher(cifar_root: Path, tmp_path: Path
     answers = NetworkTeacher(split, teachers, Views(transform="flip-crop", num_views=2))
     summary = cache_teacher(answers, tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
     assert summary["accuracy"] > 0.97  # it was trained on these images
-    result = train_student(
-        open_store(tmp_path / "s.zarr"),
-        split,
-        held_out,
-        "cnn",
-        parse_objective("kd", {}),
-        Training(epochs=6, lr=0.05),
-        tmp_path / "run",
-    )
+    result = train_on(open_store(tmp_path / "s.zarr"), split, held_out, tmp_path / "run", student="cnn", epochs=6)
     assert result["accuracy"] > 0.25

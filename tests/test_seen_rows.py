@@ -29,10 +29,9 @@ from logitbank.pipeline.look.describe import describe_kind, describe_store, form
 from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import METADATA_KEY, load_state, read_training_keys, save_weights
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
+from tests.students import train
 
 DENSE = Encoding(kind="dense", num_classes=10, bits=8)
 
@@ -122,13 +121,13 @@ def test_a_student_knows_what_it_was_trained_on(
     """Its own rows without those of validation, and those of the weights that it started from."""
     answers = build_teacher(digits, "mlp:32", str(plain_teacher), Views())
     cache_teacher(answers, tmp_path / "s.zarr", encoding=DENSE)
-    store, rest = open_store(tmp_path / "s.zarr"), Training(epochs=1)
+    store = open_store(tmp_path / "s.zarr")
     foreign = tmp_path / "foreign.pt"
     torch.save(build_model("linear", digits).state_dict(), foreign)
     seen = {}
-    for name, init in (("own", None), ("after", half_teacher / "teacher.safetensors"), ("foreign", foreign)):
-        objective, out = parse_objective("kd"), tmp_path / name
-        train_student(store, digits, None, "linear", objective, rest, out, val_share=0.5, init=init)
+    for name, init in (("own", ""), ("after", half_teacher / "teacher.safetensors"), ("foreign", foreign)):
+        out, asked = tmp_path / name, {"student": "linear", "epochs": 1, "val_share": 0.5, "init": str(init)}
+        train(store, digits, None, out, asked=asked)
         seen[name] = Claims.read(out / "student.safetensors").seen(digits)
     own, after, other = seen["own"], seen["after"], seen["foreign"]
     assert 700 < (own == SEEN).sum() < 740

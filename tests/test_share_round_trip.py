@@ -15,12 +15,11 @@ from logitbank.pipeline.cache_teacher.train import train_teachers
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import copy_store, local_store, open_store, verify_store
 from logitbank.stores.write.merge import merge_stores
 from tests.sharing import memory_bucket, s3_server
+from tests.students import train
 from tests.test_cli import run
 
 
@@ -31,9 +30,7 @@ def bucket() -> Iterator[str]:
 
 
 def student(store: Path, split: Split, out: Path, teacher: str) -> dict[str, Any]:
-    objective = parse_objective("kd", {})
-    test = load_split("digits?split=test")
-    return train_student(open_store(store), split, test, "mlp:16", objective, Training(epochs=4), out, teacher=teacher)
+    return train(open_store(store), split, load_split("digits?split=test"), out, epochs=4, teacher=teacher)
 
 
 def test_a_store_goes_to_a_colleague_and_comes_back_grown(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,14 +26,14 @@ from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding, decode, finite
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.models.weights import load_state, weights_digest
+from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.folder import WEIGHTS
 from logitbank.pipeline.train_student.losses import parse_objective
 from logitbank.pipeline.train_student.order import order_warnings
-from logitbank.pipeline.train_student.run import DistillationLoss, train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, StoreError, open_store
+from tests.students import train
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 200
@@ -164,30 +165,26 @@ def test_a_student_within_a_budget_learns_resumes_and_is_told(
 ) -> None:
     size = budget(stores["topk"], 2)
 
-    def train(out: str, stop: int = 0, memory_budget: int | None = size) -> dict[str, object]:
+    def run(out: str, stop: int = 0, memory_budget: int = size) -> dict[str, Any]:
         def on_epoch(record: object) -> None:
             if getattr(record, "epoch", 0) == stop:
                 raise KeyboardInterrupt
 
-        return train_student(
-            *(stores["topk"], digits, digits_test, "mlp:16", parse_objective("kd"), Training(epochs=3), tmp_path / out),
-            val_share=0.1,
-            memory_budget=memory_budget,
-            on_epoch=on_epoch,
-        )
+        asked = {"epochs": 3, "val_share": 0.1, "memory_budget": memory_budget / 1e9}
+        return train(stores["topk"], digits, digits_test, tmp_path / out, on_epoch=on_epoch, asked=asked)
 
-    result = train("whole")
+    result = run("whole")
     warnings = result["warnings"]
     assert isinstance(warnings, list)
     assert re.search(r"rows are .* shuffled in groups of 400 \(2 blocks\), since .* not fit the memory", warnings[0])
     with pytest.raises(KeyboardInterrupt):
-        train("stopped", stop=1)
-    assert "shuffled in groups of 400" in str(train("stopped", memory_budget=None)["warnings"])
-    free = train("free", memory_budget=None)
+        run("stopped", stop=1)
+    assert "shuffled in groups of 400" in str(run("stopped", memory_budget=0)["warnings"])
+    free = run("free", memory_budget=0)
     assert "memory budget" not in str(free["warnings"])
     with pytest.raises(KeyboardInterrupt):
-        train("short", stop=2, memory_budget=None)
-    assert "blocks are read again and again; raise --memory-budget" in str(train("short")["warnings"])
+        run("short", stop=2, memory_budget=0)
+    assert "blocks are read again and again; raise --memory-budget" in str(run("short")["warnings"])
     digests = [weights_digest(load_state(tmp_path / name / WEIGHTS)) for name in ("whole", "stopped", "free", "short")]
     assert digests[0] == digests[1] != digests[2] == digests[3]
 

@@ -18,14 +18,14 @@ from logitbank.pipeline.cache_teacher.teachers.networks import TeacherNetwork
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import Training
 from logitbank.pipeline.look.card import store_card
 from logitbank.pipeline.look.describe import describe_store, format_description
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import check_needs, train_student
+from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store, verify_store
+from tests.students import train
 
 N, C = 300, 10
 ENCODINGS = {
@@ -215,16 +215,8 @@ def test_a_teacher_that_does_not_know_the_labels_is_named(split: Split, tmp_path
     assert "no more than luck" in store_card(tmp_path / "s.zarr")
     assert "rows are shifted" in summary["warnings"][0]
     told: list[str] = []
-    train_student(
-        open_store(tmp_path / "s.zarr"),
-        split,
-        None,
-        "mlp:2",
-        parse_objective("kd"),
-        Training(epochs=1),
-        tmp_path / "run",
-        on_warning=told.append,
-    )
+    asked = {"student": "mlp:2", "epochs": 1}
+    train(open_store(tmp_path / "s.zarr"), split, None, tmp_path / "run", on_warning=told.append, asked=asked)
     assert any("rows are shifted" in line for line in told)
 
 

@@ -22,15 +22,15 @@ from logitbank.pipeline.look.report import write_report
 from logitbank.pipeline.train_student.compare import compare
 from logitbank.pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
 from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
-from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
 from logitbank.pipeline.views import Views
 
 ROOT = Path(__file__).parents[1]
-BASE = RunSpec(store="s.zarr", data="digits", student="", loss="", training=Training(epochs=2), settings={})
+BASE = Run(store="s.zarr", training=Training(epochs=2))
 
 
-def plan(out: Path, base: RunSpec = BASE, **changes: object) -> list[Planned]:
+def plan(out: Path, base: Run = BASE, **changes: object) -> list[Planned]:
     grid = {"losses": ["ce", "kd"], "students": ["mlp:8"], "grid": {}, "seeds": 1, **changes}
     return plan_runs(base, out, **grid)  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ def test_runs_share_a_folder_when_and_only_when_they_are_the_same(values: list[f
     texts = [repr(value) for value in values]
     texts += [f"{value:{form[2:-1]}}" for value in values if form != "{:r}" and float(f"{value:{form[2:-1]}}") > 0]
     planned = plan(Path("out"), losses=["kd"], grid={"temperature": texts}, students=["mlp:8", "mlp_8"])
-    folders = {run.folder: (run.spec.student, float(run.spec.settings["temperature"])) for run in planned}
+    folders = {run.folder: (run.run.student, float(run.run.settings["temperature"])) for run in planned}
     assert len(folders) == len(planned)
     assert sorted(folders.values()) == sorted({(s, float(text)) for s in ("mlp:8", "mlp_8") for text in texts})
 
@@ -159,7 +159,7 @@ def test_a_page_shows_names_as_they_are_written(swept: Path, tmp_path: Path) -> 
     [
         (("compare", "."), "holds no finished run"),
         (("compare", "{swept}", "--baseline", "kdd"), "did you mean 'kd'"),
-        (("sweep", "--store", "none.zarr", "--out", "new", "--seed", "1"), "pass --seeds"),
+        (("sweep", "--store", "none.zarr", "--out", "new", "--seed", "1"), "--seeds"),
         (("sweep", "--store", "none.zarr", "--out", "new", "--jobs", "0"), "--jobs is 0"),
         (("sweep", "--store", "none.zarr", "--out", "new", "--loss", "ce,,kd"), "names with commas"),
     ],

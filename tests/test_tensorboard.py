@@ -11,20 +11,19 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import EpochRecord, Training
-from logitbank.pipeline.train_student.spec import RunSpec
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.train_student.tensorboard import FOLDER
 from logitbank.pipeline.views import Views
 
 
 @pytest.fixture
-def spec(digits: Split, plain_teacher: Path, tmp_path: Path) -> RunSpec:
+def run(digits: Split, plain_teacher: Path, tmp_path: Path) -> Run:
     path = tmp_path / "s.zarr"
     answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
     training = Training(epochs=3)
-    return RunSpec(
-        store=str(path), data="digits", student="mlp:8", loss="kd", training=training, settings={}, tensorboard=True
-    )
+    return Run(store=str(path), student="mlp:8", training=training, tensorboard=True)
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -36,7 +35,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
-def test_curves_hold_every_epoch_once(spec: RunSpec, tmp_path: Path) -> None:
+def test_curves_hold_every_epoch_once(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def stop(record: EpochRecord) -> None:
@@ -44,9 +43,9 @@ def test_curves_hold_every_epoch_once(spec: RunSpec, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replace(spec, val_share=0.1).run(out, spec.open(), stop)
+        train_student(replace(run, val_share=0.1), out, on_epoch=stop)
     records: list[EpochRecord] = []
-    result = replace(spec, val_share=0.1).run(out, spec.open(), records.append)
+    result = train_student(replace(run, val_share=0.1), out, on_epoch=records.append)
     found = curves(out / FOLDER)
     assert set(found) == {
         *("loss/training", "accuracy/training", "accuracy/validation", "nll/validation", "lr", "seconds"),
@@ -60,10 +59,10 @@ def test_curves_hold_every_epoch_once(spec: RunSpec, tmp_path: Path) -> None:
     assert value == pytest.approx(result["accuracy"])
 
 
-def test_without_tensorboard_it_is_said_at_once(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_it_is_said_at_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("logitbank.pipeline.train_student.tensorboard.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"--tensorboard needs another package: pip install 'logitbank\[tensorboard\]'"
     ):
-        spec.run(tmp_path / "run", spec.open())
+        train_student(run, tmp_path / "run")
     assert not (tmp_path / "run").exists()

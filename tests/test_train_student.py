@@ -29,9 +29,9 @@ from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import load_state, read_metadata, weights_digest
 from logitbank.pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
+from tests.students import train
 
 VIEWS = Views(transform="flip-crop", num_views=3, seed=1)
 ENCODINGS = {
@@ -58,8 +58,7 @@ def test_a_run_writes_result_weights_and_history(
     stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    training = Training(epochs=4, seed=2)
-    result = train_student(stores["dense32"], digits, digits_test, "mlp:16", parse_objective("kd", {}), training, out)
+    result = train(stores["dense32"], digits, digits_test, out, epochs=4, seed=2)
     assert sorted(path.name for path in out.iterdir()) == sorted([SETTINGS, RESULT, WEIGHTS, HISTORY])
     written = json.loads((out / RESULT).read_text())
     assert written["accuracy"] == result["accuracy"] > 0.8
@@ -76,8 +75,7 @@ def test_same_seed_same_weights_bit_for_bit(
     stores: dict[str, Store], digits: Split, tmp_path: Path, store: str, loss: str
 ) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        training = Training(epochs=2, seed=seed)
-        train_student(stores[store], digits, None, "mlp:16", parse_objective(loss, {}), training, tmp_path / name)
+        train(stores[store], digits, None, tmp_path / name, loss=loss, epochs=2, seed=seed)
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
@@ -109,7 +107,7 @@ def test_a_lossless_store_teaches_exactly_what_the_online_teacher_does(
     stores: dict[str, Store], digits: Split, plain_teacher: Path, tmp_path: Path
 ) -> None:
     training = Training(epochs=3, seed=4)
-    train_student(stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), training, tmp_path / "run")
+    train(stores["dense32"], digits, None, tmp_path / "run", epochs=3, seed=4)
     torch.manual_seed(training.seed)
     online = build_model("mlp:16", digits)
     loss = OnlineLoss(digits, plain_teacher, training.epochs)
@@ -144,11 +142,8 @@ def test_the_order_of_labels_and_head_is_known(stores: dict[str, Store]) -> None
 def test_every_tail_rule_trains(
     stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path, tail: str
 ) -> None:
-    objective = parse_objective("kd", {"temperature": "2"})
-    training = Training(epochs=2)
-    result = train_student(
-        stores["topk"], digits, digits_test, "mlp:16", objective, training, tmp_path / "r", tail=tail
-    )
+    settings = {"settings": {"temperature": "2"}, "epochs": 2, "tail": tail}
+    result = train(stores["topk"], digits, digits_test, tmp_path / "r", asked=settings)
     assert result["accuracy"] > 0.3  # chance is 0.1; the teacher is weak on these views
 
 
@@ -198,15 +193,7 @@ def test_rows_that_are_not_the_stores_are_refused(
 ) -> None:
     assert callable(change)
     with pytest.raises(ValueError, match=message) as caught:
-        train_student(
-            stores["dense32"],
-            change(digits),
-            None,
-            "mlp:16",
-            parse_objective("kd", {}),
-            Training(epochs=1),
-            tmp_path / "run",
-        )
+        train(stores["dense32"], change(digits), None, tmp_path / "run", epochs=1)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -219,21 +206,17 @@ def test_another_split_is_refused(stores: dict[str, Store], digits_test: Split) 
 def test_a_loss_that_needs_every_class_refuses_a_top_k_store(
     stores: dict[str, Store], digits: Split, tmp_path: Path
 ) -> None:
-    objective = parse_objective("sel_corrected", {})
     with pytest.raises(ValueError, match="needs every class's logit, but .* keeps the top 3 of 10"):
-        train_student(stores["topk"], digits, None, "mlp:16", objective, Training(epochs=1), tmp_path / "run")
+        train(stores["topk"], digits, None, tmp_path / "run", loss="sel_corrected", epochs=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_warnings_say_what_the_loss_would_rather_have(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
-    objective = parse_objective("sel_corrected", {})
-    result = train_student(stores["dense8"], digits, None, "mlp:16", objective, Training(epochs=1), tmp_path / "a")
+    result = train(stores["dense8"], digits, None, tmp_path / "a", loss="sel_corrected", epochs=1)
     assert "made for out-of-fold answers" in result["warnings"][0]
-    hot = parse_objective("kd", {"temperature": "50"})
-    result = train_student(stores["topk"], digits, None, "mlp:16", hot, Training(epochs=1), tmp_path / "b")
+    result = train(stores["topk"], digits, None, tmp_path / "b", settings={"temperature": "50"}, epochs=1)
     assert "100% of the rows have most of their mass outside the stored top 3" in result["warnings"][0]
-    cold = parse_objective("kd", {"temperature": "0.1"})
-    result = train_student(stores["topk"], digits, None, "mlp:16", cold, Training(epochs=1), tmp_path / "c")
+    result = train(stores["topk"], digits, None, tmp_path / "c", settings={"temperature": "0.1"}, epochs=1)
     assert result["warnings"] == []
 
 
@@ -242,9 +225,7 @@ def test_test_rows_that_the_student_learns_from_are_counted(
 ) -> None:
     def warned(test: Split, val_share: float = 0.0) -> list[str]:
         out = tmp_path / f"{test.split}{val_share}"
-        objective = parse_objective("kd", {})
-        training = Training(epochs=1)
-        found = train_student(stores["dense32"], digits, test, "mlp:4", objective, training, out, val_share=val_share)
+        found = train(stores["dense32"], digits, test, out, student="mlp:4", epochs=1, val_share=val_share)
         return list(found["warnings"])
 
     assert warned(digits_test) == []
@@ -254,30 +235,29 @@ def test_test_rows_that_the_student_learns_from_are_counted(
 
 
 def test_a_run_never_overwrites(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
-    arguments = (stores["dense32"], digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1))
+    arguments = (stores["dense32"], digits, None)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already and is not a run"):
-        train_student(*arguments, tmp_path / "other")
+        train(*arguments, tmp_path / "other", epochs=1)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
-    train_student(*arguments, tmp_path / "empty")
+    train(*arguments, tmp_path / "empty", epochs=1)
     before = {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()}
-    again = train_student(*arguments, tmp_path / "empty")  # already there
+    again = train(*arguments, tmp_path / "empty", epochs=1)  # already there
     assert again == json.loads(before[tmp_path / "empty" / RESULT])
     with pytest.raises(ValueError, match=r"is a finished run with other settings \(training.epochs 1, here 2\)"):
-        train_student(*arguments[:-1], Training(epochs=2), tmp_path / "empty")
+        train(*arguments, tmp_path / "empty", epochs=2)
     assert {path: path.read_bytes() for path in (tmp_path / "empty").iterdir()} == before
 
 
 def test_a_store_written_anew_under_the_same_path_is_another_store(digits: Split, tmp_path: Path) -> None:
     path, generator = tmp_path / "s.zarr", np.random.default_rng(0)
 
-    def train() -> dict[str, Any]:
+    def run() -> dict[str, Any]:
         store = open_store(path)
         assert not store.teacher().digest.startswith("none")
-        objective, training = parse_objective("kd", {}), Training(epochs=1)
-        return train_student(store, digits, None, "linear", objective, training, tmp_path / "r")
+        return train(store, digits, None, tmp_path / "r", student="linear", epochs=1)
 
     for again in (False, True):
         np.save(tmp_path / "logits.npy", generator.normal(size=(len(digits), 10)).astype(np.float32))
@@ -285,9 +265,9 @@ def test_a_store_written_anew_under_the_same_path_is_another_store(digits: Split
         answers = ArrayTeacher(tmp_path / "logits.npy", digits, Views())
         cache_teacher(answers, path, encoding=Encoding(kind="dense", num_classes=10, bits=8))
         if not again:
-            assert train()["store"]["digest"] == open_store(path).teacher().digest
+            assert run()["store"]["digest"] == open_store(path).teacher().digest
     with pytest.raises(ValueError, match=r"finished run with other settings \(store.digest"):
-        train()
+        run()
 
 
 class Overflows(torch.nn.Module):
@@ -310,17 +290,9 @@ def test_a_student_whose_answers_are_not_finite_is_no_result(
         "from tests.test_train_student import Overflows\n"
         "def net(num_classes, input_shape): return Overflows(num_classes, 64)\n"
     )
+    settings = {"student": f"{tmp_path / 'net.py'}:net", "epochs": 1, "val_share": val_share}
     with pytest.raises(ValueError, match="answers are not finite on .* lower --lr"):
-        train_student(
-            stores["dense32"],
-            digits,
-            digits_test,
-            f"{tmp_path / 'net.py'}:net",
-            parse_objective("kd", {}),
-            Training(epochs=1),
-            tmp_path / "run",
-            val_share=val_share,
-        )
+        train(stores["dense32"], digits, digits_test, tmp_path / "run", asked=settings)
     assert not (tmp_path / "run" / RESULT).exists()
 
 
@@ -328,13 +300,5 @@ def test_a_loss_that_explodes_says_so_and_leaves_nothing(
     stores: dict[str, Store], digits: Split, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="lower --lr"):
-        train_student(
-            stores["dense32"],
-            digits,
-            None,
-            "mlp:16",
-            parse_objective("mse", {}),
-            Training(epochs=2, lr=1e12),
-            tmp_path / "run",
-        )
+        train(stores["dense32"], digits, None, tmp_path / "run", loss="mse", epochs=2, lr=1e12)
     assert list(tmp_path.iterdir()) == []

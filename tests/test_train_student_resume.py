@@ -17,13 +17,12 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.models.weights import load_state, weights_digest
 from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
-from logitbank.pipeline.train_student.losses import parse_objective
-from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
+from tests.students import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,23 +65,17 @@ class Stop:
 def test_a_stopped_run_goes_on_to_the_same_bits(
     store: Store, digits: Split, digits_test: Split, tmp_path: Path, settings: dict[str, object]
 ) -> None:
-    training = Training(epochs=4, seed=3, **settings)  # type: ignore[arg-type]
-    val_share = 0.1 if training.select == "best" else 0.0
+    asked = {"student": "cnn", "epochs": 4, "seed": 3, "val_share": 0.1 if "select" in settings else 0.0, **settings}
 
-    def train(name: str, stop: Stop | None = None) -> None:
-        objective = parse_objective("kd", {})
-        train_student(
-            *(store, digits, digits_test, "cnn", objective, training, tmp_path / name),
-            val_share=val_share,
-            on_epoch=stop,
-        )
+    def run(name: str, stop: Stop | None = None) -> None:
+        train(store, digits, digits_test, tmp_path / name, on_epoch=stop, asked=asked)
 
-    train("whole")
+    run("whole")
     for epoch in (1, 3):
         with pytest.raises(KeyboardInterrupt):
-            train("stopped", Stop(epoch))
+            run("stopped", Stop(epoch))
         assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [CHECKPOINT, HISTORY, SETTINGS]
-    train("stopped")
+    run("stopped")
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
     whole, stopped = (json.loads((tmp_path / name / RESULT).read_text()) for name in ("whole", "stopped"))
     assert whole["test"] == stopped["test"]
@@ -115,50 +108,47 @@ def test_a_killed_process_goes_on_to_the_same_bits(store: Store, tmp_path: Path)
 def test_notes_are_those_of_all_epochs_also_when_the_run_was_stopped(
     store: Store, digits: Split, tmp_path: Path
 ) -> None:
-    def train(name: str, stop: Stop | None = None) -> dict[str, int]:
-        arguments = (store, digits, None, "mlp:8", parse_objective("rld", {}), Training(epochs=3), tmp_path / name)
-        notes: dict[str, int] = train_student(*arguments, on_epoch=stop)["notes"]
+    def run(name: str, stop: Stop | None = None) -> dict[str, int]:
+        result = train(store, digits, None, tmp_path / name, student="mlp:8", loss="rld", epochs=3, on_epoch=stop)
+        notes: dict[str, int] = result["notes"]
         return notes
 
-    whole = train("whole")
+    whole = run("whole")
     assert whole["rld_rows"] == 3 * len(digits)
     assert 0 < whole["rld_rows_abstained"] < whole["rld_rows"]
     with pytest.raises(KeyboardInterrupt):
-        train("stopped", Stop(2))
-    assert train("stopped") == whole
+        run("stopped", Stop(2))
+    assert run("stopped") == whole
 
 
 def test_a_folder_belongs_to_one_run(store: Store, digits: Split, tmp_path: Path) -> None:
-    def train(**changes: object) -> None:
-        training = Training(**{"epochs": 3, **changes})  # type: ignore[arg-type]
-        objective = parse_objective("kd", {})
-        train_student(store, digits, None, "mlp:16", objective, training, tmp_path / "run", on_epoch=Stop(1))
+    def run(lr: float = 0.05) -> None:
+        train(store, digits, None, tmp_path / "run", epochs=3, lr=lr, on_epoch=Stop(1))
 
     with pytest.raises(KeyboardInterrupt):
-        train()
+        run()
     with pytest.raises(ValueError, match=r"other settings \(training.lr 0.05, here 0.1\); give the same ones"):
-        train(lr=0.1)
+        run(lr=0.1)
     checkpoint = tmp_path / "run" / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        train()
+        run()
     checkpoint.unlink()
     with pytest.raises(KeyboardInterrupt):
-        train()
+        run()
 
 
 def test_two_processes_do_not_train_in_one_folder(store: Store, digits: Split, tmp_path: Path) -> None:
-    arguments = (store, digits, None, "mlp:16", parse_objective("kd", {}), Training(epochs=1), tmp_path / "run")
-
+    arguments = (store, digits, None, tmp_path / "run")
     results: list[Any] = []
 
     def another(record: EpochRecord) -> None:
-        results.append(pool.submit(train_student, *arguments))
+        results.append(pool.submit(train, *arguments, epochs=1))
         with pytest.raises(TimeoutError):
             results[0].result(timeout=0.5)
 
     with ThreadPoolExecutor(1) as pool:
-        first = train_student(*arguments, on_epoch=another)
+        first = train(*arguments, epochs=1, on_epoch=another)
     assert results[0].result() == json.loads(json.dumps(first))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -169,16 +159,15 @@ def test_an_option_that_is_auto_is_searched_by_cross_validation(
     answers = NetworkTeacher(digits, load_teachers(digits, "mlp:32", str(plain_teacher)), Views())
     cache_teacher(answers, tmp_path / "d.zarr", encoding=Encoding(kind="dense", num_classes=10, bits=16))
     dense = open_store(tmp_path / "d.zarr")
-    objective = parse_objective("sel_corrected", {"c": "auto"})
-    arguments = (dense, digits, None, "mlp:16", objective, Training(epochs=4), tmp_path / "run")
+    asked = {"loss": "sel_corrected", "settings": {"c": "auto"}, "epochs": 4, "val_share": 0.2}
     with pytest.raises(KeyboardInterrupt):
-        train_student(*arguments, val_share=0.2, on_epoch=Stop(1))
+        train(dense, digits, None, tmp_path / "run", on_epoch=Stop(1), asked=asked)
     assert len(json.loads((tmp_path / "run" / SEARCH).read_text())) == 9
-    result = train_student(*arguments, val_share=0.2)
+    result = train(dense, digits, None, tmp_path / "run", asked=asked)
     best = min(result["search"], key=lambda tried: tried["nll"])
     assert [tried["c"] for tried in result["search"]] == [10.0**power for power in range(-5, 4)]
     assert result["settings"]["terms"][0]["c"] == best["c"]
     assert result["validation"]["num_rows"] == pytest.approx(0.2 * len(digits), abs=10)
     assert result["against_teacher"]["rows"] == "validation"
-    again = train_student(*arguments[:-1], tmp_path / "again", val_share=0.2)
+    again = train(dense, digits, None, tmp_path / "again", asked=asked)
     assert again["weights_sha256"] == result["weights_sha256"]

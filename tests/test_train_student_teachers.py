@@ -11,11 +11,12 @@ from logitbank.pipeline.answers.opening import open_answers, parse_teachers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.encode import encode
-from logitbank.pipeline.fit import Training
+from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Objective, Step, parse_objective
-from logitbank.pipeline.train_student.run import DistillationLoss, check_needs, train_student
+from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.views import Views, probe
 from logitbank.stores import RowArray, Store, TeacherWriter, create_store, open_store
+from tests.students import train
 
 ROWS = 120
 ENCODING = Encoding(kind="dense", num_classes=10, bits=32)
@@ -143,17 +144,18 @@ def test_out_of_fold_is_asked_of_the_teacher_that_is_heard(split: Split, tmp_pat
         with pytest.raises(ValueError, match="not those of teacher .*plain.*: it is not cross-fitted"):
             check_needs(needs, store, open_answers(store, teacher=teacher))
         assert "plain" in check_needs(prefers, store, open_answers(store, teacher=teacher))[0]
+    asked = {"settings": {"row_weight": "label_noise"}, "teacher": "plain"}
     with pytest.raises(ValueError, match="needs out-of-fold"):
-        train_student(store, split, None, "mlp:4", needs, Training(epochs=1), tmp_path / "run", teacher="plain")
+        train(store, split, None, tmp_path / "run", student="mlp:4", epochs=1, asked=asked)
     assert not (tmp_path / "run").exists()
 
 
 def test_two_teachers_train_one_student(store: Store, split: Split, tmp_path: Path) -> None:
-    arguments = (store, split, None, "mlp:16", parse_objective("kd", {}), Training(epochs=2))
-    result = train_student(*arguments, tmp_path / "ab", teacher="a:3,b:1", combine="mean-logit", val_share=0.2)
+    asked = {"epochs": 2, "teacher": "a:3,b:1", "combine": "mean-logit", "val_share": 0.2}
+    result = train(store, split, None, tmp_path / "ab", asked=asked)
     assert result["store"]["teacher"] == "a,b"
     assert {name: found["weight"] for name, found in result["store"]["teachers"].items()} == {"a": 3.0, "b": 1.0}
     assert [fold["fold"] for fold in result["against_teacher"]["per_fold"]] == [0, 1]
     with pytest.raises(ValueError, match="mean-logits.*did you mean 'mean-logit'"):
-        train_student(*arguments, tmp_path / "no", teacher="a,b", combine="mean-logits")
+        train(store, split, None, tmp_path / "no", teacher="a,b", combine="mean-logits")
     assert [path.name for path in tmp_path.iterdir()] == ["ab"]

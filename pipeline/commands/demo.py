@@ -20,8 +20,9 @@ from logitbank.pipeline.look.describe import describe_kind
 from logitbank.pipeline.look.plots import plot_comparison
 from logitbank.pipeline.train_student.compare import Comparison, compare, format_table
 from logitbank.pipeline.train_student.folder import read_json, write_json
-from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store, verify_store
 from logitbank.stores.locks import locked
@@ -123,8 +124,9 @@ def _students(
     results = {}
     for seed in range(seeds):
         training = Training(epochs=STUDENT_EPOCHS, lr=STUDENT_LR, seed=seed)
+        run = Run(store=str(store.path), student=STUDENT, loss=loss, settings=settings, training=training)
         folder = out / "students" / f"{loss}-{store_name}-seed{seed}"
-        results[seed] = train_student(store, train, test, STUDENT, parse_objective(loss, settings), training, folder)
+        results[seed] = train_student(run, folder, inputs=Inputs(store=store, split=train, test=test))
     accuracies = [f"{100 * result['accuracy']:.2f}" for result in results.values()]
     say(f"  {name}: {', '.join(accuracies)}")
     return results

@@ -14,7 +14,6 @@ from logitbank.pipeline.commands.options import (
     Store,
     TeacherArch,
     Threads,
-    find_device,
     here,
     input_scaling,
     option,
@@ -28,6 +27,7 @@ from logitbank.pipeline.domains import (
     TEMPERATURE,
 )
 from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.processes.device import find_device
 
 
 def inspect(

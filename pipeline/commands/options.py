@@ -4,7 +4,7 @@ Heavy imports stay inside the functions, so that ``--help`` answers at once.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from functools import wraps
 from pathlib import Path
@@ -16,12 +16,8 @@ from logitbank.pipeline.described import Setting, from_values, settings_of
 from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain
 
 if TYPE_CHECKING:
-    import torch
-
-    from logitbank.pipeline.fit import Training
     from logitbank.pipeline.folds import FoldPlan
     from logitbank.pipeline.models import Given
-    from logitbank.pipeline.train_student.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def takes(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def called(**given: Any) -> None:
-            values = {setting.name: given.pop(setting.name) for setting in offered}
+            values = {setting.name: _value(setting, given.pop(setting.name)) for setting in offered}
             command(**{name: from_values(described, values)}, **given)
 
         own = [each for each in inspect.signature(command).parameters.values() if each.name != name]
@@ -69,12 +65,17 @@ def takes(
     return decorate
 
 
+def _value(setting: Setting, given: Any) -> Any:
+    return given if setting.option.texts is None else setting.option.texts(given or [])
+
+
 def _parameter(setting: Setting) -> inspect.Parameter:
     check = None if setting.option.domain is None else Checked(setting.option.domain).check
-    kind: Any = setting.kind
+    repeated = setting.option.texts is not None
+    kind: Any = list[str] | None if repeated else setting.kind
     names = [setting.flag] if kind is bool or setting.option.spelled else []  # no --no-flag
     annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]
-    default = inspect.Parameter.empty if setting.default is MISSING else setting.default
+    default = None if repeated else inspect.Parameter.empty if setting.default is MISSING else setting.default
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -102,21 +103,6 @@ OneTeacher = Annotated[str, typer.Option(help="Which teacher of the store; neede
 SomeTeachers = Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")]
 FirstViews = Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")]
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
-
-
-def find_device(name: str, threads: int, local: int = 0) -> "torch.device":
-    import torch
-
-    if threads > 0:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        name = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
-    return device
 
 
 def fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
@@ -154,36 +140,6 @@ def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> N
             raise ValueError(f"{option} does nothing here, because {because}; leave it out")
 
 
-def run_spec(context: typer.Context, training: "Training", local: int = 0) -> "RunSpec":
-    """The options of train-student, as the library takes them; ``local`` is this process's number on its machine."""
-    from logitbank.pipeline.answers.prepared import default_budget
-    from logitbank.pipeline.train_student.own_loss import read_objective
-    from logitbank.pipeline.train_student.spec import RunSpec
-
-    options: Mapping[str, Any] = context.params
-    settings = read_settings(options["settings"] or [])
-    if options["label_smoothing"]:
-        if not any(term.name == "ce" for term in read_objective(options["loss"], settings, None).terms):
-            refuse_idle(context, ("label_smoothing",), f"loss {options['loss']!r} has no hard-label part")
-        if "ce.smoothing" in settings:
-            raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
-        settings["ce.smoothing"] = str(options["label_smoothing"])
-    read_objective(options["loss"], settings, None)
-    texts = ("data", "eval_data", "student", "init", "loss", "teacher", "combine", "tail", "transform")
-    return RunSpec(
-        **{name: str(options[name]) for name in texts},
-        store=str(here(options["store"])),
-        settings=settings,
-        training=training,
-        val_share=options["val_share"],
-        preprocessing=input_scaling(options["mean"], options["std"], options["input_transform"]),
-        device=str(find_device(options["device"], options["threads"], local)),
-        memory_budget=int(options["memory_budget"] * 1e9) or default_budget(),  # the same for all runs of a sweep
-        workers=options["workers"],
-        tensorboard=options["tensorboard"],
-    )
-
-
 def here(store: Path) -> Path:
     """The store's folder on this machine; a store that is elsewhere is copied into the cache first."""
     from logitbank.stores import local_store
@@ -207,18 +163,6 @@ def read_rows(text: str) -> slice:
     if not colon or not all(part.isdecimal() or not part for part in (first, last)):
         raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100")
     return slice(int(first) if first else None, int(last) if last else None)
-
-
-def read_settings(pairs: list[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for pair in pairs:
-        option, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
-        if option.strip() in settings:
-            raise ValueError(f"--set {option.strip()} is given twice; give it once")
-        settings[option.strip()] = value.strip()
-    return settings
 
 
 def wrote(written: bool) -> str:

@@ -1,100 +1,39 @@
 """Stage two: one student, many students, their comparison."""
 
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from logitbank.pipeline.commands.options import (
-    Data,
-    Device,
-    InputTransform,
-    Mean,
-    OwnTransform,
-    Std,
-    Threads,
-    option,
-    read_names,
-    read_settings,
-    run_spec,
-    takes,
-    wrote,
-)
-from logitbank.pipeline.described import from_values
-from logitbank.pipeline.domains import (
-    AT_LEAST_ONE,
-    COMBINES,
-    COMPARED,
-    COUNT,
-    NOT_NEGATIVE,
-    SHARE,
-    TAIL_RULES,
-)
-from logitbank.pipeline.fit import EpochRecord, Training
-
-# sweep takes every option of train-student beside its own
-_STUDENT = typer.Typer()
+from logitbank.pipeline.commands.options import here, option, read_names, takes, wrote
+from logitbank.pipeline.domains import AT_LEAST_ONE, COMPARED, COUNT
+from logitbank.pipeline.fit import EpochRecord
+from logitbank.pipeline.train_student.spec import Run, read_settings
 
 
-@_STUDENT.command()
-@takes(Training, "training")
+@takes(Run)
 def train_student(
-    context: typer.Context,
-    training: Training,
-    store: Annotated[Path, typer.Option(help="A store that cache-teacher wrote")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
-    data: Data = "digits",
-    eval_data: Annotated[str, typer.Option(help="Evaluated once, at the end; default: the data's split=test")] = "",
-    student: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp:32",
-    init: Annotated[str, typer.Option(help="Weights that the student starts from")] = "",
-    loss: Annotated[
-        str, typer.Option(help="A name of `cli losses`, your own file.py:function, or a sum such as 'kd:0.9 + ce:0.1'")
-    ] = "kd",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of the loss, option=value; may be repeated")
-    ] = None,
-    label_smoothing: Annotated[float, option(SHARE, help="Of the loss's hard-label part, 0 to 1")] = 0.0,
-    teacher: Annotated[str, typer.Option(help="Which teacher of the store, or several: a,b or a:2,b:1")] = "",
-    combine: Annotated[
-        str, option(COMBINES, help="How several teachers become one: mean-prob or mean-logit")
-    ] = "mean-prob",
-    tail: Annotated[str, option(TAIL_RULES, help="Tail rule: predicted, bucket, uniform or renormalise")] = "predicted",
-    transform: OwnTransform = "",
-    val_share: Annotated[float, option(SHARE, help="Share of the training rows held out for validation")] = 0.0,
-    memory_budget: Annotated[
-        float,
-        option(
-            NOT_NEGATIVE,
-            help="GB for the teacher's slabs, larger ones are read block by block; 0: half of the machine's memory",
-        ),
-    ] = 0.0,
-    workers: Annotated[int, option(COUNT, help="Threads that read and transform the next batches meanwhile")] = 1,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Curves for TensorBoard in OUT/tensorboard")
-    ] = False,
-    mean: Mean = "",
-    std: Std = "",
-    input_transform: InputTransform = "",
-    device: Device = "auto",
-    threads: Threads = 0,
 ) -> None:
     """Stage two: train a student from a store, without the teacher. A stopped run goes on where it was.
 
     Under torchrun several processes train one student: each takes its share of every batch.
     """
-    import torch
+    run.objective()  # a wrong loss is answered before anything is opened
     from tqdm import tqdm
 
+    from logitbank.pipeline.processes.device import find_device
     from logitbank.pipeline.processes.together import Processes
     from logitbank.pipeline.train_student.folder import RESULT
+    from logitbank.pipeline.train_student.run import train_student
 
-    there = (out / RESULT).exists()
-    processes = Processes.find()
-    spec = run_spec(context, training, local=processes.local)
+    there, processes = (out / RESULT).exists(), Processes.find()
+    device = find_device(run.device, run.threads, processes.local)
     silent = None if processes.first else True
-    with tqdm(total=training.epochs, unit="epoch", disable=silent) as bar, processes.joined(torch.device(spec.device)):
+    with tqdm(total=run.training.epochs, unit="epoch", disable=silent) as bar, processes.joined(device):
 
         def report(record: EpochRecord) -> None:
             validation = {} if record.val_accuracy is None else {"val": f"{record.val_accuracy:.4f}"}
@@ -105,7 +44,7 @@ def train_student(
             bar.write(f"warning: {warning}", file=sys.stderr)
 
         try:
-            result = spec.run(out, spec.open(), report, processes, warn)
+            result = train_student(run, out, processes=processes, on_epoch=report, on_warning=warn)
         except KeyboardInterrupt:
             bar.close()
             typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
@@ -118,9 +57,9 @@ def train_student(
     )
 
 
+@takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"))
 def sweep(
-    context: typer.Context,
-    store: Annotated[Path, typer.Option(help="A store that cache-teacher wrote")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="Folder of the sweep: one folder a run; the same command goes on")],
     loss: Annotated[str, typer.Option(help="Losses with commas between")] = "ce,kd",
     student: Annotated[str, typer.Option(help="Students with commas between")] = "mlp:32",
@@ -131,20 +70,15 @@ def sweep(
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
     threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
 ) -> None:
-    """Train every loss x student x setting x seed. Takes all other options of train-student as well."""
+    """Train every loss x student x setting x seed; all other options are those of train-student."""
+    losses, students = read_names("--loss", loss), read_names("--student", student)
+    grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     from tqdm import tqdm
 
     from logitbank.pipeline.train_student.sweep import Event, plan_runs, run_sweep, total_epochs
 
-    grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
-    base = ["--store", str(store), "--out", str(out), *context.args]
-    parsed: Any = typer.main.get_command(_STUDENT).make_context("sweep", base)
-    if "--seed" in context.args:
-        raise ValueError("--seed is not an option of sweep; pass --seeds")
-    spec = run_spec(parsed, from_values(Training, parsed.params))
-    planned = plan_runs(
-        spec, out, losses=read_names("--loss", loss), students=read_names("--student", student), grid=grid, seeds=seeds
-    )
+    run = replace(run, store=str(here(Path(run.store))))
+    planned = plan_runs(run, out, losses=losses, students=students, grid=grid, seeds=seeds)
     failed: list[Event] = []
     warned: set[str] = set()
     with tqdm(total=total_epochs(planned), unit="epoch", disable=None) as bar:
@@ -161,7 +95,7 @@ def sweep(
                 return
             counts[event.kind] += 1
             if event.kind == "skipped":
-                bar.update(spec.training.epochs)
+                bar.update(run.training.epochs)
             if event.kind == "failed":
                 failed.append(event)
                 bar.write(f"failed: {event.run}: {event.text}", file=sys.stderr)
@@ -214,8 +148,3 @@ def compare(
         if html:
             written = write_report(methods, rows, Path(html), title=folder.resolve().name, failed=failed)
             typer.echo(f"{wrote(written)} {html}")
-
-
-SETTINGS: dict[Callable[..., None], dict[str, Any]] = {
-    sweep: {"allow_extra_args": True, "ignore_unknown_options": True}
-}

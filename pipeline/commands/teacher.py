@@ -18,7 +18,6 @@ from logitbank.pipeline.commands.options import (
     Store,
     TeacherArch,
     Threads,
-    find_device,
     fold_plan,
     here,
     input_scaling,
@@ -35,6 +34,7 @@ from logitbank.pipeline.domains import (
 )
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.processes.device import find_device
 
 if TYPE_CHECKING:
     from logitbank.pipeline.cache_teacher.progress import ProgressDisplay

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from logitbank.pipeline.described import completed
 from logitbank.pipeline.fit.progress import Progress, State, random_state
 from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.pipeline.processes.together import Processes
@@ -75,7 +76,8 @@ class Checkpoint:
         if not self.path.exists():
             return False
         content, tensors = self._read()
-        if content.get("training") != training.attributes() or content.get("about", {}) != self.about:
+        settings = completed(Training, content.get("training"))
+        if settings != training.attributes() or content.get("about", {}) != self.about:
             raise ValueError(f"{self.path}: checkpoint of a run with other settings; choose another --out")
         try:
             run.model.load_state_dict(_within("model", tensors))

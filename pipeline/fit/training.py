@@ -5,10 +5,10 @@ Imports nothing heavy, since the command line's options are made of it; what a n
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from logitbank.pipeline.described import check_settings, option, refuse_idle
+from logitbank.pipeline.described import check_settings, deciding, option, refuse_idle
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     COUNT,
@@ -168,7 +168,8 @@ class Training:
         return self.lr * SCHEDULES[self.schedule]((step - warmup) / steps)
 
     def attributes(self) -> dict[str, Any]:
-        return asdict(self)
+        """Those that decide the result, by name, fit for JSON."""
+        return deciding(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,11 @@ __all__ = [
     "own_preprocessing",
     "settle",
     "settle_fresh",
+    "spell_model",
 ]
 
 _CRD_WIDTHS = (32, 64, 128, 256)
+_PLAIN_MLP = (256, 2)  # width and depth
 _MLP = re.compile(r"mlp:([1-9]\d{0,4})(?:x([1-9]\d?))?")
 
 
@@ -81,7 +83,9 @@ def _wrn(depth: int, width: int) -> Model:
 
 MODELS: dict[str, Model] = {
     "linear": Model(build=_mlp(0, 0), images_only=False, about="multinomial logistic regression"),
-    "mlp": Model(build=_mlp(256, 2), images_only=False, about="two hidden layers of 256; mlp:WIDTHxDEPTH for others"),
+    "mlp": Model(
+        build=_mlp(*_PLAIN_MLP), images_only=False, about="two hidden layers of 256; mlp:WIDTHxDEPTH for others"
+    ),
     "cnn": Model(
         build=lambda split: SmallCNN(in_channels=split.input_shape[-1], num_classes=split.num_classes),
         images_only=True,
@@ -109,6 +113,17 @@ def build_model(name: str, split: Split) -> nn.Module:
     if model.images_only and not split.is_image:
         raise ValueError(f"model {name!r} needs images, but {split.spec} is a table; use mlp or linear")
     return model.build(split)
+
+
+def spell_model(name: str) -> str:
+    """The one spelling of a name that has several: ``mlp:8x1`` is ``mlp:8``, and ``mlp:256x2`` is ``mlp``."""
+    match = _MLP.fullmatch(name)
+    if match is None:
+        return name
+    width, depth = int(match[1]), int(match[2] or 1)
+    if (width, depth) == _PLAIN_MLP:
+        return "mlp"
+    return f"mlp:{width}" if depth == 1 else f"mlp:{width}x{depth}"
 
 
 def _find(name: str) -> Model:

@@ -17,8 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from logitbank.pipeline.described import completed
 from logitbank.pipeline.files.strict_json import to_json
-from logitbank.pipeline.fit import COLUMNS, EpochRecord
+from logitbank.pipeline.fit import COLUMNS, EpochRecord, Training
+from logitbank.pipeline.models import spell_model
 from logitbank.stores.files import whole_file
 from logitbank.stores.locks import locked
 
@@ -60,9 +62,9 @@ class RunFolder:
             found_files = {file.name for file in self.path.iterdir() if not file.name.startswith(".")}
             if found is None and found_files - {ERROR}:
                 raise ValueError(f"{self.path} exists already and is not a run; choose another --out or remove it")
-            if found is not None and found != self.settings:
+            if found is not None and (difference := differences(found, self.settings)):
                 raise ValueError(
-                    f"{self.path} is a run with other settings ({_difference(found, self.settings)});"
+                    f"{self.path} is a run with other settings ({difference});"
                     " give the same ones to go on, or choose another --out"
                 )
             self.write(SETTINGS, self.settings)
@@ -115,9 +117,9 @@ def finished_result(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
     if not (path / RESULT).exists():
         return None
     found = read_json(path / SETTINGS) if (path / SETTINGS).exists() else {}
-    if found != json.loads(to_json(settings)):
+    if difference := differences(found, settings):
         raise ValueError(
-            f"{path} exists already and is a finished run with other settings ({_difference(found, settings)});"
+            f"{path} exists already and is a finished run with other settings ({difference});"
             " choose another --out or remove it"
         )
     result: dict[str, Any] = read_json(path / RESULT)
@@ -149,12 +151,30 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not readable JSON ({error}); remove it") from error
 
 
-def _difference(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The first settings that differ, as ``training.lr 0.1, here 0.05``."""
-    a, b = flat(found), flat(json.loads(to_json(given)))
+def differences(found: Any, given: Mapping[str, Any]) -> str:
+    """The first settings in which two identities differ, as ``training.lr 0.1, here 0.05``; empty for the same run.
+
+    What earlier versions did not record is as by default, and what they recorded as it was typed is spelled as now.
+    """
+    now = json.loads(to_json(given))
+    a, b = flat(_as_now(found, now)), flat(now)
     names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
     shown = [f"{name} {a.get(name)}, here {b.get(name)}" for name in names[:3]]
     return "; ".join(shown) + (f"; {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _as_now(found: Any, now: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(found, Mapping):
+        return {}
+    student, objective = found.get("student"), found.get("objective")
+    if isinstance(objective, Mapping) and objective.get("terms") == now.get("objective", {}).get("terms"):
+        objective = now["objective"]  # whose text may have been typed otherwise
+    return {
+        **found,
+        "student": spell_model(student) if isinstance(student, str) else student,
+        "objective": objective,
+        "training": completed(Training, found.get("training")),
+    }
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,110 +1,116 @@
-"""One run as text and numbers: what `cli train-student` was told, fit for another process."""
+"""The only description of a student run: command line, run.json, resuming, sweeps and the Python API come from it.
 
-from collections.abc import Callable, Mapping
+Imports nothing heavy, so that ``--help`` answers at once.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
+from logitbank.pipeline.described import check_settings, option, part
+from logitbank.pipeline.domains import COMBINES, COUNT, MEANS, NOT_NEGATIVE, SHARE, STDS, TAIL_RULES
+from logitbank.pipeline.fit import Training
 
-from logitbank.pipeline.datasets import Split, load_split, with_split
-from logitbank.pipeline.fit import EpochRecord, Training
-from logitbank.pipeline.models import Given
-from logitbank.pipeline.processes.together import Processes
-from logitbank.pipeline.train_student.own_loss import read_objective
-from logitbank.pipeline.train_student.run import train_student
-from logitbank.pipeline.train_student.tensorboard import Curves
-from logitbank.pipeline.views import allow_views
-from logitbank.stores import Store, open_store
+if TYPE_CHECKING:
+    from logitbank.pipeline.models import Given
+    from logitbank.pipeline.train_student.losses import Objective
+
+GIGABYTE = 1e9
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """Every option of a run; ``eval_data`` empty means the data's own test split, teacher empty the only one.
-
-    ``transform`` is the user's own ``file.py:factory`` where the store's views were made by it, else empty;
-    ``memory_budget`` counts bytes.
-    """
-
-    store: str
-    data: str
-    student: str
-    loss: str
-    training: Training
-    settings: Mapping[str, str]
-    eval_data: str = ""
-    teacher: str = ""
-    combine: str = "mean-prob"
-    tail: str = "predicted"
-    init: str = ""
-    transform: str = ""
-    val_share: float = 0.0
-    preprocessing: Given | None = None
-    device: str = "cpu"
-    memory_budget: int | None = None
-    workers: int = 0
-    tensorboard: bool = False
-
-    def open(self) -> "Inputs":
-        """Reads the data and opens the store; runs the user's transform factory if one is named."""
-        store = open_store(Path(self.store))
-        allow_views(self.transform, store.views)
-        return Inputs(
-            store=store,
-            split=load_split(self.data),
-            test=load_split(self.eval_data or with_split(self.data, "test")),
-        )
-
-    def run(
-        self,
-        out: Path,
-        inputs: "Inputs",
-        on_epoch: Callable[[EpochRecord], None] | None = None,
-        processes: Processes | None = None,
-        on_warning: Callable[[str], None] | None = None,
-    ) -> dict[str, Any]:
-        """Trains the student; see ``train_student``."""
-        curves = Curves(out) if self.tensorboard else None
-        result = None
-
-        def tell(record: EpochRecord) -> None:
-            if curves is not None:
-                curves.epoch(record)
-            if on_epoch is not None:
-                on_epoch(record)
-
-        try:
-            result = train_student(
-                inputs.store,
-                inputs.split,
-                inputs.test,
-                self.student,
-                read_objective(self.loss, self.settings, inputs.split.num_classes),
-                self.training,
-                out,
-                teacher=self.teacher or None,
-                combine=self.combine,
-                tail=self.tail,
-                init=Path(self.init) if self.init else None,
-                val_share=self.val_share,
-                preprocessing=self.preprocessing,
-                device=torch.device(self.device),
-                memory_budget=self.memory_budget,
-                workers=self.workers,
-                processes=processes,
-                on_epoch=tell,
-                on_warning=on_warning,
-            )
-        finally:
-            if curves is not None:
-                curves.close(result)
-        return result
+def read_settings(pairs: list[str]) -> dict[str, str]:
+    """Values by name from texts as ``temperature=4``."""
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r}: expected option=value, such as temperature=4")
+        if name.strip() in settings:
+            raise ValueError(f"--set {name.strip()} is given twice; give it once")
+        settings[name.strip()] = value.strip()
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What runs read, and can share."""
+class Run:
+    """One student run, as text and numbers that fit for another process; each setting says what it is."""
 
-    store: Store
-    split: Split
-    test: Split
+    store: str = option(help="A store that cache-teacher wrote")
+    data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
+    eval_data: str = option("", help="Evaluated once, at the end; default: the data's split=test")
+    student: str = option("mlp:32", help="Architecture, see `cli models`")
+    init: str = option("", help="Weights that the student starts from")
+    loss: str = option(
+        "kd", help="A name of `cli losses`, your own file.py:function, or a sum such as 'kd:0.9 + ce:0.1'"
+    )
+    settings: Mapping[str, str | float] = option(
+        {}, help="An option of the loss, option=value; may be repeated", spelled="--set", texts=read_settings
+    )
+    label_smoothing: float = option(0.0, help="Of the loss's hard-label part, 0 to 1", domain=SHARE)
+    teacher: str = option("", help="Which teacher of the store, or several: a,b or a:2,b:1")
+    combine: str = option("mean-prob", help="How several teachers become one: mean-prob or mean-logit", domain=COMBINES)
+    tail: str = option("predicted", help="Tail rule: predicted, bucket, uniform or renormalise", domain=TAIL_RULES)
+    transform: str = option("", help="Your file.py:factory, when the store's views were made by it")
+    training: Training = part(Training)
+    val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
+    mean: str = option("", help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406", domain=MEANS)
+    std: str = option("", help="Input standard deviation, likewise", domain=STDS)
+    input_transform: str = option(
+        "",
+        help="Over the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
+        " parts that are left out stay",
+    )
+    memory_budget: float = option(
+        0.0,
+        help="GB for the teacher's slabs, larger ones are read block by block; 0: half of the machine's memory",
+        domain=NOT_NEGATIVE,
+        decides=False,
+    )
+    workers: int = option(
+        1, help="Threads that read and transform the next batches meanwhile", domain=COUNT, decides=False
+    )
+    tensorboard: bool = option(False, help="Curves for TensorBoard in OUT/tensorboard", decides=False)
+    device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
+    threads: int = option(
+        0, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1", domain=COUNT, decides=False
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.input_transform and (self.mean or self.std):
+            raise ValueError("--mean and --std are parts of --input-transform; write mean=...,std=... there")
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("--mean and --std belong together; pass both or neither")
+
+    def objective(self, num_classes: int | None = None) -> "Objective":
+        """What is minimised; a loss of one's own is tried with so many classes, or not yet.
+
+        Raises:
+            ValueError: The loss or a setting of it is unknown, outside its domain, or does nothing.
+        """
+        from logitbank.pipeline.train_student.own_loss import read_objective
+
+        settings = dict(self.settings)
+        if self.label_smoothing:
+            if not any(term.name == "ce" for term in read_objective(self.loss, settings, None).terms):
+                because = f"loss {self.loss!r} has no hard-label part"
+                raise ValueError(f"--label-smoothing does nothing here, because {because}; leave it out")
+            if "ce.smoothing" in settings:
+                raise ValueError("--label-smoothing and --set ce.smoothing are the same; give one")
+            settings["ce.smoothing"] = str(self.label_smoothing)
+        return read_objective(self.loss, settings, num_classes)
+
+    def preprocessing(self) -> "Given | None":
+        """What was asked of the student's input, over what its network says itself."""
+        from logitbank.pipeline.models import InputTransform, Preprocessing
+
+        if self.input_transform:
+            return InputTransform.parse(self.input_transform)
+        if not self.mean:
+            return None
+        return Preprocessing(mean=MEANS.read("--mean", self.mean), std=STDS.read("--std", self.std))
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes for slabs; None: half of the machine's memory."""
+        return round(self.memory_budget * GIGABYTE) or None

@@ -19,11 +19,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from logitbank.pipeline.described import changed
 from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.models import spell_model
 from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
+from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
 from logitbank.pipeline.train_student.losses import takes_setting
 from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
-from logitbank.pipeline.train_student.spec import Inputs, RunSpec
+from logitbank.pipeline.train_student.run import train_student
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.stores import open_store
 
 SWEEP = "sweep.json"
@@ -35,7 +39,7 @@ class Planned:
     """One run of a sweep."""
 
     folder: Path
-    spec: RunSpec
+    run: Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Event:
 
 
 def plan_runs(
-    base: RunSpec,
+    base: Run,
     out: Path,
     *,
     losses: Sequence[str],
@@ -67,29 +71,27 @@ def plan_runs(
     """
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}; expected at least 1")
-    grid = {**{key: [value] for key, value in base.settings.items()}, **grid}
+    grid = {**{key: [str(value)] for key, value in base.settings.items()}, **grid}
     own = {name: loss for text in losses for name, loss in load_losses(text).items()}
     num_classes = open_store(Path(base.store)).num_classes if own else None
     known = {loss: [key for key in grid if takes_setting(loss, key, grid[key][0], own)] for loss in losses}
     for key, values in grid.items():
         if not any(key in keys for keys in known.values()):
             read_objective(losses[0], {key: values[0]}, None)  # raises, with the known names
-    named: dict[str, dict[str, RunSpec]] = {}  # the folder's name -> what the run is -> the run
+    named: dict[str, dict[str, Run]] = {}  # the folder's name -> what the run is -> the run
     for loss, student in itertools.product(losses, students):
         keys = known[loss]
         for values in itertools.product(*(grid[key] for key in keys)):
             settings = dict(zip(keys, values, strict=True))
-            objective = read_objective(loss, settings, num_classes)  # a wrong value is answered before the first run
+            run = replace(base, loss=loss, student=spell_model(student), settings=settings)
+            objective = run.objective(num_classes)  # a wrong value is answered before the first run
             for seed in range(seeds):
-                spec = replace(
-                    base, loss=loss, student=student, settings=settings, training=replace(base.training, seed=seed)
-                )
-                same = named.setdefault(run_name(objective.name, student, settings, seed), {})
-                same.setdefault(to_json([student, objective.settings]), spec)
+                same = named.setdefault(run_name(objective.name, run.student, settings, seed), {})
+                same.setdefault(to_json([run.student, objective.settings]), changed(run, {"seed": seed}))
     return [
-        Planned(folder=out / (name if len(same) == 1 else f"{name}-{_digest(what)}"), spec=spec)
+        Planned(folder=out / (name if len(same) == 1 else f"{name}-{_digest(what)}"), run=run)
         for name, same in named.items()
-        for what, spec in same.items()
+        for what, run in same.items()
     ]
 
 
@@ -220,15 +222,16 @@ def _work(connection: Connection, threads: int) -> None:
             run: Planned = connection.recv()
         except (EOFError, OSError):
             return
-        out, spec = run.folder, run.spec
+        out = run.folder
         try:
             there = (out / RESULT).exists()
-            inputs = (spec.store, spec.data, spec.eval_data)
-            if inputs not in read:
-                read[inputs] = spec.open()
-            result = spec.run(
+            key = (run.run.store, run.run.data, run.run.eval_data)
+            if key not in read:
+                read[key] = open_inputs(run.run)
+            result = train_student(
+                run.run,
                 out,
-                read[inputs],
+                inputs=read[key],
                 on_epoch=lambda record, name=out.name: connection.send(  # type: ignore[misc]
                     {"kind": "epoch", "run": name, "epoch": record.epoch}
                 ),
@@ -253,7 +256,7 @@ def _end_with(parent: int) -> None:
 
 
 def total_epochs(planned: Iterable[Planned]) -> int:
-    return sum(run.spec.training.epochs for run in planned)
+    return sum(run.run.training.epochs for run in planned)
 
 
 def errors_of(out: Path) -> dict[str, Any]:

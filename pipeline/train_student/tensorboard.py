@@ -28,18 +28,29 @@ class Curves:
 
     Args:
         out: The run's folder; nothing is written to it before the first epoch.
+        wanted: False writes nothing at all.
 
     Raises:
         ValueError: TensorBoard is not installed.
     """
 
-    def __init__(self, out: Path) -> None:
-        if find_spec("tensorboard") is None:
+    def __init__(self, out: Path, *, wanted: bool) -> None:
+        if wanted and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs another package: pip install 'logitbank[tensorboard]'")
-        self._folder = out / FOLDER
+        self._folder, self._wanted = out / FOLDER, wanted
         self._writer: SummaryWriter | None = None
 
+    def __enter__(self) -> "Curves":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
     def epoch(self, record: EpochRecord) -> None:
+        """One line of the history."""
+        if not self._wanted:
+            return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -51,11 +62,8 @@ class Curves:
                 self._writer.add_scalar(tag, value, record.epoch)
         self._writer.flush()
 
-    def close(self, result: Mapping[str, Any] | None = None) -> None:
-        """Ends the file; a finished run adds what was measured on the test data."""
-        if self._writer is None:
-            return
-        if result is not None and result["test"] is not None:
+    def result(self, result: Mapping[str, Any]) -> None:
+        """What was measured on the test data."""
+        if self._writer is not None and result["test"] is not None:
             for name in ("accuracy", "nll", "ece"):
                 self._writer.add_scalar(f"{name}/test", result["test"][name], result["training"]["epochs"])
-        self._writer.close()

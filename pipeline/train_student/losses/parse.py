@@ -56,7 +56,7 @@ def parse_objective(
         _apply(key, given[key], plans, text.strip())
     for plan in plans:
         plan.check()
-    return Objective(_without_folders(text, own), tuple(_kept(plan.term(), num_classes) for plan in plans))
+    return Objective(_spelled(text, own), tuple(_kept(plan.term(), num_classes) for plan in plans))
 
 
 def own_names(text: str) -> list[str]:
@@ -74,12 +74,14 @@ def _kept(term: Term, num_classes: int | None) -> Term:
     return replace(term, loss=loss)
 
 
-def _without_folders(text: str, own: Mapping[str, Loss]) -> str:
-    """The text as it is on every machine."""
-    for name in own:
-        file, colon, function = name.rpartition(":")
-        text = text.replace(name, f"{Path(file).name}{colon}{function}")
-    return text.strip()
+def _spelled(text: str, own: Mapping[str, Loss]) -> str:
+    """The one spelling of a text, on every machine: "kd:0.90+ce:0.10" is "kd:0.9 + ce:0.1"; files lose folders."""
+    terms = []
+    for (written, _), (_, _, weight) in zip(_split(text), _parts(text, own), strict=True):
+        file, colon, function = written.rpartition(":")
+        name = f"{Path(file).name}{colon}{function}" if written in own else written
+        terms.append(name if weight is None else f"{name}:{float(weight)!r}".removesuffix(".0"))
+    return " + ".join(terms)
 
 
 def takes_setting(text: str, key: str, value: str, own: Mapping[str, Loss] | None = None) -> bool:

@@ -1,0 +1,261 @@
+"""A run whose inputs are opened: everything that is decided, and refused or warned of, before its first step.
+
+Shapes: N examples.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from logitbank.pipeline.alignment import check_data
+from logitbank.pipeline.answers.against_labels import label_warnings
+from logitbank.pipeline.answers.ensemble import Ensemble
+from logitbank.pipeline.answers.grouping import Grouping
+from logitbank.pipeline.answers.interface import Answers
+from logitbank.pipeline.answers.opening import open_answers
+from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.split import check_same_classes
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.fit.checkpoint import Checkpoint
+from logitbank.pipeline.fit.loop import fit
+from logitbank.pipeline.models import Preprocessing, build_model, settle_fresh, spell_model
+from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.models.parts import split_selection
+from logitbank.pipeline.models.weights import Taken, load_weights, weights_digest
+from logitbank.pipeline.processes.device import find_device
+from logitbank.pipeline.processes.together import Processes
+from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
+from logitbank.pipeline.train_student.distillation import DistillationLoss
+from logitbank.pipeline.train_student.evaluate import VALIDATION_SEED, cut_validation, rows_digest, validate
+from logitbank.pipeline.train_student.inputs import Inputs
+from logitbank.pipeline.train_student.losses import Objective
+from logitbank.pipeline.train_student.needs import check_needs
+from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
+from logitbank.pipeline.train_student.search import cut_folds
+from logitbank.pipeline.train_student.seen import student_keys
+from logitbank.pipeline.train_student.spec import Run
+from logitbank.pipeline.views import Views
+from logitbank.stores import Store
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run does, decided: data, answers, loss, rows, scaling, and what the user should know.
+
+    Attributes:
+        run, inputs, processes, device: What was asked for, of what, by whom, and where.
+        objective: With options that are still to be searched, or none.
+        answers: What the teachers say.
+        grouping: How rows are shuffled where a slab does not fit into memory.
+        rows, validation: Row numbers of the split: trained on, and held out.
+        folds: Rows to train on and rows left out, of a search.
+        views: What each epoch shows.
+        scaling: The student's input scaling.
+        taken: What the student starts from, of ``run.init``.
+        keys: Content keys of all that the student will have been trained on, as far as is known.
+        keys_complete: Whether that is all.
+        warnings: What the user should know before the first step.
+    """
+
+    run: Run
+    inputs: Inputs
+    processes: Processes
+    device: torch.device
+    objective: Objective
+    answers: Answers
+    grouping: Grouping | None
+    rows: Rows
+    validation: Rows
+    folds: list[tuple[Rows, Rows]]
+    views: Views
+    scaling: Preprocessing
+    taken: Taken | None
+    keys: npt.NDArray[np.uint64]
+    keys_complete: bool
+    warnings: list[str]
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result, as run.json has it: settings, and what their texts name, resolved."""
+        run, split, test = self.run, self.inputs.split, self.inputs.test
+        return {
+            "student": spell_model(run.student),
+            "objective": self.objective.settings,
+            "tail": run.tail,
+            "combine": run.combine if isinstance(self.answers, Ensemble) else None,
+            "init_sha256": None if self.taken is None else weights_digest(self.taken.state),
+            **({"init_part": self.taken.part} if self.taken is not None and self.taken.part else {}),
+            "training": run.training.attributes(),
+            "validation": {
+                "share": run.val_share,
+                "seed": VALIDATION_SEED,
+                "num_rows": len(self.validation),
+                "keys_sha256": rows_digest(split, self.validation),
+            },
+            "preprocessing": self.scaling.attributes(),
+            "store": store_identity(self.inputs.store, self.answers),
+            "test": None if test is None else test.fingerprint,
+            "grouping": None if self.grouping is None else asdict(self.grouping),
+            "processes": self.processes.count,
+        }
+
+    def train(
+        self,
+        objective: Objective,
+        training: Training,
+        rows: Rows,
+        checkpoint: Checkpoint | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+    ) -> tuple[nn.Module, list[EpochRecord]]:
+        """A student trained on some rows; one with a checkpoint is measured on the validation rows."""
+        split = self.inputs.split
+        model, _ = fresh_student(self.run, self.scaling.sized(split), training.seed)
+        loss = DistillationLoss(objective, self.answers, split, epochs=training.epochs, grouping=self.grouping)
+        history = fit(
+            model,
+            split,
+            loss,
+            training,
+            views=self.views,
+            preprocessing=self.scaling,
+            rows=rows,
+            device=self.device,
+            evaluate=self._validate if len(self.validation) and checkpoint is not None else None,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+            workers=self.run.workers,
+            processes=self.processes,
+        )
+        return model, history
+
+    def attempt(self, objective: Objective, short: Training, kept: Rows, left: Rows) -> float:
+        """The NLL on the rows left out of a short run on those kept, for a search."""
+        model, _ = self.train(objective, short, kept)
+        split, selected_by = self.inputs.split, ""
+        return validate(model, split, left, selected_by, preprocessing=self.scaling, device=self.device)["val_nll"]
+
+    def _validate(self, model: nn.Module) -> dict[str, float]:
+        split, selected_by = self.inputs.split, self.run.training.selected_by
+        return validate(model, split, self.validation, selected_by, preprocessing=self.scaling, device=self.device)
+
+
+def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
+    """Decides all that a run needs before its first step; nothing is written.
+
+    Raises:
+        ValueError: The store does not belong to the data, or lacks what the loss needs, or a setting makes no sense
+            with them.
+    """
+    store, split, test = inputs.store, inputs.split, inputs.test
+    device, objective = find_device(run.device, run.threads, processes.local), run.objective(split.num_classes)
+    answers = open_answers(
+        store,
+        teacher=run.teacher or None,
+        combine=run.combine,
+        tail=run.tail,
+        device=device,
+        memory_budget=run.budget,
+    )
+    grouping = decide_grouping(out, answers, processes, device)
+    warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
+    warnings += cautions(objective, run.training, processes)
+    if objective.uses_teacher:
+        warnings += [line for part in answers.parts for line in label_warnings(store, part.teacher)]
+    check_data(store, split)
+    if test is not None:
+        check_same_classes(split, test)
+    rows, validation = _cut_rows(run, split)
+    if objective.search and processes.count > 1:
+        raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
+    views = Views.from_attributes(store.views)
+    scaling = settle_fresh(run.student, split, run.preprocessing(), rows)
+    taken = _check_student(run, inputs, views, scaling)
+    keys, keys_complete = student_keys(run, split, None if views.mixes else rows)
+    if test is not None:
+        warnings += seen_warnings(test, keys)
+    if taken is not None and taken.said:
+        warnings.append(taken.said)
+    return Plan(
+        run=run,
+        inputs=inputs,
+        processes=processes,
+        device=device,
+        objective=objective,
+        answers=answers,
+        grouping=grouping,
+        rows=rows,
+        validation=validation,
+        folds=cut_folds(split, rows) if objective.search else [],
+        views=views,
+        scaling=scaling,
+        taken=taken,
+        keys=keys,
+        keys_complete=keys_complete,
+        warnings=warnings,
+    )
+
+
+def _cut_rows(run: Run, split: Split) -> tuple[Rows, Rows]:
+    """Rows to train on and validation rows; refuses what would do nothing with them."""
+    rows, validation = cut_validation(split, run.val_share)
+    if not len(rows):
+        raise ValueError(f"--val-share {run.val_share} of {split.spec} leaves no training rows; take a smaller share")
+    if run.training.channels_last and not split.is_image:
+        raise ValueError(f"--channels-last does nothing here, because {split.spec} holds no images; leave it out")
+    if run.training.selected_by and not len(validation):
+        raise ValueError(f"--select {run.training.select} needs validation rows; pass --val-share 0.1")
+    return rows, validation
+
+
+def _check_student(run: Run, inputs: Inputs, views: Views, scaling: Preprocessing) -> Taken | None:
+    """Runs a fresh student once, so that a mistake is answered before anything is made; what it starts from."""
+    scaling.check(inputs.split)
+    student, taken = fresh_student(run, scaling.sized(inputs.split), run.training.seed)
+    if inputs.test is not None:
+        check_network(run.student, student, inputs.test, views=Views(), preprocessing=scaling)
+    check_network(run.student, student, inputs.split, views=views, preprocessing=scaling, to_train=True)
+    return taken
+
+
+def fresh_student(run: Run, split: Split, seed: int) -> tuple[nn.Module, Taken | None]:
+    """The student before its first step, and what it took from ``run.init``."""
+    torch.manual_seed(seed)
+    model = build_model(run.student, split)
+    if not run.init:
+        return model, None
+    file, chosen = split_selection(run.init)
+    return model, load_weights(model, Path(file), architecture=run.student, part=chosen, new_head=split.num_classes)
+
+
+def store_identity(store: Store, answers: Answers) -> dict[str, Any]:
+    """Which answers a student heard: enough to find the same store again, wherever it lies."""
+    parts = answers.parts
+    first = parts[0].teacher
+    identity: dict[str, Any] = {
+        "dataset_fingerprint": store.dataset["fingerprint"],
+        "teacher": first.name,
+        "digest": first.digest,
+        "identity": dict(first.identity),
+        "encoding": dict(first.encoding),
+        "views": {name: store.views[name] for name in ("num_views", "transform", "seed")},
+        "num_folds": None if first.folds is None else first.folds["num_folds"],
+    }
+    if isinstance(answers, Ensemble):
+        identity["teachers"] = {
+            part.teacher.name: {
+                "weight": weight,
+                "digest": part.teacher.digest,
+                "identity": dict(part.teacher.identity),
+                "encoding": dict(part.teacher.encoding),
+            }
+            for part, weight in zip(parts, answers.weights_M.tolist(), strict=True)
+        }
+        identity["teacher"] = ",".join(part.teacher.name for part in parts)
+    return identity

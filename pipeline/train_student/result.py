@@ -1,0 +1,112 @@
+"""What is left of a student: the document of its result, and its weights with what they are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from logitbank.pipeline.files.versions import library_versions
+from logitbank.pipeline.fit import EpochRecord, Training
+from logitbank.pipeline.fit.weights import weight_bytes
+from logitbank.pipeline.models.weights import KEY_SPACE, save_weights, weights_digest
+from logitbank.pipeline.train_student.evaluate import evaluate_against_teacher, evaluate_test
+from logitbank.pipeline.train_student.losses import Objective
+from logitbank.pipeline.train_student.plan import Plan
+from logitbank.stores.share.cache import place_of
+
+
+def measure_student(
+    plan: Plan,
+    model: nn.Module,
+    history: Sequence[EpochRecord],
+    objective: Objective,
+    searched: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """What ``result.json`` holds: what was trained, how it went, and what the student does.
+
+    Args:
+        plan: Of the run.
+        model: The trained student.
+        history: Of every epoch.
+        objective: What was minimised, with every option bound.
+        searched: Outcomes of the candidates of options that were searched.
+    """
+    run, identity, training = plan.run, plan.identity(), plan.run.training
+    result: dict[str, Any] = {
+        "loss": objective.name,
+        "student": identity["student"],
+        "data": plan.inputs.split.spec,
+        "settings": objective.settings,
+        "training": identity["training"],
+        "tail": run.tail,
+        "seconds": sum(epoch.seconds for epoch in history),
+        "notes": _total_notes(history),
+        "warnings": plan.warnings,
+        "search": list(searched),
+        "validation": _validation(identity["validation"], history, training) if len(plan.validation) else None,
+        "against_teacher": _against_teacher(plan, model),
+        "test": None,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weight_bytes": weight_bytes(model, training.weight_bits),
+        "weights_sha256": weights_digest(model.state_dict()),
+        "store": {"path": place_of(plan.inputs.store.path), **identity["store"]},
+        "device": str(plan.device),
+        "num_threads": torch.get_num_threads(),
+        "processes": plan.processes.count,
+        "grouping": identity["grouping"],
+        "versions": library_versions(),
+    }
+    if plan.inputs.test is not None:
+        result["test"] = evaluate_test(model, plan.inputs.test, preprocessing=plan.scaling, device=plan.device)
+        result |= {name: result["test"][name] for name in ("accuracy", "nll", "ece")}
+    return result
+
+
+def save_student(path: Path, plan: Plan, model: nn.Module, objective: Objective) -> None:
+    """Writes the weights, with what they are and what they were trained on."""
+    split, identity = plan.inputs.split, plan.identity()
+    metadata = {
+        "architecture": identity["student"],
+        "num_classes": split.num_classes,
+        "input_shape": list(plan.scaling.sized(split).input_shape),
+        "dataset": f"{split.name} {split.split}",
+        "data_fingerprint": split.fingerprint,
+        KEY_SPACE: split.key_space,
+        "preprocessing": identity["preprocessing"],
+        "loss": objective.name,
+        "training": identity["training"],
+        "versions": library_versions(),
+    }
+    save_weights(path, model, metadata, plan.keys, complete=plan.keys_complete)
+
+
+def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:
+    return evaluate_against_teacher(
+        model,
+        plan.inputs.split,
+        plan.answers,
+        plan.validation,
+        folds=plan.inputs.store.folds if "out_of_fold" in plan.answers.offers else None,
+        views=plan.views,
+        preprocessing=plan.scaling,
+        device=plan.device,
+    )
+
+
+def _validation(settings: Any, history: Sequence[EpochRecord], training: Training) -> dict[str, Any]:
+    """The validation rows and what the kept epoch measured on them."""
+    best = training.best_epoch(history)
+    kept = history[-1 if best is None else best]
+    selected = {training.selected_by: kept.val_selected} if training.selected_by else {}
+    return {**settings, "epoch": kept.epoch, "accuracy": kept.val_accuracy, "nll": kept.val_nll, **selected}
+
+
+def _total_notes(history: Sequence[EpochRecord]) -> dict[str, int]:
+    """What the loss counted, over all epochs."""
+    total: Counter[str] = Counter()
+    for record in history:
+        total.update(record.notes)
+    return dict(total)

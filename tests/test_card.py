@@ -20,7 +20,7 @@ from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.look.card import store_card, write_card
 from logitbank.pipeline.look.diff import diff_teachers, format_diff
 from logitbank.pipeline.look.figures import answer_figures
-from logitbank.pipeline.look.plots import plot_answers
+from logitbank.pipeline.look.plot_answers import plot_answers
 from logitbank.pipeline.views import Views
 from logitbank.stores import StoreError, copy_store, open_store
 from logitbank.stores.write.merge import subset_store

@@ -185,6 +185,10 @@ def test_a_student_within_a_budget_learns_resumes_and_is_told(
     with pytest.raises(KeyboardInterrupt):
         run("short", stop=2, memory_budget=0)
     assert "blocks are read again and again; raise --memory-budget" in str(run("short")["warnings"])
+    for name, other in (("whole", 0), ("free", size)):  # a finished run is the same run with another budget
+        before = (tmp_path / name / WEIGHTS).stat().st_mtime_ns
+        assert run(name, memory_budget=other)["weights_sha256"]
+        assert (tmp_path / name / WEIGHTS).stat().st_mtime_ns == before
     digests = [weights_digest(load_state(tmp_path / name / WEIGHTS)) for name in ("whole", "stopped", "free", "short")]
     assert digests[0] == digests[1] != digests[2] == digests[3]
 

@@ -67,7 +67,7 @@ def store(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_weights_are_read_in_the_order_written() -> None:
     assert parse_teachers("b:2, a") == {"b": 2.0, "a": 1.0}
-    for wrong in ("a,a", "a:0", "a:x", ","):
+    for wrong in ("a,a", "a:0", "a:x", "a:inf", "a:nan", ","):
         with pytest.raises(ValueError, match="expected names once each"):
             parse_teachers(wrong)
 

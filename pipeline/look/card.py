@@ -35,7 +35,7 @@ def write_card(path: Path, out: Path) -> tuple[list[Path], bool]:
         ValueError: No finished teacher, no place for the file, or something else is there.
     """
     from logitbank.pipeline.look.figures import answer_figures
-    from logitbank.pipeline.look.plots import plot_answers
+    from logitbank.pipeline.look.plot_answers import plot_answers
 
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"{out}: expected a file, such as README.md, in a folder that is there; pass another --out")

@@ -68,6 +68,16 @@ def test_links_lead_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("name", [*PAGES, *ALSO_LINKED])
+def test_files_and_programs_that_a_page_names_are_there(name: str) -> None:
+    page = PAGES[name] if name in PAGES else ALSO_LINKED[name]
+    for path in re.findall(r"(?<![\w./-])((?:pipeline|stores|tests|docs|bench|logitbank)/[\w./*-]*)", page):
+        assert list(ROOT.glob(path.rstrip("."))), path
+    for module in re.findall(r"python -m ((?:docs|bench|tests)[\w.]*)", page):
+        file = ROOT / module.rstrip(".").replace(".", "/")
+        assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+
+
 def test_the_map_names_every_page() -> None:
     mapped = {(DOCS / path).resolve() for path, _ in links(PAGES["README.md"]) if path}
     missing = [name for name in PAGES if name != "README.md" and (DOCS / name).resolve() not in mapped]

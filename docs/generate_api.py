@@ -58,7 +58,7 @@ How to train in a loop of your own: [own-loop.md](../how-to/own-loop.md).
 
 GROUPS = {
     "Stores": ("open_store", "verify_store", "copy_store", "local_store", "Store", "Teacher", "StoreError"),
-    "Data and models": ("load_split", "Split", "Views", "build_model", "fit_preprocessing"),
+    "Data and models": ("load_split", "Split", "Views", "build_model", "own_preprocessing", "fit_preprocessing"),
     "Stage one": ("build_teacher", "Encoding", "cache_teacher", "Compute", "begin_pass", "Pass"),
     "Answers and losses": (
         "check_data",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from logitbank.pipeline.encoding import Encoding as Encoding
     from logitbank.pipeline.fit.training import Training as Training
     from logitbank.pipeline.models import build_model as build_model
+    from logitbank.pipeline.models import own_preprocessing as own_preprocessing
     from logitbank.pipeline.models.preprocessing import fit_preprocessing as fit_preprocessing
     from logitbank.pipeline.train_student.inputs import Inputs as Inputs
     from logitbank.pipeline.train_student.losses import LOSSES as LOSSES
@@ -53,6 +54,7 @@ _HOMES = {
     "Split": "pipeline.datasets",
     "Views": "pipeline.views",
     "build_model": "pipeline.models",
+    "own_preprocessing": "pipeline.models",
     "fit_preprocessing": "pipeline.models.preprocessing",
     "build_teacher": "pipeline.cache_teacher.teachers.build",
     "Encoding": "pipeline.encoding",

@@ -51,7 +51,8 @@ class DistillationDataset(Dataset[Example]):
         store: A finished store.
         split: The data that it was written for.
         preprocess: From samples as the views give them, uint8 [B, H, W, C] or float32 [B, D], to the student's inputs,
-            such as ``fit_preprocessing(split)``; None hands them out as they are.
+            such as ``own_preprocessing("timm:resnet18", split)`` or ``fit_preprocessing(split)``; None hands them out
+            as they are.
 
     Raises:
         ValueError: Row i of the store is not example i of the data.

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import with_split
 from logitbank.pipeline.fit.loop import BatchLoss, fit
+from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.models.weights import weights_digest
 from logitbank.pipeline.train_student.compare import compare, format_table
@@ -137,7 +139,7 @@ def train_online(folder: Path, data: str, weights: Path, training: Training) -> 
     started = time.perf_counter()
     fit(model, split, OnlineTeacher(split, weights), training, views=VIEWS, preprocessing=SCALING)
     result = {"seconds": time.perf_counter() - started, "weights_sha256": weights_digest(model.state_dict())}
-    measured = evaluate_test(model, test, preprocessing=SCALING, device=None)
+    measured = evaluate_test(partial(predict, preprocessing=SCALING), model, test)
     result |= {name: measured[name] for name in ("accuracy", "nll", "ece")}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result))

@@ -27,7 +27,7 @@ OPTIONS = {
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
     " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
-    " ema-decay precision channels-last compile val-share select patience seed memory-budget workers"
+    " ema-decay precision channels-last compile val-share select patience seed memory-budget eval-batch-size workers"
     " tensorboard mean std input-transform device threads",
     "compare": "plot html baseline metric",
     "inspect": "json",

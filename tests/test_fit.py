@@ -127,6 +127,14 @@ def test_the_best_epoch_by_a_measure_is_kept_and_patience_ends_training(
         assert weights_digest(model.state_dict()) == seen[kept - 1]
 
 
+def test_answers_are_the_same_in_other_batches_that_threads_read_ahead(digits: Split) -> None:
+    model, scaling = build_model("cnn", digits), fit_preprocessing(digits)
+    rows = np.random.default_rng(0).permutation(len(digits))[:301]
+    one = predict(model, digits, preprocessing=scaling, rows=rows)
+    other = predict(model, digits, preprocessing=scaling, rows=rows, batch_size=37, workers=2)
+    torch.testing.assert_close(other, one)
+
+
 def test_an_average_of_few_steps_is_near_the_weights_it_ended_with(digits: Split) -> None:
     """23 steps at 0.999 without a warm-up would leave 98 % of the weights that nothing has trained."""
     last, _ = trained(digits, Training(epochs=1))

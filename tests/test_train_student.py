@@ -79,6 +79,31 @@ def test_same_seed_same_weights_bit_for_bit(
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
+def test_batches_of_an_evaluation_decide_nothing(
+    stores: dict[str, Store], digits: Split, digits_test: Split, tmp_path: Path
+) -> None:
+    """Measured in other batches, the student is the same one; and so is the run."""
+    settings: dict[str, Any] = {"epochs": 2, "val_share": 0.1, "select": "best:nll"}
+    one = train(stores["dense8"], digits, digits_test, tmp_path / "a", **settings)
+    other = train(stores["dense8"], digits, digits_test, tmp_path / "b", **settings, eval_batch_size=50, workers=2)
+    assert other["weights_sha256"] == one["weights_sha256"]
+    assert other["test"]["nll"] == pytest.approx(one["test"]["nll"], rel=1e-5)
+    assert train(stores["dense8"], digits, digits_test, tmp_path / "a", **settings, eval_batch_size=50) == one
+
+
+def test_patience_ends_a_run_and_its_result_says_by_what(
+    stores: dict[str, Store], digits: Split, tmp_path: Path
+) -> None:
+    """At a rate that makes later epochs worse."""
+    asked = {"epochs": 9, "val_share": 0.2, "select": "best:brier", "patience": 1, "lr": 2.0, "schedule": "constant"}
+    result = train(stores["dense8"], digits, None, tmp_path / "r", asked=asked)
+    with (tmp_path / "r" / HISTORY).open() as file:
+        measured = [float(row["val_selected"]) for row in csv.DictReader(file)]
+    assert len(measured) < 9
+    assert measured[-1] >= min(measured) == measured[-2] == result["validation"]["brier"]
+    assert result["validation"]["epoch"] == len(measured) - 1
+
+
 class OnlineLoss(BatchLoss):
     """The same objective, with the teacher run on the very pixels of the epoch's view instead of read from a store."""
 

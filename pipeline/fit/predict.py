@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
+from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views
 
-BATCH_SIZE = 500
 Rows = npt.NDArray[np.integer]
 
 
@@ -28,7 +28,7 @@ def predict(
     device: torch.device | None = None,
     rows: Rows | None = None,
     views: Views | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = EVAL_BATCH_SIZE,
     workers: int = 0,
 ) -> Tensor:
     """Logits of the given rows (default: all), float32 [N, C] on the CPU, in evaluation mode.
@@ -54,8 +54,9 @@ def predict(
     chosen = np.arange(len(split)) if rows is None else rows
     parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     with torch.inference_mode():
-        samples = in_order(partial(_samples, split, views or Views(), preprocessing), parts, workers)
-        logits_NC = torch.cat([model(preprocessing(shown.to(device))).float().cpu() for shown in samples])
+        shown = partial(_samples, split, views or Views(), preprocessing, device.type == "cuda")
+        samples = (part.to(device, non_blocking=True) for part in in_order(shown, parts, workers))
+        logits_NC = torch.cat([model(preprocessing(part)).float().cpu() for part in samples])
     wrong_N = ~logits_NC.isfinite().all(dim=1)
     if wrong_N.any():
         raise Diverged(
@@ -65,5 +66,6 @@ def predict(
     return logits_NC
 
 
-def _samples(split: Split, views: Views, preprocessing: Preprocessing, rows: Rows) -> Tensor:
-    return torch.from_numpy(views.samples(split, rows, 0, preprocessing.fit))
+def _samples(split: Split, views: Views, preprocessing: Preprocessing, pinned: bool, rows: Rows) -> Tensor:
+    samples = torch.from_numpy(views.samples(split, rows, 0, preprocessing.fit))
+    return samples.pin_memory() if pinned else samples

@@ -31,6 +31,7 @@ OPTIMIZERS = (
     *("rmsproptf", "madgrad", "muon"),
 )
 WITH_MOMENTUM = ("sgd", "lars", "rmsproptf", "madgrad", "muon")
+EVAL_BATCH_SIZE = 500
 STEP_MILESTONES = (0.625, 0.75, 0.875)  # 150, 180 and 210 of 240 epochs
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 0.04
 

@@ -4,6 +4,7 @@ Shapes: N examples, C classes.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,11 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.metrics import measure, measure_agreement, measure_classes, reliability_of
-from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.int64]
+Ask = Callable[..., Tensor]  # ``predict``, bound to the student's input scaling, a device and batches
 VALIDATION_SEED = 0
 _SAMPLE = 2000
 _DECODE_ROWS = 4096
@@ -64,33 +64,23 @@ def rows_digest(split: Split, rows: Rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(split.keys[rows], dtype="<u8").data).hexdigest()
 
 
-def measure_rows(
-    model: nn.Module, split: Split, rows: Rows | None, *, preprocessing: Preprocessing, device: torch.device | None
-) -> tuple[Tensor, Tensor]:
+def measure_rows(ask: Ask, model: nn.Module, split: Split, rows: Rows | None) -> tuple[Tensor, Tensor]:
     """Logits and labels of the labelled rows, as they are (no view)."""
     chosen = np.arange(len(split)) if rows is None else rows
     chosen = chosen[split.labels[chosen] >= 0]
     if not len(chosen):
         raise ValueError(f"{split.spec}: no labelled rows to evaluate on")
-    logits_NC = predict(model, split, preprocessing=preprocessing, device=device, rows=chosen)
+    logits_NC = ask(model, split, rows=chosen)
     return logits_NC, torch.from_numpy(split.labels[chosen])
 
 
-def validate(
-    model: nn.Module,
-    split: Split,
-    rows: Rows,
-    selected_by: str,
-    *,
-    preprocessing: Preprocessing,
-    device: torch.device | None,
-) -> dict[str, float]:
+def validate(ask: Ask, model: nn.Module, split: Split, rows: Rows, selected_by: str = "") -> dict[str, float]:
     """What an epoch measures on the validation rows: accuracy, NLL, and the measure by which the best one is selected.
 
     Raises:
         ValueError: The rows do not allow that measure.
     """
-    logits_NC, labels_N = measure_rows(model, split, rows, preprocessing=preprocessing, device=device)
+    logits_NC, labels_N = measure_rows(ask, model, split, rows)
     names = dict.fromkeys(("accuracy", "nll", *filter(None, [selected_by])))
     found = measure(logits_NC, labels_N, names)
     if selected_by and found[selected_by] is None:
@@ -102,11 +92,9 @@ def validate(
     return {**measured, "val_selected": found[selected_by]} if selected_by else measured
 
 
-def evaluate_test(
-    model: nn.Module, test: Split, *, preprocessing: Preprocessing, device: torch.device | None
-) -> dict[str, Any]:
+def evaluate_test(ask: Ask, model: nn.Module, test: Split) -> dict[str, Any]:
     """All measures on the test data, with the table of classes and the bins of a reliability diagram."""
-    logits_NC, labels_N = measure_rows(model, test, None, preprocessing=preprocessing, device=device)
+    logits_NC, labels_N = measure_rows(ask, model, test, None)
     names = test.class_names or tuple(str(label) for label in range(test.num_classes))
     return {
         "data": test.spec,
@@ -117,6 +105,7 @@ def evaluate_test(
 
 
 def evaluate_against_teacher(
+    ask: Ask,
     model: nn.Module,
     split: Split,
     answers: Answers,
@@ -124,8 +113,6 @@ def evaluate_against_teacher(
     *,
     folds: npt.NDArray[np.integer] | None,
     views: Views,
-    preprocessing: Preprocessing,
-    device: torch.device | None,
 ) -> dict[str, Any]:
     """Agreement with the teacher and KL to it at T = 1 on the first view, and both accuracies; by fold if cross-fitted.
 
@@ -135,7 +122,7 @@ def evaluate_against_teacher(
     rows = rows[answers.served(0)[rows]]
     if not len(rows):
         return {}
-    student_NC = predict(model, split, preprocessing=preprocessing, device=device, rows=rows, views=views)
+    student_NC = ask(model, split, rows=rows, views=views)
     flat_NC = torch.zeros_like(student_NC)
     teacher_NC = torch.cat(
         [

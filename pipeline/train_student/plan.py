@@ -5,6 +5,7 @@ Shapes: N examples.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from logitbank.pipeline.datasets.split import check_same_classes
 from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.loop import fit
+from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.models import Preprocessing, build_model, settle_fresh, spell_model
 from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.parts import split_selection
@@ -32,7 +34,7 @@ from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
 from logitbank.pipeline.train_student.distillation import DistillationLoss
-from logitbank.pipeline.train_student.evaluate import VALIDATION_SEED, cut_validation, rows_digest, validate
+from logitbank.pipeline.train_student.evaluate import VALIDATION_SEED, Ask, cut_validation, rows_digest, validate
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.needs import check_needs
@@ -138,12 +140,21 @@ class Plan:
     def attempt(self, objective: Objective, short: Training, kept: Rows, left: Rows) -> float:
         """The NLL on the rows left out of a short run on those kept, for a search."""
         model, _ = self.train(objective, short, kept)
-        split, selected_by = self.inputs.split, ""
-        return validate(model, split, left, selected_by, preprocessing=self.scaling, device=self.device)["val_nll"]
+        return validate(self.ask, model, self.inputs.split, left)["val_nll"]
+
+    @property
+    def ask(self) -> Ask:
+        """A student's answers, in evaluation mode."""
+        return partial(
+            predict,
+            preprocessing=self.scaling,
+            device=self.device,
+            batch_size=self.run.eval_batch_size,
+            workers=self.run.workers,
+        )
 
     def _validate(self, model: nn.Module) -> dict[str, float]:
-        split, selected_by = self.inputs.split, self.run.training.selected_by
-        return validate(model, split, self.validation, selected_by, preprocessing=self.scaling, device=self.device)
+        return validate(self.ask, model, self.inputs.split, self.validation, self.run.training.selected_by)
 
 
 def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:

@@ -60,7 +60,7 @@ def measure_student(
         "versions": library_versions(),
     }
     if plan.inputs.test is not None:
-        result["test"] = evaluate_test(model, plan.inputs.test, preprocessing=plan.scaling, device=plan.device)
+        result["test"] = evaluate_test(plan.ask, model, plan.inputs.test)
         result |= {name: result["test"][name] for name in ("accuracy", "nll", "ece")}
     return result
 
@@ -85,14 +85,13 @@ def save_student(path: Path, plan: Plan, model: nn.Module, objective: Objective)
 
 def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:
     return evaluate_against_teacher(
+        plan.ask,
         model,
         plan.inputs.split,
         plan.answers,
         plan.validation,
         folds=plan.inputs.store.folds if "out_of_fold" in plan.answers.offers else None,
         views=plan.views,
-        preprocessing=plan.scaling,
-        device=plan.device,
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from logitbank.pipeline.described import check_settings, option, part
-from logitbank.pipeline.domains import COMBINES, COUNT, MEANS, NOT_NEGATIVE, SHARE, STDS, TAIL_RULES
+from logitbank.pipeline.domains import AT_LEAST_ONE, COMBINES, COUNT, MEANS, NOT_NEGATIVE, SHARE, STDS, TAIL_RULES
 from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
 
 if TYPE_CHECKING:
     from logitbank.pipeline.models import Given
@@ -64,6 +65,12 @@ class Run:
         0.0,
         help="GB for the teacher's slabs, larger ones are read block by block; 0: half of the machine's memory",
         domain=NOT_NEGATIVE,
+        decides=False,
+    )
+    eval_batch_size: int = option(
+        EVAL_BATCH_SIZE,
+        help="Examples of a forward pass where a student is measured; changes speed and rounding",
+        domain=AT_LEAST_ONE,
         decides=False,
     )
     workers: int = option(

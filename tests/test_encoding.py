@@ -87,7 +87,7 @@ def test_classes_keep_their_side_of_the_label(encoding: Encoding, case: tuple[Te
     above_BC = logits_BC >= logits_BC.gather(1, labels_B1)
     decoded_above_BC = decoded_BC >= decoded_BC.gather(1, labels_B1)
     stored_BC = torch.ones_like(above_BC)
-    if encoding.kind != "dense":
+    if encoding.has_tail:
         index_BK = torch.from_numpy(encode(logits_BC, labels_B, encoding)["index"].astype(np.int64))
         stored_BC = torch.zeros_like(above_BC).scatter_(1, index_BK, True)
     wrong_BC = (above_BC != decoded_above_BC) & stored_BC & (labels_B >= 0)[:, None]

@@ -66,7 +66,7 @@ def test_plain_readers_find_what_golden_stores_mean(kind: str, ending: str, dens
     for name, known in (("key", golden.keys), ("label", golden.labels), ("fold", golden.folds)):
         np.testing.assert_array_equal(found[name], known)
     np.testing.assert_allclose(found["logsumexp"][0], logsumexp, atol=0.01)
-    if KINDS[kind].kind == "dense" or dense:
+    if dense or not KINDS[kind].has_tail:
         assert set(found) - {"logit"} == {"store", "key", "label", "fold", "log_prob", "logsumexp"}
         np.testing.assert_allclose(found["log_prob"][0], expected, atol=2e-6)
         assert ("logit" in found) == (kind == "dense-32")

@@ -1,17 +1,17 @@
 """Does a store hold this teacher's answers: other weights, scaling, rows and data are found, rounding is not."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from logitbank.pipeline.alignment import describe_examples
 from logitbank.pipeline.cache_teacher.recompute import ROUNDING, Recomputed, recompute
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.settings import Compute
-from logitbank.pipeline.cache_teacher.teachers.answering import Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
@@ -63,7 +63,7 @@ def test_a_sound_store_passes_whatever_the_batches(
 ) -> None:
     path = cached(digits, fold_teachers, tmp_path / "s.zarr", kind)
     for pairs, batch_size in ((64, 256), (500, 7)):
-        found = checked(path, digits, fold_teachers, pairs=pairs, batch_size=batch_size)
+        found = checked(path, digits, fold_teachers, pairs=pairs, compute=Compute(batch_size=batch_size))
         assert (found.problems, found.num_pairs) == ([], pairs)
         for name, distance in found.distance.items():
             assert abs(distance - found.encoding_loss[name]) < ROUNDING["float32"] / 10
@@ -84,14 +84,14 @@ def test_other_scaling_is_found(digits: Split, plain_teacher: Path, tmp_path: Pa
 
 def test_half_precision_is_repeated_in_half_precision(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
     path = cached(digits, plain_teacher, tmp_path / "s.zarr", compute=Compute(precision="bfloat16"))
-    assert checked(path, digits, plain_teacher, batch_size=5).problems == []
+    assert checked(path, digits, plain_teacher, compute=Compute(batch_size=5)).problems == []
 
 
 class Shifted(NetworkTeacher):
     """Says that it is the teacher, and gives some rows the answers of their neighbours."""
 
-    def __call__(self, rows: Rows, view: int) -> Tensor:
-        return super().__call__(np.where(rows % 10 == 0, rows - 1, rows), view)
+    def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
+        return super().batches(np.where(rows % 10 == 0, rows - 1, rows), view)
 
 
 def test_a_store_that_lies_about_some_rows(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logitbank.pipeline.cache_teacher.teachers import NO_WEIGHTS
-from logitbank.pipeline.described import check_settings, option, refuse_idle
+from logitbank.pipeline.described import check_settings, option, part, refuse_idle
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     BITS,
@@ -78,6 +78,7 @@ class Caching:
         "", help="A file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
     )
     name: str = option("teacher", help="The teacher's name in the store", decides=False)
+    folding: Folding = part(Folding)
     encoding: str = option("auto", help="topk, topk+tail, dense, or auto: dense up to 256 classes", domain=ENCODINGS)
     top_k: int = option(10, help="Classes kept exactly by topk and topk+tail", domain=AT_LEAST_ONE)
     tail_bits: float = option(1.0, help="Bits a class for the tail of topk+tail, 0.1 to 4", domain=TAIL_BITS)
@@ -94,6 +95,7 @@ class Caching:
         " or your own file.py:factory",
     )
     view_seed: int = option(0, help="Seed of the views", domain=SEED)
+    compute: Compute = part(Compute)
     limit: int = option(0, help="A trial on n examples; stage two reads them with DATA?limit=n", domain=COUNT)
 
     def __post_init__(self) -> None:

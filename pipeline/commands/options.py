@@ -40,7 +40,7 @@ def option(domain: Domain, *names: str, help: str) -> Any:
 def takes(
     described: type, name: str = "run", *, leave_out: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The command is given an object of a description, whose fields are its options, behind its own ones.
+    """The command is given an object of a description, whose fields are options in the place of the parameter.
 
     Args:
         described: A description of a run, see `pipeline.described`.
@@ -55,9 +55,10 @@ def takes(
             values = {setting.name: _value(setting, given.pop(setting.name)) for setting in offered}
             command(**{name: from_values(described, values)}, **given)
 
-        own = [each for each in inspect.signature(command).parameters.values() if each.name != name]
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-        parameters += [_parameter(setting) for setting in offered]
+        parameters: list[inspect.Parameter] = []
+        for each in inspect.signature(command).parameters.values():
+            ours = each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            parameters += [_parameter(setting) for setting in offered] if each.name == name else [ours]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called

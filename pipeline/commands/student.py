@@ -15,8 +15,8 @@ from logitbank.pipeline.train_student.spec import Run, read_settings
 
 @takes(Run)
 def train_student(
-    run: Run,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
+    run: Run,
 ) -> None:
     """Stage two: train a student from a store, without the teacher. A stopped run goes on where it was.
 
@@ -59,7 +59,7 @@ def train_student(
 
 @takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"))
 def sweep(
-    run: Run,
+    *,
     out: Annotated[Path, typer.Option(help="Folder of the sweep: one folder a run; the same command goes on")],
     loss: Annotated[str, typer.Option(help="Losses with commas between")] = "ce,kd",
     student: Annotated[str, typer.Option(help="Students with commas between")] = "mlp:32",
@@ -69,6 +69,7 @@ def sweep(
     seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
     threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
+    run: Run,
 ) -> None:
     """Train every loss x student x setting x seed; all other options are those of train-student."""
     losses, students = read_names("--loss", loss), read_names("--student", student)

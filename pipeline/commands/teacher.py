@@ -51,14 +51,15 @@ _STUDENTS = (
 @takes(Folding, "folding")
 @takes(Training, "training", leave_out=_STUDENTS)
 def train_teacher(
-    training: Training,
-    folding: Folding,
+    *,
     out: Annotated[Path, typer.Option(help="Folder for the weights")],
     data: Data = "digits",
     model: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp",
+    folding: Folding,
     transform: Annotated[
         str, typer.Option(help="Augmentation, fresh each epoch: none, flip-crop, rrc+randaugment, file.py:factory")
     ] = "none",
+    training: Training,
     mean: Mean = "",
     std: Std = "",
     input_transform: InputTransform = "",
@@ -102,16 +103,13 @@ def train_teacher(
         typer.echo(f"{wrote(path not in there)} {path}")
 
 
-@takes(Compute, "compute")
-@takes(Folding, "folding")
 @takes(Caching, "caching")
 def cache_teacher(
+    *,
     context: typer.Context,
-    caching: Caching,
-    folding: Folding,
-    compute: Compute,
     out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
     data: Data = "digits",
+    caching: Caching,
     part: Annotated[
         str, typer.Option(help="i/n, i from 0: this is process i of n, so they start apart; torchrun sets it itself")
     ] = "",
@@ -136,15 +134,15 @@ def cache_teacher(
     rank = Rank.find(part)
     split = load_split(data)
     chosen = caching.choose(split.num_classes)
-    _refuse_idle_computing(context, caching, compute, split)
+    _refuse_idle_computing(context, caching, split)
     teacher = build_teacher(
         split,
         caching.teacher,
         caching.weights,
         caching.make_views(),
-        plan=folding.plan(),
+        plan=caching.folding.plan(),
         preprocessing=input_scaling(mean, std, input_transform),
-        compute=compute,
+        compute=caching.compute,
         device=find_device(device, threads, local=rank.local),
     )
     if caching.limit:
@@ -176,8 +174,8 @@ def cache_teacher(
 
 @takes(Compute, "compute", leave_out=("precision", "channels_last", "compile"))
 def extend(
+    *,
     store: Store,
-    compute: Compute,
     views: Annotated[int, option(VIEWS, help="Views of the new store; those of the old one are its first")],
     out: Annotated[Path, typer.Option(help="The new store, or to go on with after a kill; the old one stays as it is")],
     data: Data = "digits",
@@ -185,6 +183,7 @@ def extend(
     teacher_arch: TeacherArch = "",
     transform: OwnTransform = "",
     top_k: Annotated[int, option(COUNT, help="Refused unless it is the store's: more classes need a new pass")] = 0,
+    compute: Compute,
     part: Annotated[str, typer.Option(help="i/n, as in cache-teacher; torchrun sets it itself")] = "",
     mean: Mean = "",
     std: Std = "",
@@ -287,11 +286,11 @@ def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str
     )
 
 
-def _refuse_idle_computing(context: typer.Context, caching: Caching, compute: Compute, split: "Split") -> None:
+def _refuse_idle_computing(context: typer.Context, caching: Caching, split: "Split") -> None:
     """Options of cache-teacher that do nothing with this teacher and these data."""
     if not split.is_image:
-        refuse_unset(compute, ("channels_last",), f"{split.spec} holds no images")
+        refuse_unset(caching, ("channels_last",), f"{split.spec} holds no images")
     if not caching.is_network:
         because = f"{caching.teacher} is no network that runs here"
-        refuse_unset(compute, ("batch_size", "precision", "channels_last", "compile", "workers"), because)
+        refuse_unset(caching, ("batch_size", "precision", "channels_last", "compile", "workers"), because)
         refuse_idle(context, ("mean", "std", "input_transform"), because)

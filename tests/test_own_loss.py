@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.train_student.folder import RESULT, SETTINGS
-from logitbank.pipeline.train_student.losses import ExactAnswer, Objective, Step, parse_objective
+from logitbank.pipeline.train_student.losses import ExactAnswer, Objective, Step, own_loss, parse_objective
 from logitbank.pipeline.train_student.own_loss import read_objective
 from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.train_student.spec import Run
@@ -278,3 +279,31 @@ def test_losses_shows_what_the_trial_found(here: Path) -> None:
     code, said = run_command(["cli", "losses", "own.py:focal"])
     assert "temperature=2" in said
     assert run_command(["cli", "losses", "losses.py:mean"])[0] == 2
+
+
+def absolute(student_BC: torch.Tensor, teacher_BC: torch.Tensor, labels_B: torch.Tensor, *, power: float = 1.0) -> Any:
+    return ((student_BC - teacher_BC).abs() + 1e-6).pow(power).mean(1)
+
+
+def test_a_function_at_hand_is_a_loss_as_well(here: Path) -> None:
+    own = {"absolute": own_loss(absolute)}
+    objective = parse_objective("absolute:0.5 + ce:0.5", {"power": 1.5}, own=own)
+    terms = objective.settings["terms"]
+    assert (terms[0]["loss"], terms[0]["power"], len(terms[0]["sha256"])) == ("absolute", 1.5, 64)
+    student_BC, teacher_BC, labels_B = torch.randn(4, 10), torch.randn(4, 10), torch.arange(4)
+    expected_B = 0.5 * absolute(student_BC, teacher_BC, labels_B, power=1.5)
+    expected_B += 0.5 * torch.nn.functional.cross_entropy(student_BC, labels_B, reduction="none")
+    torch.testing.assert_close(objective(student_BC, ExactAnswer(teacher_BC), labels_B, STEP), expected_B)
+    names: dict[str, Any] = {}
+    exec("def loss(student_BC, teacher_BC, labels_B):\n    return student_BC.sum(1)", names)
+    with pytest.raises(ValueError, match="the text of .* cannot be read"):
+        own_loss(names["loss"])
+    with pytest.raises(ValueError, match="unknown loss 'absolute'"):
+        parse_objective("absolute")
+
+
+def test_progress_says_where_the_run_is(here: Path) -> None:
+    objective, plain = read("losses.py:rising"), read("losses.py:labelled")
+    tensors = torch.randn(4, 10), ExactAnswer(torch.randn(4, 10)), torch.arange(4)
+    step = Step(step=1, steps_per_epoch=5, num_epochs=1)
+    torch.testing.assert_close(objective(*tensors, step), 0.25 * plain(*tensors, step))

@@ -53,11 +53,26 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
     first = [parameter for parameter in parameters if parameter.kind in POSITIONAL][:3]
     if len(first) < 3:
         raise ValueError(f"{name}: expected (student_BC, teacher_BC, labels_B, *, option=default), found {len(first)}")
+    takes, extras = _arguments([each for each in parameters if each not in first], name)
+    return Loss(
+        fn=fn,
+        paper=name,
+        use="your own",
+        setting="your own",
+        takes=takes,
+        extras=extras,
+        trusts_labels=True,
+        sha256=sha256,
+    )
+
+
+def _arguments(parameters: list[inspect.Parameter], name: str) -> tuple[dict[str, Option], frozenset[str]]:
+    """The options that arguments are, and what the step fills."""
     takes: dict[str, Option] = {}
     extras = set()
     for parameter in parameters:
         key, default = parameter.name, parameter.default
-        if parameter in first or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if key == "progress" and default is parameter.empty:
             extras.add(key)
@@ -67,16 +82,7 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
             raise ValueError(f"{name}: argument {key!r} needs a default that is a number, True, False or a text")
         else:
             takes[key] = Option(default=default, domain=Like(default))
-    return Loss(
-        fn=fn,
-        paper=name,
-        use="your own",
-        setting="your own",
-        takes=takes,
-        extras=frozenset(extras),
-        trusts_labels=True,
-        sha256=sha256,
-    )
+    return takes, frozenset(extras)
 
 
 def _text_sha256(fn: Callable[..., Tensor]) -> str:

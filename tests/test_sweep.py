@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ from logitbank.pipeline.fit import Training
 from logitbank.pipeline.look.report import write_report
 from logitbank.pipeline.train_student.compare import compare
 from logitbank.pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
+from logitbank.pipeline.train_student.pool import Event, Planned
 from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
 from logitbank.pipeline.train_student.spec import Run
-from logitbank.pipeline.train_student.sweep import Event, Planned, errors_of, plan_runs, run_sweep
+from logitbank.pipeline.train_student.sweep import errors_of, plan_runs, run_sweep
 from logitbank.pipeline.views import Views
+from logitbank.stores.locks import locked
 
 ROOT = Path(__file__).parents[1]
 BASE = Run(store="s.zarr", training=Training(epochs=2))
@@ -190,8 +193,6 @@ def test_mistakes(
 def test_a_worker_that_is_killed_costs_its_run_only(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     base = replace(BASE, store=str(store), training=Training(epochs=200))
     planned = plan(tmp_path, base, losses=["kd"], students=["cnn"])
     short = replace(base, training=Training(epochs=1))
@@ -213,6 +214,19 @@ def test_a_worker_that_is_killed_costs_its_run_only(
     assert "killed by signal 9" in ended["kd-cnn-seed0"].text
     assert ended["ce-mlp_8-seed0"].kind == "done"
     assert (tmp_path / "kd-cnn-seed0" / "checkpoint.safetensors").exists()
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(store: Path, tmp_path: Path) -> None:
+    """As on two machines that share the folder."""
+    planned = plan(tmp_path, replace(BASE, store=str(store), training=Training(epochs=1)), losses=["ce"], seeds=2)
+    events: list[Event] = []
+    with locked(planned[0].folder):
+        run_sweep(planned, tmp_path, jobs=1, threads=1, on_event=events.append)
+    assert {event.run: event.kind for event in events} == {"ce-mlp_8-seed0": "elsewhere", "ce-mlp_8-seed1": "done"}
+    assert errors_of(tmp_path) == {}
+    events.clear()
+    run_sweep(planned, tmp_path, jobs=1, threads=1, on_event=events.append)
+    assert {event.run: event.kind for event in events} == {"ce-mlp_8-seed0": "done", "ce-mlp_8-seed1": "skipped"}
 
 
 def anybody_in(group: int) -> bool:

@@ -76,14 +76,15 @@ def sweep(
     grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     from tqdm import tqdm
 
-    from logitbank.pipeline.train_student.sweep import Event, plan_runs, run_sweep, total_epochs
+    from logitbank.pipeline.train_student.pool import Event
+    from logitbank.pipeline.train_student.sweep import plan_runs, run_sweep, total_epochs
 
     run = replace(run, store=str(here(Path(run.store))))
     planned = plan_runs(run, out, losses=losses, students=students, grid=grid, seeds=seeds)
     failed: list[Event] = []
     warned: set[str] = set()
     with tqdm(total=total_epochs(planned), unit="epoch", disable=None) as bar:
-        counts = {"done": 0, "skipped": 0, "failed": 0}
+        counts = {"done": 0, "skipped": 0, "failed": 0, "elsewhere": 0}
 
         def report(event: Event) -> None:
             if event.kind == "epoch":
@@ -95,7 +96,7 @@ def sweep(
                     bar.write(f"warning: {event.run}: {event.text}", file=sys.stderr)
                 return
             counts[event.kind] += 1
-            if event.kind == "skipped":
+            if event.kind in ("skipped", "elsewhere"):
                 bar.update(run.training.epochs)
             if event.kind == "failed":
                 failed.append(event)
@@ -108,7 +109,9 @@ def sweep(
             bar.close()
             typer.echo(f"stopped; the same command goes on in {out}", err=True)
             raise typer.Exit(130) from None
-    typer.echo(f"{out}: {counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed")
+    elsewhere = f", {counts['elsewhere']} are being trained elsewhere" if counts["elsewhere"] else ""
+    said = f"{counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed{elsewhere}"
+    typer.echo(f"{out}: {said}")
     if failed:
         raise ValueError(f"{len(failed)} of {len(planned)} runs failed, the first: {failed[0].run}: {failed[0].text}")
     typer.echo(f"compare them: cli compare {out}")

@@ -29,20 +29,26 @@ CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
 ERROR = "error.json"
 
 
+class InUse(ValueError):
+    """Another process trains the run."""
+
+
 class RunFolder:
-    """The folder while a run writes to it, one process at a time; a second one waits.
+    """The folder while a run writes to it, one process at a time; a second one waits, or is refused.
 
     A failed run that left nothing to go on from leaves no folder.
 
     Args:
         path: The folder; new, empty, or of the same run.
         settings: The run's identity: everything that decides the result, fit for JSON.
+        wait: False raises ``InUse`` while another process writes to it.
 
     Attributes:
         result: Of a run that is complete already; None while there is something to do.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, wait: bool = True) -> None:
+        self._wait = wait
         self.path, self.settings = path, json.loads(to_json(settings))
         self.checkpoint = path / CHECKPOINT
         self.result: dict[str, Any] | None = None
@@ -51,7 +57,8 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         refuse_file(self.path)
-        self._held.enter_context(locked(self.path))
+        if not self._held.enter_context(locked(self.path, wait=self._wait)):
+            raise InUse(f"{self.path} is being trained by another process")
         try:
             self._existed = self.path.exists()
             self.path.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ def train_student(
     *,
     inputs: Inputs | None = None,
     processes: Processes | None = None,
+    wait: bool = True,
     on_epoch: OnEpoch | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def train_student(
         inputs: Store and data that are open already, or objects of one's own; by default those that ``run`` names.
         processes: Those that train the student together, each calling this with the same arguments; process 0
             writes.
+        wait: For another process that trains this very run, to return its result; False raises ``InUse``.
         on_epoch: Called after every epoch, those of a resumed run first.
         on_warning: Told what the user should know, before the first step.
 
@@ -54,7 +56,7 @@ def train_student(
             return _follow(plan, out)
         for warning in plan.warnings if on_warning is not None else ():
             on_warning(warning)  # type: ignore[misc]
-        with Curves(out, wanted=run.tensorboard) as curves, RunFolder(out, plan.identity()) as folder:
+        with Curves(out, wanted=run.tensorboard) as curves, RunFolder(out, plan.identity(), wait=wait) as folder:
             if folder.result is not None:
                 return folder.result
             history: list[EpochRecord] = []

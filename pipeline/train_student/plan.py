@@ -35,6 +35,7 @@ from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
 from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.evaluate import VALIDATION_SEED, Ask, cut_validation, rows_digest, validate
+from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.needs import check_needs
@@ -43,7 +44,6 @@ from logitbank.pipeline.train_student.search import cut_folds
 from logitbank.pipeline.train_student.seen import student_keys
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.views import Views
-from logitbank.stores import Store
 
 Rows = npt.NDArray[np.int64]
 
@@ -243,30 +243,3 @@ def fresh_student(run: Run, split: Split, seed: int) -> tuple[nn.Module, Taken |
         return model, None
     file, chosen = split_selection(run.init)
     return model, load_weights(model, Path(file), architecture=run.student, part=chosen, new_head=split.num_classes)
-
-
-def store_identity(store: Store, answers: Answers) -> dict[str, Any]:
-    """Which answers a student heard: enough to find the same store again, wherever it lies."""
-    parts = answers.parts
-    first = parts[0].teacher
-    identity: dict[str, Any] = {
-        "dataset_fingerprint": store.dataset["fingerprint"],
-        "teacher": first.name,
-        "digest": first.digest,
-        "identity": dict(first.identity),
-        "encoding": dict(first.encoding),
-        "views": {name: store.views[name] for name in ("num_views", "transform", "seed")},
-        "num_folds": None if first.folds is None else first.folds["num_folds"],
-    }
-    if isinstance(answers, Ensemble):
-        identity["teachers"] = {
-            part.teacher.name: {
-                "weight": weight,
-                "digest": part.teacher.digest,
-                "identity": dict(part.teacher.identity),
-                "encoding": dict(part.teacher.encoding),
-            }
-            for part, weight in zip(parts, answers.weights_M.tolist(), strict=True)
-        }
-        identity["teacher"] = ",".join(part.teacher.name for part in parts)
-    return identity

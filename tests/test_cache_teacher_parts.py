@@ -76,7 +76,7 @@ def _work(out: Path, weights: Path, part: str, environment: dict[str, str], say:
         encoding=TOP_K,
         block_rows=BLOCK_ROWS,
         rank=Rank.find(part, environment),
-        on_progress=lambda progress: say.send(progress.done),
+        on_progress=lambda progress: say.send(progress.done) if progress.rows else None,  # of each block
     )
     say.send("finished" if summary else "left")
 

@@ -28,7 +28,7 @@ OPTIONS = {
     " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
     " ema-decay precision channels-last compile val-share select patience seed memory-budget eval-batch-size workers"
-    " tensorboard mean std input-transform device threads",
+    " tensorboard log-json mean std input-transform device threads",
     "compare": "plot html baseline metric",
     "inspect": "json",
     "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",

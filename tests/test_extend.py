@@ -111,7 +111,8 @@ def _work(path: Path, out: Path, weights: Path, say: Connection) -> None:
     again = recorded_teacher(store, store.teacher(), split, str(weights), architecture="mlp:32", num_views=4)
 
     def report(progress: Progress) -> None:
-        say.send(progress.done)
+        if progress.rows:
+            say.send(progress.done)
 
     extend_views(store, again, out, on_progress=report)
 

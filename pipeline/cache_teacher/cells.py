@@ -6,6 +6,7 @@ how a teacher forms its batches beyond what its own rounding does.
 Shapes: B rows of a group, N rows of a cell, C classes.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.sample import folds_of
-from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, gathered, held_rows
+from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, gathered, held_rows
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
@@ -32,6 +33,7 @@ class EncodedRows:
         rows: Row numbers, int64 [N].
         view: Which view.
         thread: Encodes, one group after another.
+        on_rows: Hears of each batch that is answered how many rows it had.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class EncodedRows:
         rows: npt.NDArray[np.int64],
         view: int,
         thread: Executor,
+        on_rows: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._teacher, self._encoding, self._predictor, self._rows = teacher, encoding, predictor, rows
         self._arrays = {
@@ -50,7 +53,7 @@ class EncodedRows:
         self._best_N = np.empty(len(rows), np.int64)
         self._parts: list[Future[None]] = []
         step = held_rows(teacher.split.num_classes)
-        for positions, logits_BC in gathered(teacher.batches(rows, view), len(rows), step):
+        for positions, logits_BC in gathered(_heard(teacher.batches(rows, view), on_rows), len(rows), step):
             if len(self._parts) >= _WAITING:
                 self._parts[-_WAITING].result()
             self._parts.append(thread.submit(self._encode, positions, logits_BC))
@@ -73,3 +76,9 @@ class EncodedRows:
         for part in self._parts:
             part.result()
         return self._arrays, self._best_N
+
+
+def _heard(batches: Iterable[Batch], on_rows: Callable[[int], None]) -> Iterator[Batch]:
+    for positions, logits_BC in batches:
+        on_rows(len(positions))
+        yield positions, logits_BC

@@ -32,7 +32,7 @@ def extend_views(
         teacher: This very teacher, to all views.
         out: The new store.
         rank: Which of several processes this is (default: the only one).
-        on_progress: Called after each block.
+        on_progress: Called after each batch and each block.
 
     Returns:
         As ``cache_teacher``.

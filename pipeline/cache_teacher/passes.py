@@ -81,9 +81,10 @@ class Pass:
             with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
                 self.keep(cell, self.answer(cell, background))
 
-    def answer(self, cell: Cell, background: Executor) -> EncodedRows:
+    def answer(self, cell: Cell, background: Executor, on_rows: Callable[[int], None] = lambda _: None) -> EncodedRows:
         """Asks the teacher for a cell; another thread encodes some rows while it answers the next."""
-        return EncodedRows(self.teacher, self.encoding, self.predictor, self.rows(cell), cell.view, background)
+        rows = self.rows(cell)
+        return EncodedRows(self.teacher, self.encoding, self.predictor, rows, cell.view, background, on_rows)
 
     def keep(self, cell: Cell, encoded: EncodedRows) -> Count:
         """Commits a cell."""
@@ -157,7 +158,7 @@ def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None]
 
         for cell, claim in _claimed(begun, rank, tally):
             claims.callback(claim.close)
-            encoded = begun.answer(cell, background)
+            encoded = begun.answer(cell, background, tally.answered)
             if behind:
                 settle()
             behind.append((cell, claim, background.submit(begun.keep, cell, encoded)))
@@ -190,7 +191,7 @@ class _Tally:
         self._begun, self._on_progress = begun, on_progress
         self._total = len(begun.teacher.split) * begun.teacher.views.num_views
         self._left = {cell: len(begun.rows(cell)) for cell in begun.cells()}
-        self._correct, self._labelled = 0, 0
+        self._correct, self._labelled, self._under_way = 0, 0, 0
 
     def look(self, cell: Cell) -> None:
         """Another process has the cell, or has written it."""
@@ -201,8 +202,18 @@ class _Tally:
         """This process has written the cell."""
         self._left.pop(cell, None)
         self._correct, self._labelled = self._correct + correct, self._labelled + labelled
+        rows = len(self._begun.rows(cell))
+        self._under_way -= rows
+        self._say(rows)
+
+    def answered(self, rows: int) -> None:
+        """The teacher has answered rows that are not written yet."""
+        self._under_way += rows
+        self._say(0)
+
+    def _say(self, rows: int) -> None:
         if self._on_progress is not None:
             done = self._total - sum(self._left.values())
             accuracy = self._correct / self._labelled if self._labelled else None
-            rows = len(self._begun.rows(cell))
-            self._on_progress(Progress(done=done, total=self._total, rows=rows, accuracy=accuracy))
+            ahead = min(self._under_way, self._total - done)
+            self._on_progress(Progress(done=done, total=self._total, rows=rows, under_way=ahead, accuracy=accuracy))

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
 from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.processes.bar import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +17,20 @@ class Progress:
     Attributes:
         done: Rows that the store holds.
         total: Rows that it will hold.
-        rows: Rows of the block that was just answered.
+        rows: Rows of the block that was just written; 0 between two blocks.
+        under_way: Rows that this process has answered and not yet written.
         accuracy: Over the labelled rows that this process has answered; None before the first.
     """
 
     done: int
     total: int
     rows: int
+    under_way: int = 0
     accuracy: float | None = None
 
 
 class ProgressDisplay:
-    """A progress bar with rows/s, time left and running accuracy; silent when stderr is no terminal.
+    """A progress bar with rows/s, time left and running accuracy; a line a minute when stderr is no terminal.
 
     Args:
         total: Rows in all.
@@ -40,7 +41,7 @@ class ProgressDisplay:
 
     def __init__(self, total: int, *, as_json: bool, quiet: bool, say: Callable[[str], None]) -> None:
         self.as_json, self.say = as_json, say
-        self.bar = tqdm(total=total, unit="row", unit_scale=True, disable=True if quiet or as_json else None)
+        self.bar = progress_bar(total, "row", silent=quiet or as_json, unit_scale=True)
         self.started, self.answered = time.perf_counter(), 0
 
     def __enter__(self) -> "ProgressDisplay":
@@ -52,12 +53,12 @@ class ProgressDisplay:
         self.bar.close()
 
     def __call__(self, progress: Progress) -> None:
-        """Called after each block."""
+        """Called after each batch and each block."""
         self.answered += progress.rows
-        self.bar.update(progress.done - self.bar.n)
         if progress.accuracy is not None:
-            self.bar.set_postfix(accuracy=f"{progress.accuracy:.4f}")
-        if self.as_json:
+            self.bar.set_postfix(accuracy=f"{progress.accuracy:.4f}", refresh=False)
+        self.bar.update(max(progress.done + progress.under_way - self.bar.n, 0))
+        if self.as_json and progress.rows:
             speed = self.answered / max(time.perf_counter() - self.started, 1e-9)
             self.event(
                 "progress",

@@ -40,7 +40,7 @@ def cache_teacher(
         temperatures: Where the encoding's fidelity is measured.
         block_rows: Rows written and committed together; chosen when left out.
         rank: Which of several processes this is, so that they start apart (default: the only one).
-        on_progress: Called after each block.
+        on_progress: Called after each batch and each block.
 
     Returns:
         The summary written to the store: accuracy, NLL, calibration, per fold when cross-fitted. Empty when other

@@ -1,30 +1,41 @@
 """Stage two: one student, many students, their comparison."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from logitbank.pipeline.commands.options import here, option, read_names, takes, wrote
 from logitbank.pipeline.domains import AT_LEAST_ONE, COMPARED, COUNT
+from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.train_student.spec import Run, read_settings
 
 
+def _as_json(event: str, **facts: Any) -> None:
+    """One line for machines."""
+    typer.echo(to_json({"event": event, **facts}))
+
+
+def _say_nothing(event: str, **facts: Any) -> None:
+    """People are told otherwise."""
+
+
 @takes(Run)
 def train_student(
+    *,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
     run: Run,
+    log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
 ) -> None:
     """Stage two: train a student from a store, without the teacher. A stopped run goes on where it was.
 
     Under torchrun several processes train one student: each takes its share of every batch.
     """
     run.objective()  # a wrong loss is answered before anything is opened
-    from tqdm import tqdm
-
+    from logitbank.pipeline.processes.bar import progress_bar
     from logitbank.pipeline.processes.device import find_device
     from logitbank.pipeline.processes.together import Processes
     from logitbank.pipeline.train_student.folder import RESULT
@@ -32,15 +43,18 @@ def train_student(
 
     there, processes = (out / RESULT).exists(), Processes.find()
     device = find_device(run.device, run.threads, processes.local)
-    silent = None if processes.first else True
-    with tqdm(total=run.training.epochs, unit="epoch", disable=silent) as bar, processes.joined(device):
+    say = _as_json if log_json and processes.first else _say_nothing
+    silent = log_json or not processes.first
+    with progress_bar(run.training.epochs, "epoch", silent=silent) as bar, processes.joined(device):
 
         def report(record: EpochRecord) -> None:
+            say("epoch", **asdict(record))
             validation = {} if record.val_accuracy is None else {"val": f"{record.val_accuracy:.4f}"}
             bar.set_postfix(loss=f"{record.loss:.4f}", accuracy=f"{record.train_accuracy:.4f}", **validation)
             bar.update()
 
         def warn(warning: str) -> None:
+            say("warning", text=warning)
             bar.write(f"warning: {warning}", file=sys.stderr)
 
         try:
@@ -49,7 +63,8 @@ def train_student(
             bar.close()
             typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
             raise typer.Exit(130) from None
-    if not processes.first:
+    say("finished", out=str(out), already_there=there, result=result)
+    if log_json or not processes.first:
         return
     typer.echo(
         f"{wrote(not there)} {out}: test accuracy {result['accuracy']:.4f},"
@@ -69,13 +84,13 @@ def sweep(
     seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
     threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
+    log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
     run: Run,
 ) -> None:
     """Train every loss x student x setting x seed; all other options are those of train-student."""
     losses, students = read_names("--loss", loss), read_names("--student", student)
     grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
-    from tqdm import tqdm
-
+    from logitbank.pipeline.processes.bar import progress_bar
     from logitbank.pipeline.train_student.pool import Event
     from logitbank.pipeline.train_student.sweep import plan_runs, run_sweep, total_epochs
 
@@ -83,10 +98,13 @@ def sweep(
     planned = plan_runs(run, out, losses=losses, students=students, grid=grid, seeds=seeds)
     failed: list[Event] = []
     warned: set[str] = set()
-    with tqdm(total=total_epochs(planned), unit="epoch", disable=None) as bar:
+    say = _as_json if log_json else _say_nothing
+    with progress_bar(total_epochs(planned), "epoch", silent=log_json) as bar:
         counts = {"done": 0, "skipped": 0, "failed": 0, "elsewhere": 0}
 
         def report(event: Event) -> None:
+            facts = asdict(event)
+            say(facts.pop("kind"), **facts)
             if event.kind == "epoch":
                 bar.update()
                 return
@@ -111,10 +129,13 @@ def sweep(
             raise typer.Exit(130) from None
     elsewhere = f", {counts['elsewhere']} are being trained elsewhere" if counts["elsewhere"] else ""
     said = f"{counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed{elsewhere}"
-    typer.echo(f"{out}: {said}")
+    say("finished", out=str(out), **counts)
+    if not log_json:
+        typer.echo(f"{out}: {said}")
     if failed:
         raise ValueError(f"{len(failed)} of {len(planned)} runs failed, the first: {failed[0].run}: {failed[0].text}")
-    typer.echo(f"compare them: cli compare {out}")
+    if not log_json:
+        typer.echo(f"compare them: cli compare {out}")
 
 
 def compare(

@@ -1,5 +1,7 @@
 """Stage one: teachers, their answers, more views, folds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,14 +69,13 @@ def train_teacher(
     threads: Threads = 0,
 ) -> None:
     """Train one teacher, or with --folds B one on the complement of each fold. A stopped run goes on where it was."""
-    from tqdm import tqdm
-
     from logitbank.pipeline.cache_teacher.train import train_teachers
     from logitbank.pipeline.datasets import load_split
+    from logitbank.pipeline.processes.bar import progress_bar
     from logitbank.pipeline.views import allow_transform
 
     split = load_split(data)
-    with tqdm(total=max(folding.folds, 1) * training.epochs, unit="epoch", disable=None) as bar:
+    with progress_bar(max(folding.folds, 1) * training.epochs, "epoch") as bar:
 
         def report(fold: int, record: EpochRecord) -> None:
             bar.set_description(f"fold {fold}" if folding.folds else "teacher")
@@ -153,7 +154,8 @@ def cache_teacher(
         typer.echo(to_json({"event": "dry-run", **trial}) if log_json else _format_trial(trial, measured_at))
         return
     there = is_finished(out, caching.name)
-    with _display(len(teacher.split) * caching.views, rank, as_json=log_json) as display:
+    total = len(teacher.split) * caching.views
+    with _stoppable(out), _display(total, rank, as_json=log_json) as display:
         summary = run(
             teacher,
             out,
@@ -230,7 +232,7 @@ def extend(
         device=find_device(device, threads, local=rank.local),
     )
     there = is_finished(out, chosen.name)
-    with _display(len(split) * views, rank) as display:
+    with _stoppable(out), _display(len(split) * views, rank) as display:
         summary = extend_views(opened, answers, out, rank=rank, on_progress=display)
     _say_warnings(summary)
     rows = f"{len(split)} rows x {views} views, {opened.num_views} of them taken over"
@@ -252,6 +254,16 @@ def assign_folds(
     assert plan is not None
     assigned, written = write_assignment(load_split(data), plan, out)
     typer.echo(f"{wrote(written)} {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
+
+
+@contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on in {out} with the rows that are not there yet", err=True)
+        raise typer.Exit(130) from None
 
 
 def _display(total: int, rank: "Rank", *, as_json: bool = False) -> "ProgressDisplay":

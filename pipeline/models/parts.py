@@ -19,6 +19,7 @@ _AVERAGES = frozenset({"ema", "swa", "avg", "average", "averaged", "shadow"})  #
 _USUAL = ("state_dict", "model_state_dict", "model", "module")  # of several that fit, the first of these
 _USUAL_PREFIXES = ("", "module.", "model.")
 _OPTIONAL = "num_batches_tracked"
+_MOST_PREFIXES = 100  # a stranger's file may have thousands
 
 Part = Mapping[str, object]
 
@@ -123,7 +124,7 @@ def _choices(path: str, names: Collection[str], own: Collection[str]) -> Iterato
         bare = {name: name for name in names}
     first = next((name for name in own if not name.endswith(_OPTIONAL)), "")
     ends = [name.removesuffix(first) for name in bare if name == first or name.endswith(f".{first}")]
-    for prefix in sorted({"", *ends}):
+    for prefix in sorted({"", *ends}, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]:
         inner = {name.removeprefix(prefix): full for name, full in bare.items() if name.startswith(prefix)}
         missing = [name for name in own if name not in inner and not name.endswith(_OPTIONAL)]
         fits = not missing and all(name in own for name in inner)

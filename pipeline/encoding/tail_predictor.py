@@ -228,8 +228,8 @@ def tail_residual(
     logits_BC: Tensor, head_BK: Tensor, index_BK: Tensor, predictor: TailPredictor, folds_B: Tensor | None = None
 ) -> Tensor:
     """What the prediction leaves of the tail: zero in the head, zero mean in each row, float32 [B, C]."""
-    floored_BC = torch.maximum(logits_BC, head_BK[:, -1:].clamp(min=-1e6) - FLOOR)
-    residual_BC = floored_BC - predictor.predict(index_BK, head_BK, folds_B)
+    residual_BC = torch.maximum(logits_BC, head_BK[:, -1:].clamp(min=-1e6) - FLOOR)
+    residual_BC -= predictor.predict(index_BK, head_BK, folds_B)
     tail_size = max(1, logits_BC.shape[1] - head_BK.shape[1])
     residual_BC.scatter_(1, index_BK, 0.0)
     residual_BC -= residual_BC.sum(1, keepdim=True) / tail_size

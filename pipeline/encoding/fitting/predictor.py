@@ -63,8 +63,7 @@ class TailFit:
 
     def __init__(self, num_classes: int, top_k: int, *, gauges: tuple[Gauge, ...] = ()) -> None:
         self.num_classes, self.top_k = num_classes, top_k
-        self._gauges, self._first_best = gauges, list[Tensor]()
-        self._room = self._left_out_room = 0
+        self._gauges, self._first_best, self._room, self._left_out_room = gauges, list[Tensor](), 0, 0
         self._sums: list[_Sums] = []
         self._train: list[Tensor] = []
         self._left_out: list[Tensor] = []

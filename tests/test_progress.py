@@ -62,6 +62,7 @@ def test_control_c_says_how_to_go_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for what runs behind them
     )  # fmt: skip
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["event"] == "progress"

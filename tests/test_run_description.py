@@ -66,6 +66,7 @@ OTHER: dict[str, Any] = {
     "std": "0.5",
     "input_transform": "mean=0.5,std=0.5",
     "memory_budget": 1.0,
+    "eval_batch_size": 100,
     "workers": 2,
     "tensorboard": True,
     "device": "cpu",
@@ -181,8 +182,8 @@ def test_commands_offer_what_the_description_has() -> None:
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
     for command, own, left_out in (
-        ("train-student", {"out"}, set[str]()),
-        ("sweep", {"out", "seeds", "jobs"}, {"seed"}),
+        ("train-student", {"out", "log_json"}, set[str]()),
+        ("sweep", {"out", "seeds", "jobs", "log_json"}, {"seed"}),
     ):
         offered = {parameter.name: parameter for parameter in group.commands[command].params}
         assert offered.keys() - {"help"} == (SETTINGS_OF_RUN.keys() - left_out) | own

@@ -212,6 +212,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 READ_ONLY = """
 import os, sys
+import numpy.random  # made at first use, from a place that the one it becomes cannot read
 from pathlib import Path
 from logitbank.stores import StoreError, create_store
 from tests.test_stores import description, rows, writer

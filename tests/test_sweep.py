@@ -238,7 +238,9 @@ def anybody_in(group: int) -> bool:
 
 
 # What a shell starts in the background ignores Ctrl-C, and so does all that comes of it: the tests too, perhaps.
-HEEDING = "import signal, cli; signal.signal(signal.SIGINT, signal.default_int_handler); cli.main()"
+HEEDING = (
+    "import signal; from logitbank import cli; signal.signal(signal.SIGINT, signal.default_int_handler); cli.main()"
+)
 
 
 def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(store: Path, tmp_path: Path) -> None:

@@ -231,3 +231,82 @@ def test_the_hubs_own_library_keeps_the_bytes(made: Path, tmp_path: Path, monkey
     assert np.array_equal(pixels(hub, 7), pixels(folder, 7))
     with pytest.raises(ValueError, match="holds no picture"):
         load_split(f"hf:{tmp_path}/data?image=label")
+
+
+def shard(path: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            add(archive, name, data)
+
+
+def picture(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (9, 8, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_splits_without_labels_leave_the_others_ids_alone(tmp_path: Path) -> None:
+    labelled = [("0.png", picture(0)), ("0.cls", b"0"), ("1.png", picture(1)), ("1.cls", b"2"), ("2.png", picture(2))]
+    shard(tmp_path / "train.tar", *labelled)
+    shard(tmp_path / "test.tar", ("3.png", picture(3)), ("4.png", picture(4)))
+    spec = f"webdataset:{tmp_path}/train.tar?test={tmp_path}/test.tar"
+    for each in (spec, f"webdataset:{tmp_path}/train.tar"):
+        train = load_split(each)
+        assert (train.labels.tolist(), train.num_classes, train.class_names) == ([0, 2, -1], 3, ())
+    assert load_split(f"{spec}&split=test").labels.tolist() == [-1, -1]
+    swapped = f"webdataset:{tmp_path}/test.tar?test={tmp_path}/train.tar&first_label=0&classes=3"
+    assert load_split(swapped).labels.tolist() == [-1, -1]
+    np.savez(tmp_path / "a.npz", x=np.eye(4), y=[0, 2, -1, 2], x_test=np.eye(4)[:2], y_test=["", ""])
+    assert load_split(f"npz:{tmp_path}/a.npz").labels.tolist() == [0, 2, -1, 2]
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize("name", ["b.png", "b.cls"])
+def test_links_of_a_shard_are_no_lost_rows(kind: bytes, name: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        add(archive, "a.png", picture(0))
+        add(archive, "a.cls", b"0")
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = kind, f"a.{name[2:]}"
+        archive.addfile(link)
+        add(archive, "c.png", picture(1))
+        add(archive, "c.cls", b"1")
+    with pytest.raises(ValueError, match=f"{name} is a link .*--dereference"):
+        load_split(f"webdataset:{tmp_path}/s.tar")
+
+
+def test_each_command_says_what_of_a_shard_is_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [("a.png", picture(0)), ("a.cls", b"0"), ("b.1.png", picture(1)), ("b.1.cls", b"1")]
+    shard(tmp_path / "s.tar", *members, ("._c.png", b""), ("c.png", picture(2)), ("c.cls", b"1"), ("d.png", picture(3)))
+    time.sleep(2.1)
+    for _ in range(2):
+        caplog.clear()
+        assert load_split(f"webdataset:{tmp_path}/s.tar").labels.tolist() == [0, 1, -1]
+        assert "1 samples hold no picture, and are no rows: /b" in caplog.text
+        assert "2 members are not read: b.1.png, b.1.cls" in caplog.text
+        assert "1 of 3 samples have no member .cls" in caplog.text
+    shard(tmp_path / "t.tar", ("a.png", picture(0)), ("a.cls", b"0"), ("a.cls", b"1"))
+    with pytest.raises(ValueError, match="holds two labels"):
+        load_split(f"webdataset:{tmp_path}/t.tar")
+
+
+def table(path: Path, labels: Any, names: str = "") -> None:
+    column = pyarrow.array([picture(number) for number in range(len(labels))], pyarrow.binary())
+    made = pyarrow.table({"image": column, "label": labels})
+    about = {"huggingface": f'{{"info": {{"features": {{"label": {{"names": {names}}}}}}}}}'} if names else {}
+    pyarrow.parquet.write_table(made.replace_schema_metadata(about), path)
+
+
+def test_tables_that_name_their_classes_otherwise_are_not_joined(tmp_path: Path) -> None:
+    table(tmp_path / "t-0.parquet", [0, 1], '["cat", "dog"]')
+    table(tmp_path / "t-1.parquet", [0, 1], '["dog", "cat"]')
+    for spec in ("t-*.parquet", f"t-0.parquet?test={tmp_path}/t-1.parquet"):
+        with pytest.raises(ValueError, match="t-1.parquet names its classes dog, cat, but .*t-0.parquet cat, dog"):
+            load_split(f"parquet:{tmp_path}/{spec}{'&' if '?' in spec else '?'}image=image")
+    table(tmp_path / "u-0.parquet", ["cat", "dog"])
+    table(tmp_path / "u-1.parquet", [0, 1])
+    with pytest.raises(ValueError, match="text in some files and numbers in others"):
+        load_split(f"parquet:{tmp_path}/u-*.parquet?image=image")
+    table(tmp_path / "u-1.parquet", pyarrow.array([None, None], pyarrow.int64()))
+    unlabelled = f"parquet:{tmp_path}/u-0.parquet?image=image&split=test&test={tmp_path}/u-1.parquet"
+    assert load_split(unlabelled).labels.tolist() == [-1, -1]

@@ -63,8 +63,9 @@ def place_labels(
     Raises:
         ValueError: Labels that are measurements, count from 1, or are not among those of the training split.
     """
+    parts = [_without_texts(part) for part in parts]
     if any(part.dtype.kind == "U" for part in parts):
-        texts = [part.astype(str) for part in parts]
+        texts = [_as_texts(part) for part in parts]
         found = class_names(texts[0].tolist(), classes, spec)
         names = known_classes(found, classes, spec)
         return find_labels(texts[chosen].tolist(), names, spec), max(len(names), 2), names if len(names) >= 2 else ()
@@ -145,6 +146,18 @@ def from_zero(labels: npt.NDArray[np.generic], what: str) -> npt.NDArray[np.gene
     if (numbers == 0).any():
         raise ValueError(f"{what}: {int((numbers == 0).sum())} are 0, so they count from 0; leave first_label out")
     return np.where(numbers > 0, numbers - 1, numbers)
+
+
+def _without_texts(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Texts of which none is a label say nothing of what the other splits' labels are."""
+    if part.dtype.kind == "U" and all(text.lower() in MISSING for text in part.tolist()):
+        return np.full(len(part), -1, np.int64)
+    return part
+
+
+def _as_texts(part: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
+    """Labels beside texts; a number -1 is no label, and no class of that name either."""
+    return part.astype(str) if part.dtype.kind == "U" else np.where(part < 0, "", part.astype(str))
 
 
 def _check_ids(used: Labels, num_labelled: int, spec: str) -> None:

@@ -23,7 +23,7 @@ from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_lab
 from logitbank.pipeline.datasets.limits import check_declared
 from logitbank.pipeline.datasets.patterns import find_files, matching
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
-from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, spell, tell
+from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split
 from logitbank.stores.files import whole_file
 
@@ -103,6 +103,7 @@ def load_parquet_pictures(
     what = ".parquet files, such as train-*.parquet"
     found = [take_out(find_files(each, spec, what), image, label or "label", spec) for each in (path, test) if each]
     chosen = 1 if split == "test" else 0
+    _same_names([(part.paths[0], part.names) for part in found], spec)
     parts = [read_labels(part.labels, f"{spec}: labels") for part in found]
     if read_one(spec, "first_label", first_label, ("0", "1")) == "1":
         parts = [from_zero(part, f"{spec}: labels") for part in parts]
@@ -144,7 +145,10 @@ def take_out(paths: Sequence[Path], image: str, label: str, spec: str) -> TakenO
             if int(known["starts"][-1]) == file.stat().st_size:
                 return TakenOut(paths, file, known["starts"], known["labels"], tuple(known["names"].tolist()), about)
     declared = sum(_check(path, image, label, spec) for path in paths)
-    names = _class_names(paths[0], label)
+    kinds = {"string" in kind for kind in (str(_open(path)[1].field(label).type) for path in paths) if kind != "null"}
+    if len(kinds) > 1:
+        raise ValueError(f"{spec}: column {label!r} is text in some files and numbers in others; write one kind")
+    names = _same_names([(path, _class_names(path, label)) for path in paths], spec)
     file.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(file.parent).free
     if declared > free:
@@ -219,6 +223,22 @@ def _class_names(path: Path, label: str) -> tuple[str, ...]:
     except (KeyError, TypeError, ValueError):
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _same_names(named: Sequence[tuple[Path, tuple[str, ...]]], spec: str) -> tuple[str, ...]:
+    """The names of the classes that tables give their ids; those of a table that gives none are not known.
+
+    Raises:
+        ValueError: Tables give them other names, or another order.
+    """
+    known = [(path, names) for path, names in named if names]
+    for path, names in known[1:]:
+        if names != known[0][1]:
+            raise ValueError(
+                f"{spec}: {path} names its classes {shown(names, 3)}, but {known[0][0]} {shown(known[0][1], 3)}: one"
+                " id would be two classes; write the files with the same names in one order"
+            )
+    return known[0][1] if known else ()
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,7 @@ Shapes: N samples.
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,8 @@ from logitbank.pipeline.datasets.spec import shown, tell
 
 MOST_LABEL = 4096  # bytes
 _MOST_HEADER = 2**20  # bytes that a header may ask for: names and the like
-_ABOUT = "tar shards 1"
+_ABOUT = "tar shards 2"
+_SHOWN = 5
 _PLACE = np.dtype([("file", "<u4"), ("start", "<u8"), ("size", "<u8")])
 
 
@@ -76,23 +77,55 @@ def open_shards(paths: Sequence[Path], label: str, spec: str) -> Shards:
     recalled = notes.recall()
     if recalled is not None and recalled[0].all():
         with np.load(io.BytesIO(recalled[1]), allow_pickle=False) as index:
-            return Shards(paths, index["places"], index["labels"])
+            shards = Shards(paths, index["places"], index["labels"])
+            _tell(spec, shards, label, index["left"].tolist())
+            return shards
     places: list[tuple[int, int, int]] = []
     labels: list[str] = []
+    without, unread = _Left("samples hold no picture, and are no rows"), _Left("members are not read")
     for number, path in enumerate(paths):
-        for start, size, text in _samples(path, label):
+        for start, size, text in _samples(path, label, without, unread):
             places.append((number, start, size))
             labels.append(text)
     shards = Shards(paths, np.array(places, _PLACE), np.array(labels, np.str_))
     if not len(shards):
         raise ValueError(f"{spec}: no pictures in {shown(paths)}; expected members such as 000001.jpg and 000001.cls")
     index_file = io.BytesIO()
-    np.savez(index_file, places=shards.places, labels=shards.labels)
+    left = [each.text for each in (without, unread) if each.number]
+    np.savez(index_file, places=shards.places, labels=shards.labels, left=np.array(left, np.str_))
     notes.write(index_file.getvalue())
-    unlabelled = labels.count("")
-    if unlabelled:
-        tell(f"{spec}: {unlabelled} of {len(labels)} samples have no member .{label}, and are unlabelled")
+    _tell(spec, shards, label, left)
     return shards
+
+
+def _tell(spec: str, shards: Shards, label: str, left: Sequence[str]) -> None:
+    """What is odd about shards, to every command that reads them."""
+    for text in left:
+        tell(f"{spec}: {text}")
+    unlabelled = int((shards.labels == "").sum())
+    if unlabelled:
+        tell(f"{spec}: {unlabelled} of {len(shards)} samples have no member .{label}, and are unlabelled")
+
+
+@dataclass
+class _Left:
+    """What is no row: how many, and the names of a few."""
+
+    what: str
+    number: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.number += 1
+        if len(self.names) < _SHOWN:
+            self.names.append(name)
+
+    @property
+    def text(self) -> str:
+        return f"{self.number} {self.what}: {shown(self.names)}{' ...' if self.number > _SHOWN else ''}"
+
+
+_DEREFERENCE = "write it anew with tar --dereference --hard-dereference and without --sparse"
 
 
 @dataclass
@@ -102,11 +135,15 @@ class _Sample:
     label: str = ""
 
 
-def _samples(path: Path, label: str) -> Iterator[tuple[int, int, str]]:
+def _samples(path: Path, label: str, without: _Left, unread: _Left) -> Iterator[tuple[int, int, str]]:
     """Start and size of each picture, and its label."""
     try:
         with path.open("rb") as file:
-            yield from _walk(path, file, label)
+            for sample in _walk(path, file, label, unread):
+                if sample.picture is not None:
+                    yield *sample.picture, sample.label
+                elif sample.key:
+                    without.add(sample.key)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     except (tarfile.TarError, EOFError, OverflowError) as error:
@@ -114,35 +151,45 @@ def _samples(path: Path, label: str) -> Iterator[tuple[int, int, str]]:
         raise ValueError(f"{path}: no sound tar file ({reason}); fetch it again, uncompressed") from error
 
 
-def _walk(path: Path, file: BinaryIO, label: str) -> Iterator[tuple[int, int, str]]:
+def _walk(path: Path, file: BinaryIO, label: str, unread: _Left) -> Iterator[_Sample]:
     current = _Sample("")
     bounded = _Bounded(file)
     with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             archive.members = []  # or it would keep millions
+            folder, _, base = member.name.rpartition("/")
+            stem, _, ending = base.lower().partition(".")
+            is_picture = f".{ending}" in SUFFIXES
+            is_label = ending == label and not is_picture
+            if not stem or member.isdir():
+                continue  # hidden, as everywhere
             if not member.isreg() or member.sparse is not None:
+                if is_picture or is_label:
+                    raise ValueError(f"{path}: {shown([member.name])} is a link or has holes; {_DEREFERENCE}")
                 continue
             if member.offset_data + member.size > path.stat().st_size:
                 raise ValueError(f"{path}: {shown([member.name])} is cut off; fetch it again")
-            folder, _, base = member.name.rpartition("/")
-            stem, _, ending = base.partition(".")
-            if f"{folder}/{stem}" != current.key:
-                yield from _finished(path, current)
-                current = _Sample(f"{folder}/{stem}")
-            if f".{ending.lower()}" in SUFFIXES:
+            key = f"{folder}/{base.partition('.')[0]}"
+            if key != current.key:
+                yield _finished(path, current)
+                current = _Sample(key)
+            if is_picture:
                 if current.picture is not None:
                     raise ValueError(f"{path}: sample {shown([current.key])} holds two pictures; expected one")
                 current.picture = member.offset_data, member.size
-            elif ending.lower() == label:
+            elif is_label:
+                if current.label:
+                    raise ValueError(f"{path}: sample {shown([current.key])} holds two labels; expected one")
                 current.label = _read_label(path, file, member)
-    yield from _finished(path, current)
+            elif f".{ending.rpartition('.')[2]}" in SUFFIXES or ending.endswith(f".{label}"):
+                unread.add(member.name)  # endings begin at the first dot: b.1.jpg is no picture of a sample b.1
+    yield _finished(path, current)
 
 
-def _finished(path: Path, sample: _Sample) -> Iterator[tuple[int, int, str]]:
-    if sample.picture is not None:
-        yield *sample.picture, sample.label
-    elif sample.label:
+def _finished(path: Path, sample: _Sample) -> _Sample:
+    if sample.picture is None and sample.label:
         raise ValueError(f"{path}: sample {shown([sample.key])} has a label and no picture; mend or remove it")
+    return sample
 
 
 def _read_label(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> str:

@@ -70,6 +70,6 @@ def load_webdataset(
 def _numbers(texts: "np.ndarray[tuple[int], np.dtype[np.str_]]") -> np.ndarray:
     """Class ids where all labels are, and the texts where one is a name."""
     found = [text for text in texts.tolist() if text]
-    if found and all(text.removeprefix("-").isdecimal() and len(text) < 10 for text in found):
+    if all(text.removeprefix("-").isdecimal() and len(text) < 10 for text in found):
         return np.array([int(text) if text else -1 for text in texts.tolist()], np.int64)
     return texts

@@ -60,7 +60,6 @@ FORBIDDEN = {
 ALLOWED = {
     "pipeline.train_student.losses": ("pipeline.train_student.losses",),
     "pipeline.train_student.losses.domains": ("pipeline.train_student.losses",),
-    "pipeline.answers": ("pipeline.train_student.losses",),  # the words in which a loss asks
     "pipeline.processes": ("pipeline.processes",),
     "pipeline.cache_teacher": (),
 }

@@ -13,12 +13,32 @@ import numpy.typing as npt
 from torch import Tensor
 
 from logitbank.pipeline.answers.grouping import Grouping
-from logitbank.pipeline.train_student.losses import Answer
 
 if TYPE_CHECKING:
     from logitbank.pipeline.answers.stored import StoredAnswers
 
 View = int | Tensor
+
+
+class Batch(Protocol):
+    """What is said of the B rows of a batch, and how much of it is known: an ``Answer`` as losses take it."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Of dense, out_of_fold, fixed_tail: what holds for the answer."""
+        ...
+
+    def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
+        """Dense, finite teacher logits, float [B, C]; rows that are not served hold no answer."""
+        ...
+
+    def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
+        """Rows whose classes at or above the label are exactly those of the teacher, bool [B]; None: all rows."""
+        ...
+
+    def served(self) -> Tensor | None:
+        """Rows that a teacher answers, bool [B]; None: all rows."""
+        ...
 
 
 class Answers(Protocol):
@@ -47,7 +67,7 @@ class Answers(Protocol):
         """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail."""
         ...
 
-    def of(self, rows_B: Tensor, view: View) -> Answer:
+    def of(self, rows_B: Tensor, view: View) -> Batch:
         """What is said of the rows, and what of it is known; what a loss takes."""
         ...
 

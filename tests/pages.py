@@ -61,9 +61,13 @@ def commands(text: str) -> list[list[str]]:
 
 def options_of(words: list[str]) -> tuple[str, set[str]] | None:
     """The command of this program that a line calls, with the options it passes; None for other programs."""
-    if "cli" not in words:
+    if words[0] == "torchrun":
+        start = words.index("-m") + 2
+        assert words[start - 1] == "logitbank", f"{words[start - 1]} is no module that installs"
+    elif "cli" in words:
+        start = words.index("cli") + 1
+    else:
         return None
-    start = words.index("cli") + 1
     name = words[start]
     passed = {word.partition("=")[0] for word in words[start + 1 :] if word.startswith("--")}
     return name, passed

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from logitbank.pipeline.datasets import Split, load_split
-from logitbank.pipeline.datasets.file_notes import FEWEST
+from logitbank.pipeline.datasets.file_notes import FEWEST, Notes
 from logitbank.pipeline.datasets.image_files import ImageFiles
 
 N = FEWEST + 4
@@ -135,6 +135,24 @@ def test_damaged_notes_are_no_notes(damage: Callable[[bytes], bytes], noted: tup
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root gives files away")
+def test_files_that_changed_as_they_were_looked_at_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGITBANK_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "file"
+    file.write_bytes(b"1")
+    notes = Notes([file], "age")
+    time.sleep(2.1)  # a long pass: a change after the look, within one tick of the clock, would leave the times
+    notes.write(b"")
+    recalled = Notes([file], "age").recall()
+    assert recalled is not None
+    assert not recalled[0].any()
+    Notes([file], "age").write(b"")
+    recalled = Notes([file], "age").recall()
+    assert recalled is not None
+    assert recalled[0].all()
+
+
 def test_notes_of_another_user_are_no_notes(noted: tuple[Path, Path, Split]) -> None:
     folder, notes, _ = noted
     os.chown(notes, 12345, 12345)

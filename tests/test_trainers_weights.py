@@ -231,6 +231,15 @@ def test_of_two_that_fit_the_user_says_which(tmp_path: Path) -> None:
         taken(tmp_path / "w.pt", "tutor")
 
 
+@pytest.mark.parametrize("other", ["teacher", "swa_state_dict"])
+def test_another_part_is_not_taken_in_place_of_weights_that_have_more(other: str, tmp_path: Path) -> None:
+    path, more = tmp_path / "x.pt", {**net(0).state_dict(), "aux.weight": torch.zeros(2)}
+    torch.save({"state_dict": more, other: net(1).state_dict()}, path)
+    with pytest.raises(ValueError, match=f"state_dict holds this network and 1 names more .aux.weight.*FILE::{other}"):
+        taken(path)
+    assert took(path, other) == digest(net(1))
+
+
 def test_a_prefix_is_selected_as_well(tmp_path: Path) -> None:
     both = {f"{name}.{key}": value for name in ("online", "target") for key, value in net().state_dict().items()}
     both["target.3.bias"] = torch.ones(10)

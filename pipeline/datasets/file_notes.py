@@ -2,7 +2,7 @@
 
 Notes lie in the cache folder (``$LOGITBANK_CACHE/files``). They are believed of a file as long as its size, its times
 of change, its inode and its device are as they were, and, as git has it, only when it had not been changed within the
-last two seconds before the notes were written: a change within one tick of a clock leaves the times as they are. Notes
+last two seconds before it was looked at: a change within one tick of a clock leaves the times as they are. Notes
 of another user, or with another digest than their content has, are no notes.
 
 Shapes: N files.
@@ -51,6 +51,7 @@ class Notes:
         for path in paths:
             listed.update(b"\0" + os.fsencode(path.absolute()))
         self.name = listed.hexdigest()
+        self._looked_at = time.time_ns()
         self._states = np.zeros(len(paths), _ROW)
         for row, path in enumerate(paths):
             with contextlib.suppress(OSError):
@@ -70,14 +71,14 @@ class Notes:
         content, size = blob[_START:], 8 + self._states.nbytes
         if blob[:_START] != _MAGIC + hashlib.sha256(content).digest() or len(content) < size:
             return None
-        written = int(np.frombuffer(content[:8], "<u8")[0])
+        looked_at = int(np.frombuffer(content[:8], "<u8")[0])
         noted = np.frombuffer(content[8:size], _ROW)
-        settled = np.maximum(noted["modified"], noted["changed"]) < max(written - _RACY, 0)
+        settled = np.maximum(noted["modified"], noted["changed"]) < max(looked_at - _RACY, 0)
         return (noted == self._states) & settled & (noted["inode"] > 0), content[size:]
 
     def write(self, payload: bytes) -> None:
         """Writes notes of the files as they were when this was made, where the cache can be written."""
-        content = np.array([time.time_ns()], "<u8").tobytes() + self._states.tobytes() + payload
+        content = np.array([self._looked_at], "<u8").tobytes() + self._states.tobytes() + payload
         with contextlib.suppress(OSError):
             notes_folder().mkdir(parents=True, exist_ok=True)
             with whole_file(notes_folder() / self.name) as beside:

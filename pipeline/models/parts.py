@@ -89,7 +89,8 @@ def choose(parts: Mapping[str, Collection[str]], own: Collection[str], selected:
         source: For errors.
 
     Raises:
-        ValueError: No such part, or several that fit and none is usual.
+        ValueError: No such part; several that fit and none is usual; or the usual one has more than the network, so
+            that another's weights would be taken in its place.
     """
     choices = [choice for path, names in parts.items() for choice in _choices(path, names, own)]
     if selected:
@@ -108,7 +109,21 @@ def choose(parts: Mapping[str, Collection[str]], own: Collection[str], selected:
         raise ValueError(
             f"{source}: {len(first)} parts fit this network ({options}); say which, FILE{SEPARATOR}{first[0].spelled}"
         )
+    if not selected:
+        _check_not_passed_over(choices, own, first[0], source)
     return first[0]
+
+
+def _check_not_passed_over(choices: Collection[Choice], own: Collection[str], taken: Choice, source: str) -> None:
+    fitting = {choice.path for choice in choices if choice.fits}
+    for choice in choices:
+        if choice.path not in fitting and _rank(choice) < _rank(taken) and not set(own) - set(choice.names):
+            more = sorted(set(choice.names) - set(own))
+            raise ValueError(
+                f"{source}: the part {choice.spelled or 'at the top'} holds this network and {len(more)} names more"
+                f" ({shown(more)}), and only {taken.spelled} fits; name the right model, or say"
+                f" FILE{SEPARATOR}{taken.spelled}"
+            )
 
 
 def others_that_fit(parts: Mapping[str, Collection[str]], own: Collection[str], taken: Choice) -> list[str]:

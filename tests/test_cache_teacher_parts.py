@@ -216,6 +216,13 @@ def test_parts_are_spelled_or_come_from_torchrun() -> None:
     assert ranked == Rank(number=3, count=4, together=True, local=1)
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+@pytest.mark.parametrize("value", ["", "a", "-1"])
+def test_an_environment_that_is_not_torchruns_is_named(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"the environment has {name}="):
+        Rank.find("", {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", name: value})
+
+
 @pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/2", "0/0"])
 def test_impossible_parts(text: str) -> None:
     with pytest.raises(ValueError, match="expected i/n"):

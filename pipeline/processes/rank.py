@@ -39,9 +39,14 @@ class Rank:
             return cls(number=int(match[1]), count=int(match[2]))
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return cls()
-        rank = environment["RANK"]
-        local = int(environment.get("LOCAL_RANK", rank))
-        return cls(number=int(rank), count=int(environment["WORLD_SIZE"]), local=local, together=True)
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK" if "LOCAL_RANK" in environment else "RANK")
+        for name in names:
+            if not re.fullmatch(r"\d{1,6}", environment[name]):
+                raise ValueError(
+                    f"the environment has {name}={environment[name]!r}; expected a number, as torchrun sets; unset it"
+                )
+        number, count, local = (int(environment[name]) for name in names)
+        return cls(number=number, count=count, local=local, together=True)
 
     @property
     def first(self) -> bool:

@@ -27,6 +27,7 @@ from logitbank.stores.format.schema import MAX_BLOCK_BYTES, ArraySpec, StoreErro
 REMEDY = "fetch it again, or remove the cell's commit and run the command that wrote it again"
 CRC_BYTES = 4
 INDEX_ENTRY = struct.Struct("<QQ")
+_CGROUP = Path("/sys/fs/cgroup")
 BLOSC_HEADER = struct.Struct("<4xIII")  # decoded bytes, block size, encoded bytes
 MAX_THREADS = 8
 
@@ -186,12 +187,12 @@ def check_memory(num_bytes: int, what: str) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can still be had; a very large number where the system does not say."""
-    try:
+    """Bytes of memory that can still be had, in a container at most its own; a very large number where nobody says."""
+    found = [machine_memory()]
+    with suppress(OSError, StopIteration, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 2**62
+        found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
+    return min(found)
 
 
 def machine_memory() -> int:
@@ -201,5 +202,5 @@ def machine_memory() -> int:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container, in one version of cgroups or another
         with suppress(OSError, ValueError):
-            found.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+            found.append(int((_CGROUP / limit).read_text()))
     return min(found)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from logitbank.pipeline.commands import exchange, look, parts, share, student, teacher
+from logitbank.pipeline.commands.options import Once
 from logitbank.pipeline.processes.rank import Rank
 
 UsageError: Any = typer.BadParameter.__base__  # Typer carries its own copy of click, or does not
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 for panel, commands in GROUPS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(cls=Once, rich_help_panel=panel)(command)
 
 
 def _show_versions(wanted: bool) -> None:

@@ -5,13 +5,14 @@ Command line, run.json, resuming, sweeps and the Python API all come from it. A 
 settings are its own: names are unique over all of them. Imports nothing heavy, so that ``--help`` answers at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from logitbank.pipeline.domains import Domain
 
 Described = TypeVar("Described")
+Idle = tuple[tuple[str, ...], str]  # names of settings that do nothing beside the others, and why
 
 
 @dataclass(frozen=True)
@@ -96,19 +97,39 @@ def values_of(described: Any) -> dict[str, Any]:
 
 
 def check_settings(described: Any) -> None:
-    """Raises ValueError, naming the option, when a value lies outside its domain; for ``__post_init__``."""
+    """Raises ValueError, naming the option, when a value lies outside its domain, or is set and does nothing beside the
+    others; for ``__post_init__``.
+
+    A description that has settings that may do nothing tells them in a method ``idle``.
+    """
     values = values_of(described)
     for setting in settings_of(type(described)):
         if setting.option.domain is not None:
             setting.option.domain.check(setting.flag, values[setting.name])
+    for idle in _idle(described):
+        refuse_idle(described, *idle)
 
 
-def refuse_idle(described: Any, names: Iterable[str], because: str) -> None:
-    """Raises ValueError when one of the settings, which do nothing here, is not left as it is by default."""
+def refuse_idle(described: Any, names: Iterable[str], because: str, given: Collection[str] = ()) -> None:
+    """Raises ValueError when one of the settings, which do nothing here, is given or is not as by default."""
     values = values_of(described)
     for setting in settings_of(type(described)):
-        if setting.name in names and values[setting.name] != setting.default:
+        if setting.name in names and (setting.name in given or values[setting.name] != setting.default):
             raise ValueError(f"{setting.flag} does nothing here, because {because}; leave it out")
+
+
+def refuse_given(described: Any, given: Collection[str]) -> None:
+    """Raises ValueError when a setting that the user gave, be it as by default, does nothing beside the others."""
+    for idle in _idle(described):
+        refuse_idle(described, *idle, given)
+    for each in fields(described):
+        if "part" in each.metadata:
+            refuse_given(getattr(described, each.name), given)
+
+
+def _idle(described: Any) -> Iterable[Idle]:
+    told: Iterable[Idle] = described.idle() if hasattr(described, "idle") else ()
+    return told
 
 
 def from_values(described: type[Described], values: Mapping[str, Any]) -> Described:

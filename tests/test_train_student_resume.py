@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
@@ -103,6 +105,24 @@ def test_a_killed_process_goes_on_to_the_same_bits(store: Store, tmp_path: Path)
             [*command, "--out", str(tmp_path / name)], env=environment, check=True, stdout=subprocess.DEVNULL
         )
     assert digest(killed) == digest(tmp_path / "whole")
+
+
+def test_a_stopped_run_of_an_earlier_version_is_refused_as_such(store: Store, digits: Split, tmp_path: Path) -> None:
+    def run(stop: Stop | None = None) -> None:
+        train(store, digits, None, tmp_path / "run", student="mlp:8", epochs=2, on_epoch=stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stop(1))
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    with safe_open(checkpoint, framework="pt") as file:
+        content = json.loads(file.metadata()["checkpoint"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del content["groups"]
+    save_file(tensors, checkpoint, metadata={"checkpoint": json.dumps(content)})
+    with pytest.raises(ValueError, match="is of an earlier version, whose stopped runs do not go on; remove it"):
+        run()
+    checkpoint.unlink()
+    run()
 
 
 def test_notes_are_those_of_all_epochs_also_when_the_run_was_stopped(

@@ -1,10 +1,11 @@
 """Every setting of a pass, described once. Imports nothing heavy: the command line's options are made of it."""
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logitbank.pipeline.cache_teacher.teachers import NO_WEIGHTS
-from logitbank.pipeline.described import check_settings, option, part, refuse_idle
+from logitbank.pipeline.described import Idle, check_settings, option, part, refuse_idle
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     BITS,
@@ -55,8 +56,11 @@ class Folding:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def idle(self) -> Iterator[Idle]:
+        """Settings that do nothing beside the others."""
         if not self.folds:
-            refuse_idle(self, ("fold_strategy", "fold_seed"), "--folds is 0")
+            yield ("fold_strategy", "fold_seed"), "--folds is 0"
 
     def plan(self) -> "FoldPlan | None":
         from logitbank.pipeline.folds import FoldPlan
@@ -100,10 +104,13 @@ class Caching:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def idle(self) -> Iterator[Idle]:
+        """Settings that do nothing beside the others; `choose` knows those beside the encoding."""
         if self.transform == "none":
-            refuse_idle(self, ("view_seed",), "--transform is none")
+            yield ("view_seed",), "--transform is none"
         if self.kl_budget:
-            refuse_idle(self, ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding")
+            yield ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding"
 
     @property
     def measured_at(self) -> tuple[float, ...]:
@@ -121,8 +128,12 @@ class Caching:
 
         return Views(transform=allow_transform(self.transform), num_views=self.views, seed=self.view_seed)
 
-    def choose(self, num_classes: int) -> "Encoding | Budget":
+    def choose(self, num_classes: int, given: Collection[str] = ()) -> "Encoding | Budget":
         """What is kept of a row, or the budget that decides it.
+
+        Args:
+            num_classes: Of the data.
+            given: Names of the settings that the user gave, be it as by default.
 
         Raises:
             ValueError: The encoding does not fit so many classes, or a setting does nothing beside it.
@@ -133,9 +144,9 @@ class Caching:
         if self.kl_budget:
             return Budget(kl=self.kl_budget, temperatures=self.measured_at)
         kind = self.encoding if self.encoding != "auto" else "dense" if num_classes <= 256 else "topk"
-        given = {"top_k": self.top_k, "tail_bits": self.tail_bits, "bits": self.bits}
-        chosen: Any = {name: given[name] for name in KINDS[kind].options}
+        offered = {"top_k": self.top_k, "tail_bits": self.tail_bits, "bits": self.bits}
+        chosen: Any = {name: offered[name] for name in KINDS[kind].options}
         encoding = Encoding(kind=kind, num_classes=num_classes, **chosen)
-        idle = [name for name in given if name not in chosen] + ([] if encoding.has_tail else ["predictor_rows"])
-        refuse_idle(self, idle, f"the encoding is {kind}")
+        idle = [name for name in offered if name not in chosen] + ([] if encoding.has_tail else ["predictor_rows"])
+        refuse_idle(self, idle, f"the encoding is {kind}", given)
         return encoding

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from logitbank.pipeline.described import Setting, from_values, settings_of
+from logitbank.pipeline.described import Setting, from_values, refuse_given, settings_of
 from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain
 
 if TYPE_CHECKING:
@@ -32,9 +33,26 @@ class Checked:
         return value
 
 
+class Once(TyperCommand):
+    """A command whose options are given once, but for those that may be repeated: the parser would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The command's own arguments; ValueError when an option is given twice."""
+        written = list(args)
+        rest: list[str] = super().parse_args(ctx, args)
+        _, _, order = self.make_parser(ctx).parse_args(args=written)
+        for param in () if ctx.resilient_parsing else order:
+            if order.count(param) > 1 and not (param.multiple or getattr(param, "is_flag", False)):
+                raise ValueError(f"{param.opts[0]} is given {order.count(param)} times; give it once")
+        return rest
+
+
 def option(domain: Domain, *names: str, help: str) -> Any:
     """An option of the command line with its domain."""
     return typer.Option(*names, help=help, callback=Checked(domain).check)
+
+
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
 
 def takes(
@@ -50,13 +68,18 @@ def takes(
     offered = [setting for setting in settings_of(described) if setting.name not in leave_out]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+
         @wraps(command)
         def called(**given: Any) -> None:
+            context = given["context"] if "context" in own else given.pop("context")
             values = {setting.name: _value(setting, given.pop(setting.name)) for setting in offered}
-            command(**{name: from_values(described, values)}, **given)
+            run: Any = from_values(described, values)
+            refuse_given(run, [setting.name for setting in offered if is_given(context, setting.name)])
+            command(**{name: run}, **given)
 
-        parameters: list[inspect.Parameter] = []
-        for each in inspect.signature(command).parameters.values():
+        parameters: list[inspect.Parameter] = [] if "context" in own else [_CONTEXT]
+        for each in own.values():
             ours = each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             parameters += [_parameter(setting) for setting in offered] if each.name == name else [ours]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -132,11 +155,16 @@ def read_names(option: str, text: str) -> list[str]:
     return names
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user wrote the option of a parameter, whatever its value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> None:
     """Raises ValueError when the user gave one of the parameters, which do nothing here."""
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
             raise ValueError(f"{option} does nothing here, because {because}; leave it out")
 

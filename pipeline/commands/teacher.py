@@ -23,12 +23,12 @@ from logitbank.pipeline.commands.options import (
     fold_plan,
     here,
     input_scaling,
+    is_given,
     option,
     refuse_idle,
     takes,
     wrote,
 )
-from logitbank.pipeline.described import refuse_idle as refuse_unset
 from logitbank.pipeline.domains import (
     COUNT,
     VIEWS,
@@ -134,7 +134,7 @@ def cache_teacher(
 
     rank = Rank.find(part)
     split = load_split(data)
-    chosen = caching.choose(split.num_classes)
+    chosen = caching.choose(split.num_classes, [name for name in context.params if is_given(context, name)])
     _refuse_idle_computing(context, caching, split)
     teacher = build_teacher(
         split,
@@ -301,8 +301,8 @@ def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str
 def _refuse_idle_computing(context: typer.Context, caching: Caching, split: "Split") -> None:
     """Options of cache-teacher that do nothing with this teacher and these data."""
     if not split.is_image:
-        refuse_unset(caching, ("channels_last",), f"{split.spec} holds no images")
+        refuse_idle(context, ("channels_last",), f"{split.spec} holds no images")
     if not caching.is_network:
         because = f"{caching.teacher} is no network that runs here"
-        refuse_unset(caching, ("batch_size", "precision", "channels_last", "compile", "workers"), because)
-        refuse_idle(context, ("mean", "std", "input_transform"), because)
+        computing = ("batch_size", "precision", "channels_last", "compile", "workers")
+        refuse_idle(context, (*computing, "mean", "std", "input_transform"), because)

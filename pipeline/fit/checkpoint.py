@@ -79,6 +79,10 @@ class Checkpoint:
         settings = completed(Training, content.get("training"))
         if settings != training.attributes() or content.get("about", {}) != self.about:
             raise ValueError(f"{self.path}: checkpoint of a run with other settings; choose another --out")
+        if "groups" not in content:  # of the time before timm's optimisers
+            raise ValueError(
+                f"{self.path} is of an earlier version, whose stopped runs do not go on; remove it to start over"
+            )
         try:
             run.model.load_state_dict(_within("model", tensors))
             found = _joined("group", tensors, content["groups"])

@@ -4,11 +4,11 @@ Imports nothing heavy, since the command line's options are made of it; what a n
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from logitbank.pipeline.described import check_settings, deciding, option, refuse_idle
+from logitbank.pipeline.described import Idle, check_settings, deciding, option
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     COUNT,
@@ -111,12 +111,6 @@ class Training:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.optimizer not in WITH_MOMENTUM:
-            refuse_idle(self, ("momentum",), f"{self.optimizer} has none")
-        if not self.weight_decay:
-            refuse_idle(self, ("weight_decay_on",), "--weight-decay is 0")
-        if not self.selected_by:
-            refuse_idle(self, ("patience",), "--select last looks for no best epoch")
         if self.patience >= self.epochs:
             raise ValueError(f"--patience is {self.patience} of {self.epochs} epochs; expected fewer than --epochs")
         if self.warmup_epochs >= self.epochs:
@@ -131,6 +125,15 @@ class Training:
             )
         if self.compile and self.weight_bits:
             raise ValueError("--compile and --student-bits do not go together; pass one of them")
+
+    def idle(self) -> Iterator[Idle]:
+        """Settings that do nothing beside the others."""
+        if self.optimizer not in WITH_MOMENTUM:
+            yield ("momentum",), f"{self.optimizer} has none"
+        if not self.weight_decay:
+            yield ("weight_decay_on",), "--weight-decay is 0"
+        if not self.selected_by:
+            yield ("patience",), "--select last looks for no best epoch"
 
     @property
     def selected_by(self) -> str:

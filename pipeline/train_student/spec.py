@@ -3,11 +3,11 @@
 Imports nothing heavy, so that ``--help`` answers at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from logitbank.pipeline.described import check_settings, option, part
+from logitbank.pipeline.described import Idle, check_settings, option, part
 from logitbank.pipeline.domains import AT_LEAST_ONE, COMBINES, COUNT, MEANS, NOT_NEGATIVE, SHARE, STDS, TAIL_RULES
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
@@ -88,6 +88,11 @@ class Run:
             raise ValueError("--mean and --std are parts of --input-transform; write mean=...,std=... there")
         if bool(self.mean) != bool(self.std):
             raise ValueError("--mean and --std belong together; pass both or neither")
+
+    def idle(self) -> Iterator[Idle]:
+        """Settings that do nothing beside the others."""
+        if "," not in self.teacher:
+            yield ("combine",), "one teacher is heard; name several with --teacher a,b"
 
     def objective(self, num_classes: int | None = None) -> "Objective":
         """What is minimised; a loss of one's own is tried with so many classes, or not yet.

@@ -220,3 +220,8 @@ def test_what_would_do_nothing_with_this_store_is_refused(
         cli.main()
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_does_not_list_the_word_of_an_option_left_out() -> None:
+    with pytest.raises(ValueError, match="known: npz, parquet$"):
+        Words(("", "parquet", "npz")).check("--to", "x.txt")

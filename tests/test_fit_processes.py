@@ -32,10 +32,12 @@ def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathF
     return path
 
 
-def train(count: int, store: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def train(
+    count: int, store: Path, out: Path, *options: str, student: str = "mlp:16"
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += [str(ROOT / "cli.py"), "train-student", "--store", str(store), "--out", str(out), "--threads", "1"]
-    command += ["--student", "mlp:16", "--optimizer", "adamw", "--lr", "0.002", *options]
+    command += ["--student", student, "--optimizer", "adamw", "--lr", "0.002", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -87,7 +89,7 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
     That holds also where each process draws dropout masks, which are its own.
     """
     (tmp_path / "net.py").write_text(DROPOUT)
-    options = ("--epochs", "3", "--student-bits", "4", "--student", f"{tmp_path / 'net.py'}:dropout")
+    student, options = f"{tmp_path / 'net.py'}:dropout", ("--epochs", "3", "--student-bits", "4")
     code = (
         "import sys, shutil; from pathlib import Path; sys.argv[0] = 'cli'; from logitbank import cli\n"
         "from logitbank.pipeline.fit.checkpoint import Checkpoint\n"
@@ -101,7 +103,7 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
     (tmp_path / "watched.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / "watched.py"), "train-student", "--store", str(store), "--out", str(tmp_path / "whole")]
-    command += ["--optimizer", "adamw", "--lr", "0.002", "--threads", "1", *options]
+    command += ["--optimizer", "adamw", "--lr", "0.002", "--threads", "1", "--student", student, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     masks = [(tmp_path / f"masks{rank}").read_text().splitlines() for rank in (0, 1)]
@@ -112,10 +114,10 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
     stopped.mkdir()
     (stopped / SETTINGS).write_bytes((tmp_path / "whole" / SETTINGS).read_bytes())
     (stopped / CHECKPOINT).write_bytes((tmp_path / "second").read_bytes())
-    other = train(1, store, stopped, *options)
+    other = train(1, store, stopped, *options, student=student)
     assert other.returncode != 0
     assert "other settings (processes 2, here 1)" in other.stderr
-    done = train(2, store, stopped, *options)
+    done = train(2, store, stopped, *options, student=student)
     assert done.returncode == 0, done.stderr
     assert len((stopped / HISTORY).read_text().splitlines()) == 4
     whole, resumed = load_state(tmp_path / "whole" / WEIGHTS), load_state(stopped / WEIGHTS)

@@ -249,7 +249,7 @@ def test_a_run_with_a_changed_file_is_another_run(here: Path, store: Path) -> No
     code, said = run_command(words)
     assert code == 2
     assert "other settings (objective.terms.focal.sha256" in said
-    code, said = run_command([*words[:-4], "--loss", "losses.py:mean", "--out", "other"])
+    code, said = run_command([*words[:-6], "--loss", "losses.py:mean", "--out", "other"])
     assert code == 2
     assert "error: losses.py:mean breaks the law of shape" in said
     assert not (here / "other").exists()

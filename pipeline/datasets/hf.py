@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from logitbank.pipeline.datasets.encoded import encoded_samples
 from logitbank.pipeline.datasets.file_notes import Notes
-from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_labels
+from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
 from logitbank.pipeline.datasets.spec import read_one, read_whole, said, spell
 from logitbank.pipeline.datasets.split import Split
@@ -92,7 +92,7 @@ def load_hf(
     given = said({**options, "classes": classes, "first_label": first_label}, {"first_label": "0"})
     spec = spell("hf", name, {"split": split, **given})
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
-    first = int(read_one(spec, "first_label", first_label, ("0", "1")))
+    from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     try:
         source: Any = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except Exception as error:  # the library raises many kinds
@@ -108,7 +108,7 @@ def load_hf(
     if len(pictures):
         pictures.read(0)  # another kind of column is found at once
     own = tuple(getattr(source.features[label], "names", None) or ())
-    labels, num_classes, names = _labels(source[label], own, first, classes, spec)
+    labels, num_classes, names = _labels(source[label], own, from_one, classes, spec)
     return Split(
         name=name.rpartition("/")[2],
         split=split,
@@ -121,7 +121,7 @@ def load_hf(
 
 
 def _labels(
-    values: Sequence[Any], own: tuple[str, ...], first: int, classes: str, spec: str
+    values: Sequence[Any], own: tuple[str, ...], from_one: bool, classes: str, spec: str
 ) -> tuple[npt.NDArray[np.int64], int, tuple[str, ...]]:
     texts = any(isinstance(value, str) for value in values)
     absent = "" if texts else -1
@@ -129,7 +129,5 @@ def _labels(
         raw = np.array([absent if value is None else value for value in values])
     except ValueError as error:  # rows of several lengths
         raise ValueError(f"{spec}: labels are no numbers or texts ({error}); name another column") from error
-    part = read_labels(raw, f"{spec}: labels")
-    if first:
-        part = from_zero(part, f"{spec}: labels")
+    part = read_labels(raw, f"{spec}: labels", from_one=from_one)
     return place_labels([part], 0, classes, spec, own=own)

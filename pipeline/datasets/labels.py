@@ -19,14 +19,24 @@ _REMEDY = "distillation here is classification: bin the values, name another lab
 Labels = npt.NDArray[np.int64]
 
 
-def read_labels(raw: npt.NDArray[np.generic], what: str) -> npt.NDArray[np.generic]:
+def read_labels(raw: npt.NDArray[np.generic], what: str, *, from_one: bool = False) -> npt.NDArray[np.generic]:
     """Labels as int64 [N], -1 where there is none, or as texts [N].
 
     Whole numbers of any type, booleans and one-hot rows are read; so are NaN and -100, as "no label".
 
+    Args:
+        raw: As the data has them.
+        what: For errors.
+        from_one: Whether they count from 1.
+
     Raises:
-        ValueError: Fractions, probabilities of classes, or another shape.
+        ValueError: Fractions, probabilities of classes, or another shape; texts, or a label 0, that count from 1.
     """
+    labels = _read(raw, what)
+    return _from_zero(labels, what) if from_one else labels
+
+
+def _read(raw: npt.NDArray[np.generic], what: str) -> npt.NDArray[np.generic]:
     if raw.ndim == 2 and raw.shape[1] == 1:
         raw = raw[:, 0]
     if raw.ndim == 2 and raw.shape[1] > 1 and raw.dtype.kind in "buif":
@@ -134,7 +144,7 @@ def one_hot_width(raw: npt.NDArray[np.generic]) -> int:
     return int(raw.shape[1]) if raw.ndim == 2 and raw.shape[1] > 1 else 0
 
 
-def from_zero(labels: npt.NDArray[np.generic], what: str) -> npt.NDArray[np.generic]:
+def _from_zero(labels: npt.NDArray[np.generic], what: str) -> npt.NDArray[np.generic]:
     """Labels that count from 1, counted from 0.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.datasets.labels import from_zero, one_hot_width, place_labels, read_labels
+from logitbank.pipeline.datasets.labels import one_hot_width, place_labels, read_labels
 from logitbank.pipeline.datasets.limits import check_declared
 from logitbank.pipeline.datasets.samples import as_samples
 from logitbank.pipeline.datasets.spec import check_split, read_one, said, shown, spell, tell
@@ -35,13 +35,12 @@ def load_npz(path: str, *, split: str = "train", classes: str = "", first_label:
     given = said({"classes": classes, "first_label": first_label}, {"first_label": "0"})
     spec = spell("npz", path, {"split": split, **given})
     check_split(spec, split)
-    first = int(read_one(spec, "first_label", first_label, ("0", "1")))
+    from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     suffix = "_test" if split == "test" else ""
     arrays = _read_arrays(path, (f"x{suffix}", f"y{suffix}"), (f"group{suffix}", *YS), spec)
     samples = as_samples(arrays[f"x{suffix}"], f"{spec}: x{suffix}")
-    parts = {name: read_labels(arrays[name], f"{spec}: labels {name}") for name in YS if name in arrays}
-    if first:
-        parts = {name: from_zero(part, f"{spec}: labels {name}") for name, part in parts.items()}
+    found = [name for name in YS if name in arrays]
+    parts = {name: read_labels(arrays[name], f"{spec}: labels {name}", from_one=from_one) for name in found}
     chosen = list(parts).index(f"y{suffix}")
     classes = classes or str(one_hot_width(arrays[f"y{suffix}"]) or "")
     labels, num_classes, names = place_labels(list(parts.values()), chosen, classes, spec)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from logitbank.pipeline.datasets.encoded import encoded_samples
 from logitbank.pipeline.datasets.file_notes import Notes, notes_folder
-from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_labels
+from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.limits import check_declared
 from logitbank.pipeline.datasets.patterns import find_files, matching
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
@@ -100,13 +100,12 @@ def load_parquet_pictures(
     if split == "test" and not test:
         raise ValueError(f"{spec}: nothing says which files are the test split; pass test=PATTERN")
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
+    from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     what = ".parquet files, such as train-*.parquet"
     found = [take_out(find_files(each, spec, what), image, label or "label", spec) for each in (path, test) if each]
     chosen = 1 if split == "test" else 0
     _same_names([(part.paths[0], part.names) for part in found], spec)
-    parts = [read_labels(part.labels, f"{spec}: labels") for part in found]
-    if read_one(spec, "first_label", first_label, ("0", "1")) == "1":
-        parts = [from_zero(part, f"{spec}: labels") for part in parts]
+    parts = [read_labels(part.labels, f"{spec}: labels", from_one=from_one) for part in found]
     labels, num_classes, names = place_labels(parts, chosen, classes, spec, own=found[0].names)
     return Split(
         name=Path(path).name.partition("*")[0].removesuffix(".parquet").rstrip("-_.0123456789") or "pictures",

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from logitbank.pipeline.datasets.encoded import encoded_samples
-from logitbank.pipeline.datasets.labels import from_zero, place_labels, read_labels
+from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.patterns import find_files
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
 from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, spell
@@ -49,12 +49,11 @@ def load_webdataset(
     if split == "test" and not test:
         raise ValueError(f"{spec}: nothing says which shards are the test split; pass test=PATTERN")
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
+    from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     what = "tar shards, such as train-*.tar"
     parts = [open_shards(find_files(each, spec, what), label, spec) for each in (path, test) if each]
     chosen = 1 if split == "test" else 0
-    texts = [read_labels(_numbers(part.labels), f"{spec}: labels") for part in parts]
-    if read_one(spec, "first_label", first_label, ("0", "1")) == "1":
-        texts = [from_zero(part, f"{spec}: labels") for part in texts]
+    texts = [read_labels(_numbers(part.labels), f"{spec}: labels", from_one=from_one) for part in parts]
     labels, num_classes, names = place_labels(texts, chosen, classes, spec)
     return Split(
         name=Path(path).name.partition("*")[0].rstrip("-_.0123456789") or "shards",

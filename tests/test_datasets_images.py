@@ -8,13 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from logitbank.pipeline.datasets import load_split
-from logitbank.pipeline.datasets.pictures import decode_image
+from logitbank.pipeline.datasets.pictures import decode_whole, shrink
 
 CLASSES = ("ant", "bee", "cow")
+
+
+def decode_image(data: bytes, size: int) -> npt.NDArray[np.uint8]:
+    """What a row of ``imagefolder:DIR?size=`` shows of a file."""
+    return shrink(decode_whole(data, upright=True), size)
 
 
 def picture(level: int, number: int = 0) -> Image.Image:

@@ -26,16 +26,6 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO, _ORIENTATION = 258, 262, 0, 274
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode_image(data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """An encoded image as uint8 [size, size, 3].
-
-    Raises:
-        ValueError: Damaged bytes, or a picture that cannot be read right.
-    """
-    with open_image(io.BytesIO(data)) as image:
-        return fit_image(image, size)
-
-
 def open_image(source: Path | BinaryIO) -> Image.Image:
     """Opens an encoded image, of which only the header is read, and refuses what cannot be read right.
 
@@ -61,15 +51,6 @@ def check_image(image: Image.Image) -> None:
         raise ValueError(f"{width} x {height} pixels; expected at most {MAX_PIXELS:,}")
     if image.mode not in _EIGHT_BITS and not _is_16_bit(image):
         raise ValueError(f"mode {image.mode!r} is not read: no known range or conversion; save it with 8 bits")
-
-
-def fit_image(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """Upright, RGB, shorter side ``size``, cropped in the middle: uint8 [size, size, 3].
-
-    Raises:
-        ValueError: Damaged bytes, or a picture that cannot be read right.
-    """
-    return shrink(whole_image(image, upright=True), size)
 
 
 def shrink(whole: Image.Image, size: int) -> npt.NDArray[np.uint8]:

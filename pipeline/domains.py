@@ -133,3 +133,11 @@ METRICS = {
 SELECT = Words(("last", "best", *(f"best:{metric}" for metric in METRICS)))
 COMPARED = Words((*METRICS, "agreement", "kl"))
 FORMATS = Words(("", "npz", "parquet", "webdataset"))
+
+
+def check_input(mean: str, std: str, transform: str) -> None:
+    """Raises ValueError when what is said of a network's input does not go together."""
+    if transform and (mean or std):
+        raise ValueError("--mean and --std are parts of --input-transform; write mean=...,std=... there")
+    if bool(mean) != bool(std):
+        raise ValueError("--mean and --std belong together; pass both or neither")

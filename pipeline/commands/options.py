@@ -17,7 +17,6 @@ from logitbank.pipeline.described import Setting, from_values, refuse_given, set
 from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain
 
 if TYPE_CHECKING:
-    from logitbank.pipeline.folds import FoldPlan
     from logitbank.pipeline.models import Given
 
 
@@ -129,23 +128,11 @@ FirstViews = Annotated[str, typer.Option(help="Only the first views, such as 0-3
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 
 
-def fold_plan(folds: int, strategy: str, seed: int) -> "FoldPlan | None":
-    from logitbank.pipeline.folds import FoldPlan
-
-    return FoldPlan(num_folds=folds, strategy=strategy, seed=seed) if folds else None
-
-
 def input_scaling(mean: str, std: str, transform: str) -> "Given | None":
     """What the user says of a network's input, over what the network says itself."""
-    from logitbank.pipeline.models import InputTransform, Preprocessing
+    from logitbank.pipeline.models import read_given
 
-    if transform:
-        if mean or std:
-            raise ValueError("--mean and --std are parts of --input-transform; write mean=...,std=... there")
-        return InputTransform.parse(transform)
-    if bool(mean) != bool(std):
-        raise ValueError("--mean and --std belong together; pass both or neither")
-    return Preprocessing(mean=MEANS.read("--mean", mean), std=STDS.read("--std", std)) if mean else None
+    return read_given(mean, std, transform)
 
 
 def read_names(option: str, text: str) -> list[str]:

@@ -20,7 +20,6 @@ from logitbank.pipeline.commands.options import (
     Store,
     TeacherArch,
     Threads,
-    fold_plan,
     here,
     input_scaling,
     is_given,
@@ -248,10 +247,9 @@ def assign_folds(
 ) -> None:
     """Write which fold every example is in, for fold teachers that are trained elsewhere."""
     from logitbank.pipeline.datasets import load_split
-    from logitbank.pipeline.folds import write_assignment
+    from logitbank.pipeline.folds import FoldPlan, write_assignment
 
-    plan = fold_plan(folds, fold_strategy, fold_seed)
-    assert plan is not None
+    plan = FoldPlan(num_folds=folds, strategy=fold_strategy, seed=fold_seed)
     assigned, written = write_assignment(load_split(data), plan, out)
     typer.echo(f"{wrote(written)} {out}: {len(assigned)} rows in {folds} folds ({fold_strategy}, seed {fold_seed})")
 

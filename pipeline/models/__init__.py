@@ -13,7 +13,14 @@ from torch import nn
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.models.cifar_resnet import CifarResNet
-from logitbank.pipeline.models.input_transform import Given, InputTransform, own_preprocessing, settle, settle_fresh
+from logitbank.pipeline.models.input_transform import (
+    Given,
+    InputTransform,
+    own_preprocessing,
+    read_given,
+    settle,
+    settle_fresh,
+)
 from logitbank.pipeline.models.preprocessing import Preprocessing
 from logitbank.pipeline.models.small import MLP, SmallCNN
 from logitbank.pipeline.models.wide_resnet import WideResNet
@@ -28,6 +35,7 @@ __all__ = [
     "Preprocessing",
     "build_model",
     "own_preprocessing",
+    "read_given",
     "settle",
     "settle_fresh",
     "spell_model",

@@ -17,7 +17,7 @@ from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.resize_crop import INTERPOLATIONS, MODES, ResizeCrop
 from logitbank.pipeline.datasets.spec import tell
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
-from logitbank.pipeline.domains import MEANS, STDS
+from logitbank.pipeline.domains import MEANS, STDS, check_input
 from logitbank.pipeline.models.preprocessing import Preprocessing, fit_preprocessing
 from logitbank.pipeline.spelling import unknown
 
@@ -92,6 +92,18 @@ class InputTransform:
 
 
 Given = Preprocessing | InputTransform
+
+
+def read_given(mean: str, std: str, transform: str) -> Given | None:
+    """What the user says of a network's input as the command line has it; None where nothing is said.
+
+    Raises:
+        ValueError: Texts that cannot be read, or do not go together.
+    """
+    check_input(mean, std, transform)
+    if transform:
+        return InputTransform.parse(transform)
+    return Preprocessing(mean=MEANS.read("--mean", mean), std=STDS.read("--std", std)) if mean else None
 
 
 def settle(split: Split, given: Given | None, *said: Preprocessing | None) -> Preprocessing | None:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from logitbank.pipeline.described import Idle, check_settings, option, part
-from logitbank.pipeline.domains import AT_LEAST_ONE, COMBINES, COUNT, MEANS, NOT_NEGATIVE, SHARE, STDS, TAIL_RULES
+from logitbank.pipeline.domains import (
+    AT_LEAST_ONE,
+    COMBINES,
+    COUNT,
+    MEANS,
+    NOT_NEGATIVE,
+    SHARE,
+    STDS,
+    TAIL_RULES,
+    check_input,
+)
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
 
@@ -84,10 +94,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.input_transform and (self.mean or self.std):
-            raise ValueError("--mean and --std are parts of --input-transform; write mean=...,std=... there")
-        if bool(self.mean) != bool(self.std):
-            raise ValueError("--mean and --std belong together; pass both or neither")
+        check_input(self.mean, self.std, self.input_transform)
 
     def idle(self) -> Iterator[Idle]:
         """Settings that do nothing beside the others."""
@@ -114,13 +121,9 @@ class Run:
 
     def preprocessing(self) -> "Given | None":
         """What was asked of the student's input, over what its network says itself."""
-        from logitbank.pipeline.models import InputTransform, Preprocessing
+        from logitbank.pipeline.models import read_given
 
-        if self.input_transform:
-            return InputTransform.parse(self.input_transform)
-        if not self.mean:
-            return None
-        return Preprocessing(mean=MEANS.read("--mean", self.mean), std=STDS.read("--std", self.std))
+        return read_given(self.mean, self.std, self.input_transform)
 
     @property
     def budget(self) -> int | None:

@@ -73,8 +73,9 @@ GROUPS = {
         "ExactAnswer",
     ),
     "Stage two": ("Run", "Training", "Inputs", "train_student"),
+    "Many students": ("plan_runs", "Planned", "run_planned", "Event"),
 }
-MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass"}  # nobody calls these
+MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass", "Event"}  # nobody calls these
 TABLES = {"LOSSES": "The table of losses: name -> entry, with its function `fn`. Each is in [losses.md](losses.md)."}
 
 

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.losses import Step as Step
     from logitbank.pipeline.train_student.losses import own_loss as own_loss
     from logitbank.pipeline.train_student.losses import parse_objective as parse_objective
+    from logitbank.pipeline.train_student.planned import Event as Event
+    from logitbank.pipeline.train_student.planned import Planned as Planned
+    from logitbank.pipeline.train_student.planned import run_planned as run_planned
     from logitbank.pipeline.train_student.run import train_student as train_student
     from logitbank.pipeline.train_student.spec import Run as Run
+    from logitbank.pipeline.train_student.sweep import plan_runs as plan_runs
     from logitbank.pipeline.views import Views as Views
     from logitbank.stores import Store as Store
     from logitbank.stores import StoreError as StoreError
@@ -76,6 +80,10 @@ _HOMES = {
     "Training": "pipeline.fit.training",
     "Inputs": "pipeline.train_student.inputs",
     "train_student": "pipeline.train_student.run",
+    "plan_runs": "pipeline.train_student.sweep",
+    "Planned": "pipeline.train_student.planned",
+    "run_planned": "pipeline.train_student.planned",
+    "Event": "pipeline.train_student.planned",
 }
 __all__ = list(_HOMES)
 

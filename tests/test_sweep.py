@@ -22,7 +22,7 @@ from logitbank.pipeline.fit import Training
 from logitbank.pipeline.look.report import write_report
 from logitbank.pipeline.train_student.compare import compare
 from logitbank.pipeline.train_student.folder import CHECKPOINT, ERROR, RESULT
-from logitbank.pipeline.train_student.pool import Event, Planned
+from logitbank.pipeline.train_student.planned import Event, OpenedOnce, Planned, run_planned
 from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.train_student.sweep import errors_of, plan_runs, run_sweep
@@ -227,6 +227,32 @@ def test_a_run_that_another_process_trains_is_left_to_it(store: Path, tmp_path: 
     events.clear()
     run_sweep(planned, tmp_path, jobs=1, threads=1, on_event=events.append)
     assert {event.run: event.kind for event in events} == {"ce-mlp_8-seed0": "done", "ce-mlp_8-seed1": "skipped"}
+
+
+def test_a_run_that_somebody_else_runs(store: Path, tmp_path: Path) -> None:
+    """Every way in which one call ends; nothing is raised, and nothing is done twice."""
+    base = replace(BASE, store=str(store), training=Training(epochs=1))
+    runs = {each.run.loss: each for each in plan(tmp_path, base, losses=["ce", "kd", "sel_corrected"])}
+    inputs, events = OpenedOnce(), list[Event]()
+
+    def run(loss: str) -> str:
+        return run_planned(runs[loss], inputs=inputs, on_event=events.append).kind
+
+    with locked(runs["ce"].folder):
+        assert run("ce") == "elsewhere"
+    assert [run("ce"), run("ce"), run("kd")] == ["done", "skipped", "done"]
+    assert inputs(runs["ce"].run) is inputs(runs["kd"].run)
+    assert [(event.run, event.epoch) for event in events if event.kind == "epoch"] == [
+        ("ce-mlp_8-seed0", 1),
+        ("kd-mlp_8-seed0", 1),
+    ]
+    assert [run("sel_corrected"), run("sel_corrected")] == ["failed", "failed"]
+    assert list(errors_of(tmp_path)) == ["sel_corrected-mlp_8-seed0"]
+    none = replace(runs["kd"], run=replace(runs["kd"].run, store="none.zarr"), folder=tmp_path / "none")
+    assert "none.zarr" in run_planned(none).text
+    (tmp_path / "file").write_text("")
+    assert run_planned(replace(none, folder=tmp_path / "file")).kind == "failed"
+    assert (tmp_path / "file").read_text() == ""
 
 
 def anybody_in(group: int) -> bool:

@@ -91,7 +91,7 @@ def sweep(
     losses, students = read_names("--loss", loss), read_names("--student", student)
     grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     from logitbank.pipeline.processes.bar import progress_bar
-    from logitbank.pipeline.train_student.pool import Event
+    from logitbank.pipeline.train_student.planned import Event
     from logitbank.pipeline.train_student.sweep import plan_runs, run_sweep, total_epochs
 
     run = replace(run, store=str(here(Path(run.store))))

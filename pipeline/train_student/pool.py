@@ -14,35 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
-from logitbank.pipeline.train_student.folder import ERROR, RESULT, InUse, write_json
-from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
-from logitbank.pipeline.train_student.run import train_student
-from logitbank.pipeline.train_student.spec import Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One run of a sweep."""
-
-    folder: Path
-    run: Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What happens in a sweep; text says why.
-
-    Its kind is "warning" or "epoch", then "skipped", "done", "failed", or "elsewhere": another process trains the run.
-    """
-
-    kind: str
-    run: str
-    epoch: int = 0
-    accuracy: float | None = None
-    text: str = ""
+from logitbank.pipeline.train_student.planned import Event, OpenedOnce, Planned, record_failure, run_planned
 
 
 @dataclass(kw_only=True)
@@ -78,15 +51,12 @@ def _heard(worker: _Worker, workers: list[_Worker], queue: list[Planned], thread
     planned = worker.planned
     assert planned is not None
     try:
-        event = Event(**worker.connection.recv())
+        event: Event = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
-        event = Event(kind="failed", run=planned.folder.name, text=_ended(worker.process.exitcode))
+        event = record_failure(planned, _ended(worker.process.exitcode))
         workers[workers.index(worker)] = worker = _start(threads)
     if event.kind not in ("warning", "epoch"):
-        if event.kind == "failed" and not (planned.folder / RESULT).exists():
-            planned.folder.mkdir(parents=True, exist_ok=True)
-            write_json(planned.folder / ERROR, {"error": event.text})
         _give(worker, queue)
     return event
 
@@ -121,37 +91,13 @@ def _work(connection: Connection, threads: int) -> None:
     signals.signal(signals.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    read: dict[tuple[str, str, str], Inputs] = {}
+    inputs = OpenedOnce()
     while True:
         try:
             planned: Planned = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send({"run": planned.folder.name, **_trained(planned, read, connection)})
-
-
-def _trained(planned: Planned, read: dict[tuple[str, str, str], Inputs], connection: Connection) -> dict[str, Any]:
-    """Trains one run; how it ended."""
-    out, run, name = planned.folder, planned.run, planned.folder.name
-    try:
-        there = (out / RESULT).exists()
-        key = (run.store, run.data, run.eval_data)
-        if key not in read:
-            read[key] = open_inputs(run)
-        result = train_student(
-            run,
-            out,
-            inputs=read[key],
-            wait=False,
-            on_epoch=lambda record: connection.send({"kind": "epoch", "run": name, "epoch": record.epoch}),
-            on_warning=lambda text: connection.send({"kind": "warning", "run": name, "text": text}),
-        )
-    except InUse as error:
-        return {"kind": "elsewhere", "text": str(error)}
-    except Exception as error:  # whatever it is, the other runs go on
-        line = " ".join(str(error).split())
-        return {"kind": "failed", "text": line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"}
-    return {"kind": "skipped" if there else "done", "accuracy": result.get("accuracy")}
+        connection.send(run_planned(planned, inputs=inputs, on_event=connection.send))
 
 
 def _end_with(parent: int) -> None:

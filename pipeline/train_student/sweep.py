@@ -19,7 +19,8 @@ from logitbank.pipeline.models import spell_model
 from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
 from logitbank.pipeline.train_student.losses import takes_setting
 from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
-from logitbank.pipeline.train_student.pool import Event, Planned, train_all
+from logitbank.pipeline.train_student.planned import Event, Planned
+from logitbank.pipeline.train_student.pool import train_all
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.stores import open_store
 
@@ -39,6 +40,14 @@ def plan_runs(
     """Every loss with every student, every combination of settings that the loss knows, and every seed.
 
     Runs that are the same, such as temperature=4 and temperature=4.0, are planned once; no two share a folder.
+
+    Args:
+        base: What all runs have in common.
+        out: Folder of the sweep.
+        losses: As `Run.loss` takes them.
+        students: As `Run.student` takes them.
+        grid: Values, as text, of settings of the losses.
+        seeds: Runs of each, with seeds 0, 1, ...
 
     Raises:
         ValueError: A setting that no loss of the sweep knows, or a value that a loss refuses.

@@ -53,6 +53,14 @@ def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
     return sum(b.count * abs(b.mean_confidence - b.accuracy) for b in bins) / total
 
 
+def accuracy_interval(accuracy: float, num_rows: int) -> tuple[float, float]:
+    """95 % interval of a share of so many rows that are right (Wilson's, which stays within 0 and 1)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(accuracy * num_rows), num_rows).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 @dataclass(frozen=True)
 class Scored:
     """A classifier's logits float32 [N, C] and labels int64 [N], and what several measures need of them."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 
 from logitbank.pipeline.alignment import describe_examples
@@ -20,7 +22,7 @@ from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.look.card import store_card, write_card
 from logitbank.pipeline.look.diff import diff_teachers, format_diff
 from logitbank.pipeline.look.figures import answer_figures
-from logitbank.pipeline.look.plot_answers import plot_answers
+from logitbank.pipeline.look.plot_answers import draw_folds, plot_answers
 from logitbank.pipeline.views import Views
 from logitbank.stores import StoreError, copy_store, open_store
 from logitbank.stores.write.merge import subset_store
@@ -123,6 +125,19 @@ def test_pictures_of_little(tmp_path: Path) -> None:
     unlabelled = answer_figures(opened, opened.teacher())
     assert unlabelled.correct_R is None
     assert unlabelled.class_accuracy_C is None
+
+
+def test_no_interval_of_a_fold_ends_above_100_percent(store: Path) -> None:
+    opened = open_store(store)
+    sure = replace(answer_figures(opened, opened.teacher()), fold_accuracy=[(1.0, 40), (0.98, 50), (0.0, 3)])
+    figure = Figure()
+    axis = figure.subplots()
+    draw_folds(axis, sure)
+    (bars,) = [found for found in axis.collections if isinstance(found, LineCollection)]
+    ends = np.concatenate([segment[:, 1] for segment in bars.get_segments()])
+    assert ends.min() >= 0
+    assert ends.max() <= 100
+    assert all(np.ptp(segment[:, 1]) > 3 for segment in bars.get_segments())
 
 
 def test_a_store_of_folds_has_no_card(store: Path, tmp_path: Path) -> None:

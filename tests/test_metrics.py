@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitbank.pipeline import domains
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
-from logitbank.pipeline.metrics import ECE_BINS, METRICS, measure, measure_classes
+from logitbank.pipeline.metrics import ECE_BINS, METRICS, accuracy_interval, measure, measure_classes
 
 prepare_torchvision()  # torchmetrics imports it
 from torchmetrics.functional.classification import (  # noqa: E402
@@ -106,3 +106,13 @@ def test_every_measure_says_which_way_is_better() -> None:
     good, bad = measure(better, labels_N), measure(worse, labels_N)
     for name, higher in domains.METRICS.items():
         assert (good[name] > bad[name]) == higher, name
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 1), (1, 1), (97, 97), (0, 30), (950, 1000), (3, 7)])
+def test_intervals_of_an_accuracy_are_those_of_wilson(right: int, rows: int) -> None:
+    low, high = accuracy_interval(right / rows, rows)
+    z, p = 1.959963984540054, right / rows
+    middle = (p + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * np.sqrt(p * (1 - p) / rows + z**2 / (4 * rows**2))
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-9)
+    assert 0 <= low <= p <= high <= 1

@@ -147,7 +147,9 @@ def compare(
         str,
         option(COMPARED, help=f"What is compared, of the test data or with the teacher: {', '.join(COMPARED.words)}"),
     ] = "accuracy",
-    plot: Annotated[str, typer.Option(help="Folder for PNG files: accuracy, learning curves, reliability")] = "",
+    plot: Annotated[
+        str, typer.Option(help="Folder for PNG files: accuracy, its cost, learning curves, reliability")
+    ] = "",
     html: Annotated[str, typer.Option(help="File for a report page that needs nothing else")] = "",
 ) -> None:
     """Compare runs: mean and spread over seeds, paired differences with intervals, and what each costs."""

@@ -39,14 +39,12 @@ def describe_store(path: Path) -> dict[str, Any]:
 
 
 def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
-    rows = store.num_examples * store.num_views
-    constant = teacher.constant_bytes_on_disk()
     return {
         "complete": teacher.complete,
         "identity": dict(teacher.identity),
         "encoding": dict(teacher.encoding),
-        "bytes_per_row": round((teacher.bytes_on_disk() - constant) / rows, 2),
-        "constant_bytes": constant,
+        "bytes_per_row": round(teacher.bytes_per_row(), 2),
+        "constant_bytes": teacher.constant_bytes_on_disk(),
         "dense_float16_bytes_per_row": 2 * store.num_classes,
         "fidelity": dict(teacher.fidelity or {}),
         "num_folds": teacher.folds["num_folds"] if teacher.folds else 0,

@@ -5,7 +5,7 @@ from typing import Any
 
 from logitbank.pipeline.look.figures import AnswerFigures
 from logitbank.pipeline.look.plots import ACCENT, INK, QUIET, pyplot
-from logitbank.pipeline.metrics import expected_calibration_error, reliability
+from logitbank.pipeline.metrics import accuracy_interval, expected_calibration_error, reliability
 
 _MOST_NAMED = 25  # more classes or folds than this have no room for their names
 
@@ -17,7 +17,7 @@ def plot_answers(figures: AnswerFigures, path: Path) -> None:
     panels += [_draw_confidence]
     panels += [_draw_classes] if figures.class_accuracy_C is not None else []
     if len(figures.fold_accuracy) > 1:
-        panels += [_draw_folds]
+        panels += [draw_folds]
     elif figures.correct_R is not None:
         panels += [_draw_reliability]
     lines = -(-len(panels) // 2)
@@ -83,11 +83,13 @@ def _draw_classes(axis: Any, figures: AnswerFigures) -> None:
     axis.set_title(f"accuracy by class, first view: {min(values):.1f} to {max(values):.1f} %", loc="left", fontsize=10)
 
 
-def _draw_folds(axis: Any, figures: AnswerFigures) -> None:
+def draw_folds(axis: Any, figures: AnswerFigures) -> None:
     """With 95 % intervals, so that a fold that leaked stands out of them."""
     values = [100 * accuracy for accuracy, _ in figures.fold_accuracy]
-    halves = [196 * (max(a * (1 - a), 1 / n) / n) ** 0.5 for a, n in figures.fold_accuracy]
-    axis.errorbar(range(len(values)), values, yerr=halves, fmt="o", color=ACCENT, capsize=4)
+    intervals = [accuracy_interval(accuracy, num_rows) for accuracy, num_rows in figures.fold_accuracy]
+    below = [max(0.0, value - 100 * low) for value, (low, _) in zip(values, intervals, strict=True)]
+    above = [max(0.0, 100 * high - value) for value, (_, high) in zip(values, intervals, strict=True)]
+    axis.errorbar(range(len(values)), values, yerr=(below, above), fmt="o", color=ACCENT, capsize=4)
     rows = [n for _, n in figures.fold_accuracy]
     mean = sum(value * n for value, n in zip(values, rows, strict=True)) / sum(rows)
     axis.axhline(mean, color=QUIET, linewidth=1)

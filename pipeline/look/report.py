@@ -8,18 +8,16 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from logitbank.pipeline.look.facts import facts_of
-from logitbank.pipeline.look.plots import plot_curves, plot_intervals, plot_reliability
+from logitbank.pipeline.look.panels import as_svg, save_png
+from logitbank.pipeline.look.plot_costs import COSTS, costs_of
+from logitbank.pipeline.look.run_pictures import Methods, by_baseline, run_pictures
 from logitbank.pipeline.train_student.compare import Comparison, against
 from logitbank.pipeline.train_student.runs import FinishedRun
 from logitbank.stores.write.building import build, build_files
 
-Methods = Mapping[str, Mapping[int, FinishedRun]]
-
-PICTURES = ("accuracy.png", "curves.png", "reliability.png")
-
 
 def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path) -> tuple[list[Path], bool]:
-    """Writes ``accuracy.png``, ``curves.png`` and ``reliability.png``; nothing is written over.
+    """Writes a PNG file for each picture of ``run_pictures``; nothing is written over.
 
     Args:
         methods: Runs by method and seed.
@@ -32,18 +30,14 @@ def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path) -> tup
     Raises:
         ValueError: Other files of these names are there.
     """
-    written = build_files(folder, PICTURES, lambda built: _plot(methods, rows, built))
-    return [folder / name for name in PICTURES], written
+    pictures = {f"{name}.png": picture for name, picture in run_pictures(methods, by_baseline(rows)).items()}
 
+    def make(built: Path) -> None:
+        for name, picture in pictures.items():
+            save_png(picture.panels, built / name, columns=picture.columns)
 
-def _plot(methods: Methods, rows: Sequence[Comparison], folder: Path) -> None:
-    accuracy, curves, reliability = (folder / name for name in PICTURES)
-    plot_intervals(rows, accuracy)
-    plot_curves({name: [run.history() for run in runs.values()] for name, runs in methods.items()}, curves)
-    bins = {
-        name: [b for run in runs.values() for b in run.result["test"]["reliability"]] for name, runs in methods.items()
-    }
-    plot_reliability(bins, {row.name: row.ece for row in rows}, reliability)
+    written = build_files(folder, list(pictures), make)
+    return [folder / name for name in pictures], written
 
 
 def write_report(
@@ -64,21 +58,13 @@ def write_report(
     """
 
     def make(built: Path) -> None:
-        _plot(methods, rows, built.parent)
-        pictures = {name: (built.parent / name).read_bytes() for name in PICTURES}
-        built.write_text(_page(methods, rows, pictures, title=title, failed=failed), encoding="utf-8")
+        built.write_text(_page(methods, by_baseline(rows), title=title, failed=failed), encoding="utf-8")
 
     return build(path, make)
 
 
-def _page(
-    methods: Methods,
-    rows: Sequence[Comparison],
-    pictures: Mapping[str, bytes],
-    *,
-    title: str,
-    failed: Mapping[str, Any],
-) -> str:
+def _page(methods: Methods, rows: Sequence[Comparison], *, title: str, failed: Mapping[str, Any]) -> str:
+    methods = {row.name: methods[row.name] for row in rows}
     shared, settings = facts_of(methods)
     folder = FileSystemLoader(Path(__file__).parent)
     page = Environment(
@@ -90,7 +76,13 @@ def _page(
         num_methods=len(methods),
         against=against(rows),
         methods=Table(_method_columns(rows[0].heading), [_method_cells(row, methods[row.name]) for row in rows]),
-        pictures={Path(name).stem: base64.b64encode(data).decode() for name, data in pictures.items()},
+        pictures={
+            name: (picture.heading, [(panel.title, _data_url(as_svg(panel))) for panel in picture.panels])
+            for name, picture in run_pictures(methods, rows).items()
+        },
+        costs=Table(
+            ("method", *COSTS.values(), "weights, KiB"), [_cost_cells(name, runs) for name, runs in methods.items()]
+        ),
         shared=shared,
         settings=Table(settings[0], [[_words(value) for value in line] for line in settings[1:]]) if settings else None,
         runs=Table(_RUN_COLUMNS, [_run_cells(name, run) for name, runs in methods.items() for run in runs.values()]),
@@ -119,8 +111,8 @@ class Table(NamedTuple):
 
 def _method_columns(metric: str) -> Sequence[str]:
     return (
-        *("method", "baseline", "n", "pairs", metric, "std", "difference", "NLL", "difference", "ECE"),
-        *("agreement %", "KL to teacher", "training s", "parameters", "weight KiB"),
+        *("method", "baseline", "n", "pairs", metric, "std", "difference", "NLL", "NLL difference", "ECE"),
+        *("agreement %", "KL to teacher"),
     )
 
 
@@ -139,8 +131,7 @@ _RUN_COLUMNS = (
 
 
 def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell]:
-    results = [run.result for run in runs.values()]
-    against = [result["against_teacher"] for result in results if result.get("against_teacher")]
+    against = [run.result["against_teacher"] for run in runs.values() if run.result.get("against_teacher")]
     return [
         _words(row.name),
         _words(row.baseline or "none"),
@@ -154,9 +145,17 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
         _number(row.ece, "{:.4f}"),
         _number(_mean([100 * found["agreement"] for found in against]), "{:.2f}"),
         _number(_mean([found["kl"] for found in against]), "{:.4f}"),
-        _number(row.seconds, "{:.1f}"),
-        _number(results[0]["num_parameters"], "{:,d}"),
-        _number(results[0]["weight_bytes"] / 1024, "{:.1f}"),
+    ]
+
+
+def _cost_cells(name: str, runs: Mapping[int, FinishedRun]) -> list[Cell]:
+    found, weights = costs_of(runs), next(iter(runs.values())).result.get("weight_bytes")
+    return [
+        _words(name),
+        _number(found["seconds"], "{:.1f}"),
+        _number(found["num_parameters"], "{:,.0f}"),
+        _number(found["answer_bytes"], "{:,.1f}"),
+        _number(None if weights is None else weights / 1024, "{:,.1f}"),
     ]
 
 
@@ -191,6 +190,10 @@ def _class_table(methods: Methods) -> Table:
 
 def _number(value: float | None, form: str) -> Cell:
     return Cell(-1e300, "") if value is None else Cell(value, form.format(value))
+
+
+def _data_url(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _words(text: str) -> Cell:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from logitbank.pipeline.domains import METRICS
+
 CONFIDENCE = 0.95
 PERCENT = ("accuracy", "top5_accuracy", "balanced_accuracy", "agreement")  # shares that people read in percent
 _EQUAL = 1e-12  # differences that differ by less are the same number, rounded
@@ -63,6 +65,10 @@ class Comparison:
     def heading(self) -> str:
         """The metric and its unit."""
         return f"{self.metric} %" if self.metric in PERCENT else self.metric
+
+    @property
+    def higher_is_better(self) -> bool:
+        return METRICS.get(self.metric, self.metric == "agreement")
 
     @property
     def within_noise(self) -> bool:

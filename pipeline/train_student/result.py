@@ -52,6 +52,7 @@ def measure_student(
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weight_bytes": weight_bytes(model, training.weight_bits),
         "weights_sha256": weights_digest(model.state_dict()),
+        "answer_bytes": _answer_bytes(plan) if objective.uses_teacher else 0,
         "store": {"path": place_of(plan.inputs.store.path), **identity["store"]},
         "device": str(plan.device),
         "num_threads": torch.get_num_threads(),
@@ -93,6 +94,11 @@ def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:
         folds=plan.inputs.store.folds if "out_of_fold" in plan.answers.offers else None,
         views=plan.views,
     )
+
+
+def _answer_bytes(plan: Plan) -> float:
+    """What the answers that the student heard take on disk for each example: all views, all teachers."""
+    return round(plan.inputs.store.num_views * sum(part.teacher.bytes_per_row() for part in plan.answers.parts), 2)
 
 
 def _validation(settings: Any, history: Sequence[EpochRecord], training: Training) -> dict[str, Any]:

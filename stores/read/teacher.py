@@ -189,6 +189,10 @@ class Teacher:
         """Bytes of what is stored once, however many rows there are: the tail predictor."""
         return sum(_bytes_below(self._where / name) for name in self.constant_names)
 
+    def bytes_per_row(self) -> float:
+        """Bytes on disk of an answer to one view of one example, without what is stored once."""
+        return (self.bytes_on_disk() - self.constant_bytes_on_disk()) / (self.num_views * self.num_examples)
+
     def committed(self) -> np.ndarray:
         """Commits of all cells, uint32 [V, num_blocks], 0 = not there."""
         return self._sound_cells()[0]

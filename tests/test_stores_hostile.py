@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-from logitbank.stores import Cell, StoreError, create_store, open_store, verify_store
+from logitbank.stores import Cell, create_store, open_store, verify_store
 from logitbank.stores.format.documents import sealed
-from logitbank.stores.read.blocks import available_memory, check_memory, machine_memory
 from tests.test_stores import C, K, N, V, description, finished, rows, writer
 from tests.test_stores_faults import everything, one_line
 
@@ -181,7 +180,7 @@ def test_a_piece_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
 
 def test_a_slab_larger_than_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = finished(tmp_path / "s.zarr")
-    monkeypatch.setattr("logitbank.stores.read.blocks.available_memory", lambda: 1000)
+    monkeypatch.setattr("logitbank.stores.read.memory.available_memory", lambda: 1000)
     one_line(lambda: open_store(path).teacher().slab(0), "block by block")
 
 
@@ -204,14 +203,3 @@ def test_too_many_classes_for_labels(tmp_path: Path) -> None:
         ),
         "labels must be",
     )
-
-
-def test_a_container_has_no_more_memory_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logitbank.stores.read.blocks._CGROUP", tmp_path)
-    assert available_memory() > 2**20
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory() > 2**20
-    (tmp_path / "memory.max").write_text(f"{2**20}\n")
-    assert available_memory() == machine_memory() == 2**20
-    with pytest.raises(StoreError, match="needs 0.0 GiB of memory"):
-        check_memory(2**20 + 1, "a view")

@@ -16,7 +16,7 @@ from logitbank.pipeline.answers.slab_file import map_slab
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.stores import StoreError
-from logitbank.stores.read.blocks import check_memory, machine_memory
+from logitbank.stores.read.memory import check_memory, machine_memory
 
 
 class PreparedTeacher:

@@ -23,7 +23,7 @@ from logitbank.pipeline.answers.slab_file import remove_unused
 from logitbank.pipeline.answers.stored_batch import StoredBatch
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
 from logitbank.stores import Store, open_store
-from logitbank.stores.share.cache import default_cache
+from logitbank.stores.folders import local_folder
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -60,7 +60,7 @@ class StoredAnswers:
         self._budget = default_budget() if memory_budget is None else memory_budget
         self.grouping = self._prepared.grouping(self._budget, num_slabs=min(store.num_views, 2))
         self._path = store.path
-        self._shared = default_cache() / "slabs"
+        self._shared = local_folder("slabs")
         self._slabs: Slabs | None = None
         self._slabs_process = 0
         self._served_N: dict[int, Tensor | None] = {}

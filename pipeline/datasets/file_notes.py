@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.stores.files import whole_file
-from logitbank.stores.share.cache import default_cache
+from logitbank.stores.folders import default_cache
 
 KEYED, LOOKED, DECODED, FRAMES, TURNED = 1, 2, 4, 8, 16  # bits of ``flags``
 FEWEST = 256  # files: fewer are read in no time

@@ -1,6 +1,6 @@
 """What a file says that it unpacks to is compared with limits before it is unpacked."""
 
-from logitbank.stores.read.blocks import available_memory
+from logitbank.stores.read.memory import available_memory
 
 ALWAYS = 2**30
 MOST_TIMES = 100

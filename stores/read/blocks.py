@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from logitbank.stores.files import open_storage, regular_file
 from logitbank.stores.format.documents import Document, array_document, check_array, codec_layout, raw_sha256
 from logitbank.stores.format.layout import Layout, file_name
 from logitbank.stores.format.schema import MAX_BLOCK_BYTES, ArraySpec, StoreError
+from logitbank.stores.read.memory import check_memory
 
 REMEDY = "fetch it again, or remove the cell's commit and run the command that wrote it again"
 CRC_BYTES = 4
 INDEX_ENTRY = struct.Struct("<QQ")
-_CGROUP = Path("/sys/fs/cgroup")
 BLOSC_HEADER = struct.Struct("<4xIII")  # decoded bytes, block size, encoded bytes
 MAX_THREADS = 8
 
@@ -174,33 +173,3 @@ def check_static(document: Document, spec: ArraySpec, where: Path) -> Layout:
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, list) and len(value) <= 8 and all(type(size) is int and size > 0 for size in value)
-
-
-def check_memory(num_bytes: int, what: str) -> None:
-    """Raise StoreError when `num_bytes` are more than this machine has left."""
-    available = available_memory()
-    if num_bytes > available:
-        raise StoreError(
-            f"{what} needs {num_bytes / 2**30:.1f} GiB of memory, found {available / 2**30:.1f} GiB; read "
-            "it block by block (--memory-budget) or use a larger machine"
-        )
-
-
-def available_memory() -> int:
-    """Bytes of memory that can still be had, in a container at most its own; a very large number where nobody says."""
-    found = [machine_memory()]
-    with suppress(OSError, StopIteration, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
-    return min(found)
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine or container has, however much of it is in use."""
-    found = [2**62]
-    with suppress(OSError, ValueError, AttributeError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container, in one version of cgroups or another
-        with suppress(OSError, ValueError):
-            found.append(int((_CGROUP / limit).read_text()))
-    return min(found)

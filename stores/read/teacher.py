@@ -17,8 +17,9 @@ from logitbank.stores.format.schema import (
     check_row_arrays,
     constant_spec,
 )
-from logitbank.stores.read.blocks import REMEDY, check_memory, in_threads, read_file, read_static
+from logitbank.stores.read.blocks import REMEDY, in_threads, read_file, read_static
 from logitbank.stores.read.cells import Fault, array_plan, checksum_value, declared_arrays, load_teacher, read_commits
+from logitbank.stores.read.memory import check_memory
 from logitbank.stores.read.rows import broken_rows
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from logitbank.stores.files import write_file, writing
+from logitbank.stores.folders import default_cache
 from logitbank.stores.format.address import is_url, is_zip, shown, spelled
 from logitbank.stores.format.documents import read_document
 from logitbank.stores.format.schema import StoreError
@@ -78,13 +79,6 @@ def place_of(path: str | Path) -> str:
     with contextlib.suppress(OSError, ValueError):
         return Path(path).with_suffix(_PLACE).read_text()
     return str(path)
-
-
-def default_cache() -> Path:
-    """Where copies of stores from elsewhere are kept: LOGITBANK_CACHE, or the user's cache folder."""
-    if "LOGITBANK_CACHE" in os.environ:
-        return Path(os.environ["LOGITBANK_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logitbank"
 
 
 class _Wanted:

@@ -19,8 +19,9 @@ from logitbank.stores.files import writing
 from logitbank.stores.format.documents import MAX_DOCUMENT_BYTES, examples_sha256, read_document
 from logitbank.stores.format.layout import Layout, file_name
 from logitbank.stores.format.schema import CELL_ARRAYS, EXAMPLE_ARRAYS, PROBE, StoreError, check_name, constant_spec
-from logitbank.stores.read.blocks import available_memory, check_static
+from logitbank.stores.read.blocks import check_static
 from logitbank.stores.read.cells import check_bound
+from logitbank.stores.read.memory import available_memory
 from logitbank.stores.read.reader import Store, load_root, open_store
 from logitbank.stores.read.teacher import Teacher
 from logitbank.stores.share.sources import ATTEMPTS, PAUSE, Source

@@ -74,8 +74,10 @@ GROUPS = {
     ),
     "Stage two": ("Run", "Training", "Inputs", "train_student"),
     "Many students": ("plan_runs", "Planned", "run_planned", "Event"),
+    "Trained students": ("load_student", "Student"),
 }
-MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass", "Event"}  # nobody calls these
+# nobody calls these
+MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass", "Event", "Student"}
 TABLES = {"LOSSES": "The table of losses: name -> entry, with its function `fn`. Each is in [losses.md](losses.md)."}
 
 

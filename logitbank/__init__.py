@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.run import train_student as train_student
     from logitbank.pipeline.train_student.spec import Run as Run
     from logitbank.pipeline.train_student.sweep import plan_runs as plan_runs
+    from logitbank.pipeline.use_student.load import Student as Student
+    from logitbank.pipeline.use_student.load import load_student as load_student
     from logitbank.pipeline.views import Views as Views
     from logitbank.stores import Store as Store
     from logitbank.stores import StoreError as StoreError
@@ -84,6 +86,8 @@ _HOMES = {
     "Planned": "pipeline.train_student.planned",
     "run_planned": "pipeline.train_student.planned",
     "Event": "pipeline.train_student.planned",
+    "load_student": "pipeline.use_student.load",
+    "Student": "pipeline.use_student.load",
 }
 __all__ = list(_HOMES)
 

@@ -29,6 +29,7 @@ OPTIONS = {
     " weight-decay weight-decay-on grad-clip"
     " ema-decay precision channels-last compile val-share select patience seed memory-budget eval-batch-size workers"
     " tensorboard log-json mean std input-transform device threads",
+    "predict": "data out student batch-size workers device threads",
     "compare": "plot html baseline metric",
     "inspect": "json",
     "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",
@@ -109,6 +110,8 @@ def test_the_whole_job(work: Path) -> None:
     result = json.loads((work / "r1" / "result.json").read_text())
     assert result["training"]["seed"] == 1
     assert result["accuracy"] > 0.8
+    asked = run("predict", "r1", "--data", "digits?split=test", "--out", "p.csv", cwd=work)
+    assert (asked.returncode, asked.stdout) == (0, "wrote p.csv: 360 rows, 10 classes\n"), asked.stderr
     sound = run("verify", "s.zarr", "--data", "digits", cwd=work)
     assert (sound.returncode, sound.stdout) == (0, "sound: 1437 rows x 1 views, teachers: teacher (out-of-fold)\n")
 

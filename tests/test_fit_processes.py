@@ -14,6 +14,7 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.models.signature import SIGNATURE
 from logitbank.pipeline.models.weights import load_state
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SETTINGS, WEIGHTS
@@ -48,7 +49,8 @@ def test_two_processes_train_the_student_that_one_does(store: Path, tmp_path: Pa
         done = train(count, store, tmp_path / str(count), *options)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1
-    assert sorted(path.name for path in (tmp_path / "2").iterdir()) == [HISTORY, RESULT, SETTINGS, WEIGHTS]
+    files = {path.name for path in (tmp_path / "2").iterdir()}
+    assert files == {HISTORY, RESULT, SETTINGS, SIGNATURE, WEIGHTS}
     one, two = (json.loads((tmp_path / name / RESULT).read_text()) for name in "12")
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.01)

@@ -20,6 +20,7 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import EpochRecord
+from logitbank.pipeline.models.signature import SIGNATURE
 from logitbank.pipeline.models.weights import load_state, weights_digest
 from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
 from logitbank.pipeline.views import Views
@@ -82,7 +83,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     whole, stopped = (json.loads((tmp_path / name / RESULT).read_text()) for name in ("whole", "stopped"))
     assert whole["test"] == stopped["test"]
     assert whole["against_teacher"] == stopped["against_teacher"]
-    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [HISTORY, RESULT, SETTINGS, WEIGHTS]
+    files = {path.name for path in (tmp_path / "stopped").iterdir()}
+    assert files == {HISTORY, RESULT, SETTINGS, SIGNATURE, WEIGHTS}
 
 
 def test_a_killed_process_goes_on_to_the_same_bits(store: Store, tmp_path: Path) -> None:

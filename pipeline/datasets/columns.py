@@ -6,6 +6,7 @@ Shapes: N rows.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,26 @@ class Feature:
     @property
     def width(self) -> int:
         return 1 if self.categories is None else len(self.categories)
+
+    def attributes(self) -> dict[str, Any]:
+        """JSON-able description; ``from_attributes`` is its inverse."""
+        if self.categories is not None:
+            return {"name": self.name, "categories": list(self.categories)}
+        return {"name": self.name, "mean": self.mean, "std": self.std, "decimal": self.decimal}
+
+    @classmethod
+    def from_attributes(cls, attributes: Any) -> "Feature":
+        """What ``attributes`` gave, read back from a file that anybody may have written.
+
+        Raises:
+            ValueError: Anything else.
+        """
+        match attributes:
+            case {"name": str(name), "categories": list(texts)} if all(isinstance(text, str) for text in texts):
+                return cls(name=name, categories=tuple(texts))
+            case {"name": str(name), "mean": float(mean), "std": float(std), "decimal": "." | "," as mark} if std > 0:
+                return cls(name=name, mean=mean, std=std, decimal=str(mark))
+        raise ValueError(f"a column is {str(attributes)[:80]!r}; expected its name, and categories or mean and std")
 
     def encode(self, column: Column) -> npt.NDArray[np.float32]:
         """[N, 1] or [N, categories]; a missing number is the mean, a missing or new category is all zeros."""

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from logitbank.pipeline.datasets.columns import Column, Columns, is_number
 from logitbank.pipeline.datasets.limits import check_fits
-from logitbank.pipeline.datasets.spec import shown, tell
+from logitbank.pipeline.datasets.spec import read_flag, read_one, read_whole, shown, tell
 
 SEPARATORS = {",": ",", ";": ";", "|": "|", ":": ":", "tab": "\t", "space": " "}
 DECIMALS = (".", ",")
+_MAX_SKIP = 10**6
 _TIMES = 4  # as texts in memory, at the least
 
 
@@ -53,10 +55,8 @@ def read_csv(path: Path, form: Form) -> Columns:
                     lines.append((number, fields))
                 else:
                     num_blank += len(fields) > 1
-    except (UnicodeError, LookupError) as error:
-        raise ValueError(f"{path}: no text in {form.encoding} ({error}); pass encoding=, such as latin-1") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a readable .csv file ({error}); mend it, or pass sep=") from error
+    except (UnicodeError, LookupError, csv.Error) as error:
+        raise _unreadable(path, form, error) from error
     if num_blank:
         tell(f"{path}: {num_blank} lines hold separators alone, and are no rows")
     if not lines:
@@ -68,6 +68,49 @@ def read_csv(path: Path, form: Form) -> Columns:
     if "" in columns and columns[""].present() and (names[0] or len(columns[""].texts) < len(lines)):
         raise ValueError(f"{path}: column {names.index('')} has no name; name it, or pass header=0 when line 1 is data")
     return columns
+
+
+def csv_parts(path: Path, form: Form, num_rows: int) -> Iterator[Columns]:
+    """The columns of a file, so many rows at a time; lines are read and refused as ``read_csv`` does."""
+    if not path.is_file():
+        raise ValueError(f"no such file {path}; expected a .csv file")
+    try:
+        with path.open(newline="", encoding=form.encoding) as file:
+            records = ((number, fields) for number, fields in _records(file, form) if any(fields))
+            start = next(records, None)
+            if start is None:
+                raise ValueError(f"{path}: no rows; expected at least one")
+            first, fields = start
+            names = fields if form.header else [str(column) for column in range(len(fields))]
+            lines = [] if form.header else [start]
+            _check(path, names, lines, first, form)
+            while lines := [*lines, *islice(records, num_rows - len(lines))]:
+                _check_ragged(path, names, lines, first)
+                yield {name: Column.of(line[column] for _, line in lines) for column, name in enumerate(names)}
+                lines = []
+    except (UnicodeError, LookupError, csv.Error) as error:
+        raise _unreadable(path, form, error) from error
+
+
+def read_form(spec: str, *, header: str, skip: str, sep: str, comment: str, encoding: str) -> Form:
+    """How a file is written, from the options of a data spec.
+
+    Raises:
+        ValueError: Outside their domains.
+    """
+    return Form(
+        header=read_flag(spec, "header", header),
+        skip=read_whole(spec, "skip", skip, 0, _MAX_SKIP, "a number of lines"),
+        separator=SEPARATORS[read_one(spec, "sep", "tab" if sep == "\t" else sep, SEPARATORS)],
+        comment=comment,
+        encoding=encoding,
+    )
+
+
+def _unreadable(path: Path, form: Form, error: Exception) -> ValueError:
+    if isinstance(error, csv.Error):
+        return ValueError(f"{path}: not a readable .csv file ({error}); mend it, or pass sep=")
+    return ValueError(f"{path}: no text in {form.encoding} ({error}); pass encoding=, such as latin-1")
 
 
 def _records(file: TextIO, form: Form) -> Iterator[tuple[int, list[str]]]:
@@ -96,6 +139,15 @@ def _data(file: TextIO, form: Form) -> Iterator[str]:
 def _check(path: Path, names: list[str], lines: list[tuple[int, list[str]]], first: int, form: Form) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"{path}: two columns have one name; rename them, or pass header=0 when line 1 is data")
+    _check_ragged(path, names, lines, first)
+    if form.header and _looks_like_a_row(names):
+        tell(f"{path}: line {first} is read as names of columns, {shown(names, 3)}; pass header=0 when it is a row")
+    other = next((name for name, text in SEPARATORS.items() if len(names) == 1 and text in names[0]), None)
+    if other is not None and form.header:
+        raise ValueError(f"{path}: one column {names[0]!r}; when it is several, pass sep={other}")
+
+
+def _check_ragged(path: Path, names: list[str], lines: list[tuple[int, list[str]]], first: int) -> None:
     ragged = next(((number, len(line)) for number, line in lines if len(line) != len(names)), None)
     if ragged is not None:
         number, found = ragged
@@ -103,11 +155,6 @@ def _check(path: Path, names: list[str], lines: list[tuple[int, list[str]]], fir
             f"{path}: line {number} has another number of fields ({found}) than the {len(names)} columns of line"
             f" {first}; mend it, or pass skip= or comment= for lines that are no data"
         )
-    if form.header and _looks_like_a_row(names):
-        tell(f"{path}: line {first} is read as names of columns, {shown(names, 3)}; pass header=0 when it is a row")
-    other = next((name for name, text in SEPARATORS.items() if len(names) == 1 and text in names[0]), None)
-    if other is not None and form.header:
-        raise ValueError(f"{path}: one column {names[0]!r}; when it is several, pass sep={other}")
 
 
 def _looks_like_a_row(names: list[str]) -> bool:

@@ -93,6 +93,20 @@ def read_tree(folder: Path, spec: str) -> Tree:
     return Tree(folder, images, others, [name for name in _folders(folder) if name not in held])
 
 
+def all_pictures(folder: Path, spec: str) -> list[Path]:
+    """Every image below a folder, whatever folders it lies in, sorted by path.
+
+    Raises:
+        ValueError: No such folder, no images, a loop of links, or names that are no text.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{spec}: no such folder {str(folder)!r}; expected one with pictures in it")
+    images = [file for file in _walk(folder, (), spec) if file.suffix.lower() in SUFFIXES]
+    if not images:
+        raise ValueError(f"{spec}: no images in {folder}; expected files such as .jpg or .png")
+    return sorted(images, key=lambda file: file.parts)
+
+
 def _folders(folder: Path) -> list[str]:
     """Names of the folders in a folder that are not hidden."""
     return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))

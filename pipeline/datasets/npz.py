@@ -56,6 +56,18 @@ def load_npz(path: str, *, split: str = "train", classes: str = "", first_label:
     )
 
 
+def load_npz_rows(path: str, *, split: str = "train") -> npt.NDArray[np.generic]:
+    """The samples of a file whose labels do not count, or that has none: its array ``x``, or ``x_test``.
+
+    Raises:
+        ValueError: As for ``load_npz``.
+    """
+    spec = spell("npz", path, {"split": split})
+    check_split(spec, split)
+    name = "x_test" if split == "test" else "x"
+    return as_samples(_read_arrays(path, (name,), (), spec)[name], f"{spec}: {name}")
+
+
 def _as_groups(groups: npt.NDArray[Any] | None, num_rows: int, spec: str) -> npt.NDArray[np.uint64] | None:
     if groups is None:
         return None

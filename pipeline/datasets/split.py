@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitbank.pipeline.datasets.columns import Feature
 from logitbank.pipeline.datasets.originals import Originals
 from logitbank.pipeline.datasets.spec import canonical
 
@@ -91,6 +92,7 @@ class Split:
         groups: uint64 [N], examples that belong together (one patient, one problem), or None.
         readable: bool [N], False where an example could not be read and is blank; None: all are. A store masks them.
         learnt: What was learnt from training rows to make the samples, as a short text; empty when they are as stored.
+        features: The same of the columns of a table, in the order of the samples'; empty when they are as stored.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Split:
     groups: npt.NDArray[np.uint64] | None = None
     readable: npt.NDArray[np.bool_] | None = None
     learnt: str = ""
+    features: tuple[Feature, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.samples) != len(self.labels):

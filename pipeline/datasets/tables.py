@@ -14,20 +14,19 @@ import numpy.typing as npt
 
 from logitbank.pipeline.datasets.classes import known_classes
 from logitbank.pipeline.datasets.columns import Column, Columns, Feature, fit_feature
-from logitbank.pipeline.datasets.csv_file import DECIMALS, SEPARATORS, Form, read_csv
+from logitbank.pipeline.datasets.csv_file import DECIMALS, read_csv, read_form
 from logitbank.pipeline.datasets.held_out import divide_rows
 from logitbank.pipeline.datasets.labels import MISSING, class_names, find_labels
 from logitbank.pipeline.datasets.limits import check_fits
 from logitbank.pipeline.datasets.parquet_file import read_parquet
 from logitbank.pipeline.datasets.parquet_pictures import load_parquet_pictures, picture_column
-from logitbank.pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
+from logitbank.pipeline.datasets.spec import check_split, read_one, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split, content_keys
 from logitbank.pipeline.spelling import unknown
 
 Reader = Callable[[str], Columns]
 
 INDEX_NAMES = ("", "__index_level_0__")  # how pandas writes the index of a frame
-_MAX_SKIP = 10**6
 
 
 def load_csv(
@@ -75,13 +74,7 @@ def load_csv(
     options = {"label": label, "test": test, "test_share": test_share, "drop": drop, "group": group}
     options |= {"classes": classes, "label_strip": label_strip}
     spec = spell("csv", path, {"split": split, **said({**options, **form}, defaults)})
-    written = Form(
-        header=read_flag(spec, "header", header),
-        skip=read_whole(spec, "skip", skip, 0, _MAX_SKIP, "a number of lines"),
-        separator=SEPARATORS[read_one(spec, "sep", "tab" if sep == "\t" else sep, SEPARATORS)],
-        comment=comment,
-        encoding=encoding,
-    )
+    written = read_form(spec, header=header, skip=skip, sep=sep, comment=comment, encoding=encoding)
     read_one(spec, "decimal", decimal, DECIMALS)
     table = TableOptions(spec=spec, path=path, split=split, decimal=decimal, **options)
     return _load(table, lambda file: read_csv(Path(file), written))
@@ -178,6 +171,7 @@ def _load(options: TableOptions, read: Reader) -> Split:
         class_names=found if len(found) >= 2 else (),
         groups=_groups(chosen[options.group]) if options.group else None,
         learnt=hashlib.sha256(repr(features).encode()).hexdigest()[:16],
+        features=tuple(features),
     )
 
 

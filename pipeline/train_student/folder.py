@@ -5,6 +5,7 @@ history.csv              one line an epoch, rewritten whole
 search.json              what is measured already of "auto" options
 checkpoint.safetensors   state at the end of the last epoch; removed when the run is complete
 student.safetensors      at the end
+signature.json           at the end: what the student reads and answers
 result.json              last: where it is, the run is complete
 error.json               of a sweep: why the run failed
 """
@@ -21,6 +22,7 @@ from logitbank.pipeline.described import completed
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.fit import COLUMNS, EpochRecord, Training
 from logitbank.pipeline.models import spell_model
+from logitbank.pipeline.models.signature import SIGNATURE
 from logitbank.stores.files import whole_file
 from logitbank.stores.locks import locked
 
@@ -85,7 +87,7 @@ class RunFolder:
         with self._held:
             begun = self.checkpoint.exists() or (self.path / SEARCH).exists()
             if kind is not None and self.result is None and not begun:
-                for name in (SETTINGS, HISTORY, WEIGHTS):
+                for name in (SETTINGS, HISTORY, WEIGHTS, SIGNATURE):
                     (self.path / name).unlink(missing_ok=True)
                 if not self._existed and not any(self.path.iterdir()):
                     self.path.rmdir()

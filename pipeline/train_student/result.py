@@ -11,8 +11,10 @@ from torch import nn
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.weights import weight_bytes
+from logitbank.pipeline.models.signature import SIGNATURE, Signature
 from logitbank.pipeline.models.weights import KEY_SPACE, save_weights, weights_digest
 from logitbank.pipeline.train_student.evaluate import evaluate_against_teacher, evaluate_test
+from logitbank.pipeline.train_student.folder import WEIGHTS, write_json
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.plan import Plan
 from logitbank.stores.share.cache import place_of
@@ -66,8 +68,8 @@ def measure_student(
     return result
 
 
-def save_student(path: Path, plan: Plan, model: nn.Module, objective: Objective) -> None:
-    """Writes the weights, with what they are and what they were trained on."""
+def save_student(out: Path, plan: Plan, model: nn.Module, objective: Objective) -> None:
+    """Writes the weights, with what they are and what they were trained on, and what the student reads and answers."""
     split, identity = plan.inputs.split, plan.identity()
     metadata = {
         "architecture": identity["student"],
@@ -81,7 +83,9 @@ def save_student(path: Path, plan: Plan, model: nn.Module, objective: Objective)
         "training": identity["training"],
         "versions": library_versions(),
     }
-    save_weights(path, model, metadata, plan.keys, complete=plan.keys_complete)
+    save_weights(out / WEIGHTS, model, metadata, plan.keys, complete=plan.keys_complete)
+    signature = Signature.of(identity["student"], split, plan.scaling)
+    write_json(out / SIGNATURE, signature.attributes())
 
 
 def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.processes.together import Processes
-from logitbank.pipeline.train_student.folder import CHECKPOINT, WEIGHTS, RunFolder, finished_result, refuse_file
+from logitbank.pipeline.train_student.folder import CHECKPOINT, RunFolder, finished_result, refuse_file
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
 from logitbank.pipeline.train_student.plan import Plan, plan_run
 from logitbank.pipeline.train_student.result import measure_student, save_student
@@ -73,7 +73,7 @@ def train_student(
             )
             model, _ = plan.train(objective, run.training, plan.rows, Checkpoint(folder.checkpoint), record)
             result = measure_student(plan, model, history, objective, searched)
-            save_student(out / WEIGHTS, plan, model, objective)
+            save_student(out, plan, model, objective)
             curves.result(result)
             folder.finish(result)
     return result

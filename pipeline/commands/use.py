@@ -1,0 +1,41 @@
+"""What is done with a trained student."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logitbank.pipeline.commands.options import Device, Threads, option, wrote
+from logitbank.pipeline.domains import AT_LEAST_ONE, COUNT
+from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run, as train-student or sweep wrote it")]
+OwnStudent = Annotated[str, typer.Option(help="Architecture; needed when it is your file.py:factory")]
+
+
+def predict(
+    run: RunFolder,
+    data: Annotated[str, typer.Option(help="Data spec of the new data; its labels, if any, are not looked at")],
+    out: Annotated[Path, typer.Option(help="The .csv or .parquet file to write")],
+    student: OwnStudent = "",
+    batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples of a forward pass")] = EVAL_BATCH_SIZE,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform the next batches meanwhile")] = 1,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write a student's predictions for new data: a row each with its key, the predicted class, all probabilities.
+
+    Every row of a table, every picture below a folder. Inputs are read as in training; memory does not grow with rows.
+    """
+    from tqdm import tqdm
+
+    from logitbank.pipeline.processes.device import find_device
+    from logitbank.pipeline.use_student.load import load_student
+    from logitbank.pipeline.use_student.predict import write_predictions
+
+    loaded = load_student(run, student=student, device=str(find_device(device, threads)))
+    with tqdm(unit="row", unit_scale=True, disable=None) as bar:
+        count, written = write_predictions(
+            loaded, data, out, batch_size=batch_size, workers=workers, on_rows=bar.update
+        )
+    typer.echo(f"{wrote(written)} {out}: {count} rows, {len(loaded.class_names)} classes")

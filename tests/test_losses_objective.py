@@ -162,6 +162,16 @@ def test_a_run_says_when_a_warm_up_does_not_end_and_when_parts_of_a_batch_change
         ("kdd", {}, "did you mean 'kd'"),
         ("kd+ce", {}, "'kd' has no weight in a sum"),
         ("kd:1 + kd:2", {}, "stands twice"),
+        ("kd?temperature=4:1 + kd:2", {}, "stands twice"),
+        ("kd?temperature=2:1 + kd?temperature=2.0:2", {}, "stands twice"),
+        ("kd?temperature=2:1", {"kd.temperature": 3}, "kd.temperature is set twice"),
+        ("kd?temperature=2:1", {"temperature": 3}, "set for every term by name already"),
+        ("kd?temperature:1", {}, "expected each option once, as kd[?]temperature=2"),
+        ("kd?temperature=2&temperature=3:1", {}, "expected each option once"),
+        ("kd?:1", {}, "expected each option once"),
+        ("kd?temprature=2:1", {}, "did you mean 'temperature'"),
+        ("kd?temperature=0:1", {}, r"in \[0.01, 1000\]"),
+        ("kd?temperature=2:1 + kd:1", {"kd3.weight": 1}, "unknown term 'kd3'"),
         ("kd:heavy", {}, "is a number"),
         ("kd", {"temprature": 3}, "did you mean 'temperature'"),
         ("kd", {"temperature": 0}, r"in \[0.01, 1000\]"),
@@ -181,6 +191,26 @@ def test_mistakes_are_named(text: str, settings: dict[str, str | float], message
     with pytest.raises(ValueError, match=message) as caught:
         parse_objective(text, settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loss_may_stand_several_times_with_other_settings() -> None:
+    """Multi-level distillation: one loss at several temperatures."""
+    objective = parse_objective("kd?temperature=2&warmup=3:0.5 + kd:0.25 + ce:0.1", {"kd2.temperature": 6})
+    first, second, _ = objective.terms
+    assert (first.name, first.temperature, first.warmup, first.weight) == ("kd", 2.0, 3.0, 0.5)
+    assert (second.name, second.kind, second.temperature, second.weight) == ("kd2", "kd", 6.0, 0.25)
+    assert objective.name == "kd?temperature=2&warmup=3:0.5 + kd:0.25 + ce:0.1"
+    assert [term.get("kind") for term in objective.settings["terms"]] == [None, "kd", None]
+    student_BC, teacher_BC, labels_B = batch()
+    step = Step(step=0, steps_per_epoch=1, num_epochs=3)
+    got_B = objective(student_BC, ExactAnswer(teacher_BC), labels_B, step)
+    tensors = student_BC, teacher_BC, labels_B
+    kd, ce = LOSSES["kd"].fn, LOSSES["ce"].fn
+    want_B = 0.5 / 3 * kd(*tensors, temperature=2.0) + 0.25 * kd(*tensors, temperature=6.0) + 0.1 * ce(*tensors)
+    torch.testing.assert_close(got_B, want_B)
+    assert [term.temperature for term in parse_objective("kd:1 + kd:1", {"kd2.temperature": 2}).terms] == [4.0, 2.0]
+    recipe = parse_objective("kd?temperature=2")
+    assert recipe.settings["terms"] == parse_objective("kd", {"temperature": 2}).settings["terms"]
 
 
 def test_unlabelled_rows_get_nothing_from_terms_that_need_a_label() -> None:

@@ -111,8 +111,8 @@ class Table(NamedTuple):
 
 def _method_columns(metric: str) -> Sequence[str]:
     return (
-        *("method", "baseline", "n", "pairs", metric, "std", "difference", "NLL", "NLL difference", "ECE"),
-        *("agreement %", "KL to teacher"),
+        *("method", metric, "std", "difference", "NLL", "NLL difference", "ECE", "agreement %", "KL to teacher"),
+        *("n", "pairs", "baseline"),
     )
 
 
@@ -134,9 +134,6 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
     against = [run.result["against_teacher"] for run in runs.values() if run.result.get("against_teacher")]
     return [
         _words(row.name),
-        _words(row.baseline or "none"),
-        _number(row.num_seeds, "{:d}"),
-        _number(None if row.baseline in (None, row.name) else row.num_pairs, "{:d}"),
         _number(row.scale * row.mean, f"{{:.{row.digits}f}}"),
         _number(row.scale * row.std, f"{{:.{row.digits}f}}"),
         _difference(row.difference, row.difference_text()),
@@ -145,6 +142,9 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
         _number(row.ece, "{:.4f}"),
         _number(_mean([100 * found["agreement"] for found in against]), "{:.2f}"),
         _number(_mean([found["kl"] for found in against]), "{:.4f}"),
+        _number(row.num_seeds, "{:d}"),
+        _number(None if row.baseline in (None, row.name) else row.num_pairs, "{:d}"),
+        _words(row.baseline or "none"),
     ]
 
 

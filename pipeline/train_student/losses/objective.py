@@ -22,10 +22,11 @@ from .standardise import standardised
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One loss of an objective with its resolved options."""
+    """One loss of an objective with its resolved options; of several terms of one kind, each has its own name."""
 
     name: str
     loss: Loss
+    kind: str
     weight: float
     warmup: float = 0.0
     standardise: bool = False
@@ -100,6 +101,7 @@ class Term:
     def settings(self) -> dict[str, Any]:
         """All resolved settings, fit for JSON."""
         found: dict[str, Any] = {"loss": self.name, "weight": self.weight, "warmup": self.warmup}
+        found |= {"kind": self.kind} if self.kind != self.name else {}
         found |= dict(self.options)
         if self.loss.sha256:
             found["sha256"] = self.loss.sha256

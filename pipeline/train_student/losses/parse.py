@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .kinds import CE_WEIGHT, WEIGHT, Loss
 from .objective import Objective, Term
@@ -14,7 +15,25 @@ from .plan import RULE_OPTIONS, RULES, Plan, plan_term, presets_of, unknown
 from .row_weights import ROW_WEIGHTS
 from .table import LOSSES
 
-_IN_FILE = re.compile(r"(?P<name>.+\.py:[A-Za-z_]\w*)\s*(?::(?P<weight>.*))?")
+_IN_FILE = re.compile(r"(?P<name>.+\.py:[A-Za-z_]\w*)\s*(?:\?(?P<options>[^:]*))?(?::(?P<weight>.*))?")
+
+
+class _Written(NamedTuple):
+    """A term as it is written: NAME, NAME:WEIGHT, or NAME?OPTION=VALUE&OPTION=VALUE:WEIGHT."""
+
+    name: str
+    options: str | None
+    weight: str | None
+
+
+class _Part(NamedTuple):
+    """A term: what it is called, its loss's name, its loss, its options and, in a sum, its weight."""
+
+    label: str
+    name: str
+    loss: Loss
+    options: dict[str, str]
+    weight: float | None
 
 
 def parse_objective(
@@ -29,10 +48,12 @@ def parse_objective(
     A single name is its paper's recipe: ce_weight CE + warm-up(epoch) weight loss. A sum with weights, as
     "kd:0.9 + ce:0.1", is just that sum, with no CE added and no warm-up unless set. Settings: weight, ce_weight
     (recipes only), warmup, preset, standardise, row_weight, temperature_rule, and every option of the losses
-    and rules. "rld.beta" reaches one term of a sum, "beta" every other term that has it.
+    and rules. "rld.beta" reaches one term of a sum, "beta" every other term that has it. A loss may stand several
+    times with other settings, as "kd?temperature=2:0.5 + kd?temperature=4:0.5": its terms are called kd, kd2, ...
 
     Args:
-        text: Names of the table, or of ``own``, joined by "+", each with ":weight" or, if alone, without.
+        text: Names of the table, or of ``own``, joined by "+", each with "?option=value&..." where it has settings of
+            its own, and with ":weight" or, if alone, without.
         settings: Values by name, as text or numbers.
         own: Losses of one's own by the name that they have in the text, such as "file.py:function"; each is held to
             the laws of the table at its settings. Its term is called by what stands behind the last colon.
@@ -56,12 +77,13 @@ def parse_objective(
         _apply(key, given[key], plans, text.strip())
     for plan in plans:
         plan.check()
+    _refuse_twins(plans, text)
     return Objective(_spelled(text, own), tuple(_kept(plan.term(), num_classes) for plan in plans))
 
 
 def own_names(text: str) -> list[str]:
     """What in a text of ``--loss`` names a function of a file."""
-    return [name for name, _ in _split(text) if _IN_FILE.fullmatch(name)]
+    return [written.name for written in _split(text) if _IN_FILE.fullmatch(written.name)]
 
 
 def _kept(term: Term, num_classes: int | None) -> Term:
@@ -77,10 +99,11 @@ def _kept(term: Term, num_classes: int | None) -> Term:
 def _spelled(text: str, own: Mapping[str, Loss]) -> str:
     """The one spelling of a text, on every machine: "kd:0.90+ce:0.10" is "kd:0.9 + ce:0.1"; files lose folders."""
     terms = []
-    for (written, _), (_, _, weight) in zip(_split(text), _parts(text, own), strict=True):
-        file, colon, function = written.rpartition(":")
-        name = f"{Path(file).name}{colon}{function}" if written in own else written
-        terms.append(name if weight is None else f"{name}:{float(weight)!r}".removesuffix(".0"))
+    for written, part in zip(_split(text), _parts(text, own), strict=True):
+        file, colon, function = written.name.rpartition(":")
+        name = f"{Path(file).name}{colon}{function}" if written.name in own else written.name
+        name += "?" + "&".join(f"{key}={value}" for key, value in part.options.items()) if part.options else ""
+        terms.append(name if part.weight is None else f"{name}:{part.weight!r}".removesuffix(".0"))
     return " + ".join(terms)
 
 
@@ -117,46 +140,82 @@ def _turn(key: str) -> tuple[bool, bool, bool]:
 
 
 def _plans(text: str, given: dict[str, str | float], own: Mapping[str, Loss]) -> list[Plan]:
-    """The terms at their recipes; takes preset and a recipe's ce_weight out of what is given."""
+    """The terms at their recipes.
+
+    Takes preset and a recipe's ce_weight out of what is given, and adds what the text sets.
+    """
     parts = _parts(text, own)
     preset = str(given.pop("preset", ""))
-    known = {name: presets_of(loss) for name, loss, _ in parts}
+    known = {part.name: presets_of(part.loss) for part in parts}
     if preset and not any(preset in presets for presets in known.values()):
         raise UnknownSettingError(unknown("preset", preset, set[str]().union(*known.values())))
-    plans = [plan_term(name, loss, weight, preset) for name, loss, weight in parts]
-    if parts[0][2] is None and plans[0].name != "ce":
+    plans = [replace(plan_term(part.label, part.loss, part.weight, preset), kind=part.name) for part in parts]
+    if parts[0].weight is None and plans[0].name != "ce":
         ce_weight = CE_WEIGHT.read("ce_weight", given.pop("ce_weight", plans[0].ce_weight))
         if ce_weight != 0.0:
             plans.append(replace(plan_term("ce", LOSSES["ce"], ce_weight, ""), implied=True))
+    for part in parts:
+        for key, value in part.options.items():
+            if f"{part.label}.{key}" in given:
+                raise ValueError(f"{part.label}.{key} is set twice")
+            given[f"{part.label}.{key}"] = value
     return plans
 
 
-def _parts(text: str, own: Mapping[str, Loss]) -> list[tuple[str, Loss, float | None]]:
-    """Name, loss and weight of each term."""
-    parts: list[tuple[str, Loss, float | None]] = []
+def _refuse_twins(plans: list[Plan], text: str) -> None:
+    """Terms that differ in nothing but the weight are one."""
+    seen = []
+    for plan in plans:
+        term = {**plan.term().settings(), "loss": plan.kind, "kind": "", "weight": 0.0}
+        if term in seen:
+            raise ValueError(
+                f"loss {plan.kind!r} stands twice in {text.strip()!r}: add its weights, or give one other options, as"
+                f" {plan.kind}?option=value"
+            )
+        seen.append(term)
+
+
+def _parts(text: str, own: Mapping[str, Loss]) -> list[_Part]:
+    parts: list[_Part] = []
     split = _split(text)
-    for written, weight in split:
-        if written not in own and written not in LOSSES:
-            raise ValueError(unknown("loss", written, {**LOSSES, "file.py:function": None}))
-        name = written.rpartition(":")[2]
-        if written in own and name in LOSSES:
-            raise ValueError(f"{written}: the table has a loss {name!r} already; call the function otherwise")
-        if name in [seen for seen, *_ in parts]:
-            raise ValueError(f"loss {name!r} stands twice in {text.strip()!r}: add its weights")
-        if weight is None and len(split) > 1:
-            raise ValueError(f"{written!r} has no weight in a sum: write {written}:1.0")
-        loss = own[written] if written in own else LOSSES[written]
-        parts.append((name, loss, None if weight is None else WEIGHT.read(f"weight of {name}", weight)))
+    for written in split:
+        if written.name not in own and written.name not in LOSSES:
+            raise ValueError(unknown("loss", written.name, {**LOSSES, "file.py:function": None}))
+        name = written.name.rpartition(":")[2]
+        if written.name in own and name in LOSSES:
+            raise ValueError(f"{written.name}: the table has a loss {name!r} already; call the function otherwise")
+        if written.weight is None and len(split) > 1:
+            raise ValueError(f"{written.name!r} has no weight in a sum: write {written.name}:1.0")
+        before = sum(part.name == name for part in parts)
+        label = name if not before else f"{name}{before + 1}"
+        loss = own[written.name] if written.name in own else LOSSES[written.name]
+        weight = None if written.weight is None else WEIGHT.read(f"weight of {label}", written.weight)
+        parts.append(_Part(label, name, loss, _options(written), weight))
     return parts
 
 
-def _split(text: str) -> list[tuple[str, str | None]]:
-    """Each term's name, as it is written, and weight."""
-    parts: list[tuple[str, str | None]] = []
+def _options(written: _Written) -> dict[str, str]:
+    """What a term's text sets."""
+    found: dict[str, str] = {}
+    for pair in [] if written.options is None else written.options.split("&"):
+        key, equals, value = (piece.strip() for piece in pair.partition("="))
+        if not (key and equals and value) or key in found:
+            raise ValueError(
+                f"{written.name}?{written.options}: expected each option once, as {written.name}?temperature=2"
+            )
+        found[key] = value
+    return found
+
+
+def _split(text: str) -> list[_Written]:
+    parts: list[_Written] = []
     for part in text.split("+"):
-        own = _IN_FILE.fullmatch(part.strip())
-        name, colon, weight = (piece.strip() for piece in part.partition(":"))
-        parts.append((own["name"], own["weight"]) if own else (name, weight if colon else None))
+        if own := _IN_FILE.fullmatch(part.strip()):
+            parts.append(_Written(own["name"], own["options"], own["weight"]))
+            continue
+        head, colon, weight = (piece.strip() for piece in part.partition(":"))
+        name, mark, options = (piece.strip() for piece in head.partition("?"))
+        parts.append(_Written(name, options if mark else None, weight if colon else None))
     return parts
 
 

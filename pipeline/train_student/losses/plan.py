@@ -33,10 +33,11 @@ SHARED_SETTINGS = frozenset({"preset", "weight", "ce_weight", "warmup", "standar
 
 @dataclass(kw_only=True)
 class Plan:
-    """A term while its settings are read; `chosen` holds what was set by name."""
+    """A term while its settings are read; `chosen` holds what was set by name, `kind` its loss's name."""
 
     name: str
     loss: Loss
+    kind: str
     weight: float
     ce_weight: float = 0.0
     warmup: float = 0.0
@@ -60,6 +61,7 @@ class Plan:
         used = {key: option.default for key, (kind, rule, option) in RULE_OPTIONS.items() if self._has(kind, rule)}
         return Term(
             name=self.name,
+            kind=self.kind,
             loss=self.loss,
             weight=self.weight,
             warmup=self.warmup,
@@ -120,7 +122,8 @@ def plan_term(name: str, loss: Loss, weight: float | None, preset: str) -> Plan:
     """A recipe (no weight given), or one term of a sum, whose preset changes options alone."""
     preset_values = presets_of(loss).get(preset, {})
     options = loss.options | {key: value for key, value in preset_values.items() if key in loss.takes}
-    plan = Plan(name=name, loss=loss, weight=1.0, options=options, standardise=bool(preset_values.get("standardise")))
+    standardise = bool(preset_values.get("standardise"))
+    plan = Plan(name=name, kind=name, loss=loss, weight=1.0, options=options, standardise=standardise)
     if weight is not None:
         return replace(plan, weight=weight)
     return replace(

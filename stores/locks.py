@@ -6,7 +6,6 @@ dies, and whoever releases it removes it.
 
 import contextlib
 import errno
-import logging
 import os
 import re
 import secrets
@@ -20,11 +19,10 @@ from filelock import FileLock, Timeout
 
 from logitbank.stores.files import make_folders, short_name, writing
 from logitbank.stores.format.schema import StoreError
+from logitbank.stores.waiting import Waiting
 
 _LOCK = ".lock"
-_QUIET_SECONDS = 1.0  # before somebody who waits is told so
 _SCRATCH = "logitbank-"
-_log = logging.getLogger("logitbank")
 
 
 @contextlib.contextmanager
@@ -55,15 +53,15 @@ def _acquire(path: Path, target: Path, wait: bool) -> FileLock | None:
     found: list[os.stat_result] = []
     # empty, and open to all: whoever may write to the folder may wait here
     lock = FileLock(path, mode=0o666, on_acquired=lambda handle: found.append(os.fstat(handle)))
-    timeout = _QUIET_SECONDS if wait else 0.0
+    advice = f"one that is stopped keeps its lock: let it go on, or end it (fuser {path} names it)"
+    waiting = Waiting(f"another process that writes {target}", advice)
     while True:
         try:
-            lock.acquire(timeout=timeout)
+            lock.acquire(timeout=waiting.quiet_seconds if wait else 0.0)
         except Timeout:
             if not wait:
                 return None
-            _log.warning("waiting for another process that writes %s", target)
-            timeout = -1.0
+            waiting.say()
             continue
         except OSError as error:
             if error.errno != errno.ENOSYS:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from logitbank.pipeline.alignment import describe_examples
-from logitbank.stores import StoreError, copy_store, create_store, open_store, verify_store
+from logitbank.stores import StoreError, copy_store, create_store, open_store, verify_store, waiting
 from logitbank.stores.files import whole_file
 from logitbank.stores.locks import locked, scratch
 from logitbank.stores.write.building import build, build_files
@@ -130,11 +130,14 @@ def test_what_a_live_process_holds_is_kept_and_what_a_killed_one_held_is_not(tmp
     assert names(tmp_path) == ["out"]
 
 
-def test_who_waits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_waits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon, and then now and then, with what to do."""
+    monkeypatch.setattr(waiting, "EVERY_SECONDS", 0.2)
+
     def hold(ready: Any) -> None:
         with locked(tmp_path / "out"):
             ready.set()
-            time.sleep(1.3)
+            time.sleep(1.6)
 
     ready = START.Event()
     process = START.Process(target=hold, args=(ready,))
@@ -142,7 +145,9 @@ def test_who_waits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     ready.wait()
     assert build(tmp_path / "out", write("a"))
     process.join()
-    assert "waiting for another process that writes" in caplog.text
+    first, second, *_ = (record.getMessage() for record in caplog.records)
+    assert first == f"waiting for another process that writes {tmp_path / 'out'}"
+    assert second.startswith(f"{first}, for 0 min so far; one that is stopped keeps its lock")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from logitbank.pipeline.cache_teacher import begin
 from logitbank.pipeline.cache_teacher.begin import begin_pass, is_finished
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.settings import Compute
@@ -19,7 +20,8 @@ from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import Views
-from logitbank.stores import open_store, verify_store
+from logitbank.stores import Cell, open_store, verify_store
+from logitbank.stores.locks import locked
 
 BLOCK_ROWS, NUM_VIEWS = 100, 2
 TOP_K = Encoding(kind="topk", num_classes=10, top_k=3)
@@ -188,10 +190,38 @@ def test_a_pass_that_somebody_else_runs(undisturbed: Path, digits: Split, fold_t
     check_same(out, undisturbed)
 
 
+def test_the_claim_of_a_cell_is_no_other_teachers_last_word(digits: Split, fold_teachers: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    begun = begin_pass(fold_answers(digits, fold_teachers), out, encoding=TOP_K, block_rows=BLOCK_ROWS, name="t")
+    with locked(tmp_path / "s.zarr.t.0-1"):
+        claim = begun.claim(Cell(0, 1))
+        assert claim is not None
+        claim.close()
+
+
+def test_blocks_are_those_of_the_process_that_began(digits: Split, fold_teachers: Path, tmp_path: Path) -> None:
+    """Cut for the writers that it knows of; whoever comes later takes them over."""
+    out = tmp_path / "s.zarr"
+    for count, rank in ((100, Rank(number=3, count=100)), (1, Rank()), (9, Rank(number=1, count=9))):
+        begun = begin_pass(fold_answers(digits, fold_teachers), out, encoding=TOP_K, rank=rank)
+        assert (count, begun.writer.block_rows) == (count, 256)
+    alone = begin_pass(fold_answers(digits, fold_teachers), tmp_path / "alone.zarr", encoding=TOP_K)
+    assert alone.writer.block_rows == 1024
+
+
+def test_who_waits_for_the_first_rank_says_so(
+    fold_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(begin, "SETUP_SECONDS", 1.5)
+    answers = fold_answers(load_split("digits"), fold_teachers)
+    begin_pass(answers, tmp_path / "s.zarr", encoding=TOP_K, rank=Rank(number=1, count=2, together=True))
+    assert f"waiting for rank 0, which measures the teacher and begins {tmp_path / 's.zarr'}" in caplog.text
+
+
 def test_claims_that_cannot_be_had(undisturbed: Path, digits: Split, fold_teachers: Path, tmp_path: Path) -> None:
     """As on a disk without locks: everybody answers everything."""
     out = tmp_path / "s.zarr"
-    for name in ("teacher", *(f"teacher.{view}-{block}" for view in range(NUM_VIEWS) for block in range(15))):
+    for name in ("teacher", *(f"teacher@{view}-{block}" for view in range(NUM_VIEWS) for block in range(15))):
         (tmp_path / f".s.zarr.{name}.lock").mkdir()
     workers = [Worker(out, fold_teachers, f"{number}/2") for number in range(2)]
     assert [worker.wait()[-1] for worker in workers] == ["finished"] * 2

@@ -101,6 +101,24 @@ def test_blocks_are_of_a_sensible_size() -> None:
     assert default_block_rows(10**7, endless) == 1
 
 
+@pytest.mark.parametrize("num_views", [1, 3, 8, 90])
+@pytest.mark.parametrize("num_examples", [100, 5_000, 50_000, 1_281_167])
+def test_blocks_leave_work_for_every_writer(num_examples: int, num_views: int) -> None:
+    """At least four cells each, unless their blocks would have under 256 rows; as for one writer where that has."""
+    slim = {"index": RowArray(dtype="uint16", row_shape=(10,))}
+    alone = default_block_rows(num_examples, slim, num_views=num_views)
+    assert alone == default_block_rows(num_examples, slim)
+    for num_writers in (2, 4, 8, 64, 1000, 999_999):
+        rows = default_block_rows(num_examples, slim, num_views=num_views, num_writers=num_writers)
+        cells = num_views * -(-num_examples // rows)
+        assert rows <= alone
+        if num_writers <= 4 * num_views:
+            assert rows == alone
+        elif rows > 256 and num_writers <= 1024:
+            assert cells >= 4 * num_writers
+        assert cells <= 2 * (num_views * 16 + 4 * 1024)
+
+
 def test_arrays_must_agree_with_the_encoding() -> None:
     index = RowArray(dtype="uint8", row_shape=(5,))
     check_row_arrays({"index": index}, num_classes=9, encoding={"top_k": 5})

@@ -19,6 +19,7 @@ from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import probe
 from logitbank.stores import RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
 from logitbank.stores.format.address import check_folder
+from logitbank.stores.waiting import Waiting
 
 PREDICTOR_ROWS = 20_000
 SETUP_SECONDS = 1800.0  # how long the other ranks of torchrun wait for rank 0 to describe the teacher
@@ -46,7 +47,8 @@ def begin_pass(
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
         temperatures: Where the encoding's fidelity is measured.
-        block_rows: Rows written and committed together; chosen when left out.
+        block_rows: Rows written and committed together; when left out those of a store that is begun, or chosen for
+            the examples and ``rank.count``.
         rank: Which of several processes this is (default: the only one).
 
     Raises:
@@ -70,7 +72,7 @@ def begin_pass(
         asked.check(out, stored)
         chosen, predictor = _kept(stored)
     describe(sound, out)
-    create = partial(_writer, sound, out, name, chosen, asked=asked, block_rows=block_rows)
+    create = partial(_writer, sound, out, name, chosen, asked=asked, block_rows=block_rows, num_writers=rank.count)
     try:
         writer = create(predictor)
     except StoreError:
@@ -115,6 +117,7 @@ def _writer(
     *,
     asked: Asked,
     block_rows: int | None,
+    num_writers: int,
 ) -> TeacherWriter:
     return TeacherWriter(
         out,
@@ -125,6 +128,7 @@ def _writer(
         folds=teacher.fold_attributes,
         constants=predictor.constants() if predictor is not None else None,
         block_rows=block_rows,
+        num_writers=num_writers,
         summary={"asked": asked.recorded()},
     )
 
@@ -166,9 +170,12 @@ def find_teacher(out: Path, name: str) -> Teacher | None:
 def _wait_for_teacher(out: Path, name: str) -> Teacher | None:
     """Rank 0 measures, fits and creates; the other ranks need not do it again."""
     until = time.monotonic() + SETUP_SECONDS
+    advice = f"after {SETUP_SECONDS / 60:.0f} min this process begins it itself"
+    waiting = Waiting(f"rank 0, which measures the teacher and begins {out}", advice)
     while time.monotonic() < until:
         teacher = find_teacher(out, name)
         if teacher is not None:
             return teacher
+        waiting.say()
         time.sleep(_POLL_SECONDS)
     return None

@@ -130,10 +130,10 @@ class Pass:
             return held
 
     def _beside(self, cell: Cell | None) -> Path:
-        """The name beside the store, of the teacher or of one of its cells, that is locked."""
+        """The name beside the store, of the teacher or of one of its cells, that is locked; no teacher has an @."""
         place = self.out.resolve()
         name = f"{place.name}.{self.writer.name}"
-        return place.with_name(name if cell is None else f"{name}.{cell.view}-{cell.block}")
+        return place.with_name(name if cell is None else f"{name}@{cell.view}-{cell.block}")
 
     def _remove_claims(self) -> None:
         """Those of killed processes, whose cells somebody else wrote."""

@@ -38,7 +38,8 @@ def cache_teacher(
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
         temperatures: Where the encoding's fidelity is measured.
-        block_rows: Rows written and committed together; chosen when left out.
+        block_rows: Rows written and committed together; when left out those of a store that is begun, or chosen for
+            the examples and ``rank.count``.
         rank: Which of several processes this is, so that they start apart (default: the only one).
         on_progress: Called after each batch and each block.
 

@@ -30,6 +30,8 @@ MAX_CELLS = 2**24
 MAX_CLASSES = 2**31
 MAX_BLOCK_BYTES = 2**30  # of one array, decoded
 MAX_BLOCK_ROWS = 131_072
+CELLS_A_WRITER = 4  # that a new teacher is cut into at least
+MOST_WRITERS = 1024  # that blocks are cut for: each cell costs files
 
 # A head of 8 bits: code c is a step of GAP_SCALE (exp(GAP_RATE c) - 1) nats in multiples of 1 / GAP_GRID; GAP_NEVER is
 # down to -inf.
@@ -257,10 +259,20 @@ def row_dims(name: str, arrays: Mapping[str, RowArray]) -> tuple[str, ...]:
     return tuple(answer if dim == "answer" else dim for dim in ROW_ARRAYS[name].row_dims)
 
 
-def default_block_rows(num_examples: int, arrays: Mapping[str, RowArray]) -> int:
-    """Rows of a block: about a sixteenth of the examples, within bounds of rows and of bytes."""
-    rows = -(-num_examples // 16)
-    rows = min(max(1024, -(-rows // 256) * 256), MAX_BLOCK_ROWS)
+def default_block_rows(
+    num_examples: int, arrays: Mapping[str, RowArray], *, num_views: int = 1, num_writers: int = 1
+) -> int:
+    """Rows of a block: a sixteenth of the examples, or fewer where many write; within bounds of rows and of bytes.
+
+    Every writer has some cells to take, so that none waits long for the last one. Four writers a view get the
+    blocks that one gets: the bytes of most stores say nothing of how many wrote them.
+    """
+    wanted = -(-min(num_writers, MOST_WRITERS) * CELLS_A_WRITER // num_views)
+    if wanted > 16:
+        rows = max(256, num_examples // wanted // 256 * 256)
+    else:
+        rows = max(1024, -(-num_examples // 16 // 256) * 256)
+    rows = min(rows, MAX_BLOCK_ROWS)
     widest = max(array.row_bytes for array in arrays.values())
     affordable = max(1, MAX_BLOCK_BYTES // 4 // widest)
     if affordable < rows:

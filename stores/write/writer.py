@@ -66,7 +66,8 @@ class TeacherWriter:
         arrays: Arrays of a row, by the names of the format.
         folds: Folds of a cross-fitted teacher.
         constants: Arrays that belong to the encoding and not to a row.
-        block_rows: Rows of a block; chosen when left out.
+        block_rows: Rows of a block; when left out those of the teacher that is there, or chosen.
+        num_writers: How many processes will write; blocks that are chosen leave cells for each.
         summary: What is known of a teacher that is begun here, such as what decided its encoding; `finish` replaces it.
 
     Raises:
@@ -84,6 +85,7 @@ class TeacherWriter:
         folds: Mapping[str, Any] | None = None,
         constants: Mapping[str, np.ndarray] | None = None,
         block_rows: int | None = None,
+        num_writers: int = 1,
         summary: Mapping[str, Any] | None = None,
     ) -> None:
         self._store = open_store(path, allow_incomplete=True)
@@ -99,7 +101,9 @@ class TeacherWriter:
         }
         check_row_arrays(arrays, num_classes=self._store.num_classes, encoding=attributes["encoding"])
         with writing(str(self._where)):
-            self._create_or_check(attributes, constants or {}, block_rows, as_json(dict(summary or {}), "summary"))
+            self._create_or_check(
+                attributes, constants or {}, block_rows, num_writers, as_json(dict(summary or {}), "summary")
+            )
         self._teacher = self._load()
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
@@ -207,6 +211,7 @@ class TeacherWriter:
         attributes: dict[str, Any],
         constants: Mapping[str, np.ndarray],
         block_rows: int | None,
+        num_writers: int,
         summary: dict[str, Any],
     ) -> None:
         for name in constants:
@@ -215,8 +220,9 @@ class TeacherWriter:
         statics = {name: static_array(name, values, constant_spec(name)) for name, values in constants.items()}
         remove_abandoned(self._where.parent)
         if not self._where.exists():
-            rows = default_block_rows(self._store.num_examples, self._arrays) if block_rows is None else block_rows
-            rows = check_block_rows(rows, self._store.num_examples, self._store.num_views, self._arrays)
+            size = self._store.num_examples, self._store.num_views
+            chosen = default_block_rows(size[0], self._arrays, num_views=size[1], num_writers=num_writers)
+            rows = check_block_rows(chosen if block_rows is None else block_rows, *size, self._arrays)
             top = {
                 **attributes,
                 "examples_sha256": self._store.examples_sha256,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitbank.pipeline.commands import exchange, look, parts, share, student, teacher, use
+from logitbank.pipeline.commands import exchange, generations, look, parts, share, student, teacher, use
 from logitbank.pipeline.commands.options import Once
 from logitbank.pipeline.processes.rank import Rank
 
@@ -15,7 +15,7 @@ TOGETHER = ("cache-teacher", "extend", "train-student")  # what processes that t
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Stage one": (teacher.cache_teacher, teacher.train_teacher, teacher.assign_folds, teacher.extend),
-    "Stage two": (student.train_student, student.sweep, student.compare),
+    "Stage two": (student.train_student, student.sweep, student.compare, generations.generations),
     "Use a student": (use.predict,),
     "Look": (look.inspect, look.verify, look.diff, look.card),
     "Hand on": (share.copy, share.merge, share.subset),

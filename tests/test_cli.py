@@ -25,7 +25,7 @@ OPTIONS = {
     " device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
-    " transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
+    " leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
     " ema-decay precision channels-last compile val-share select patience seed memory-budget eval-batch-size workers"
     " tensorboard log-json mean std input-transform device threads",
@@ -46,6 +46,10 @@ OPTIONS = {
     "demo": "out seeds",
 }
 OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs"
+OPTIONS["generations"] = (
+    OPTIONS["train-student"].replace(" leave-out", "").replace(" tensorboard log-json", "")
+    + " rounds anchor label-weight stop-after"
+)
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

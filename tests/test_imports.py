@@ -53,6 +53,7 @@ FORBIDDEN = {
     "pipeline.train_student.losses": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr"),
     "pipeline.train_student.losses.domains": ("cli", "typer", "pipeline.", "stores", "numpy", "zarr", "torch"),
     "pipeline.use_student": ("cli", "typer", "pipeline.commands", "pipeline.look", "pipeline.cache_teacher", *_FITTING),
+    "pipeline.generations": ("cli", "typer", "pipeline.commands", "pipeline.look", "pipeline.exchange"),
     "pipeline.look": ("cli", "typer", "pipeline.commands"),
     "pipeline.exchange": ("cli", "typer", "pipeline.commands", "pipeline.look", *_STAGES, *_FITTING),
     "pipeline.commands": ("cli",),

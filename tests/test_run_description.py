@@ -17,6 +17,7 @@ from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.described import changed, from_values, settings_of, values_of
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.models import build_model, spell_model
 from logitbank.pipeline.models.weights import save_weights
 from logitbank.pipeline.train_student.folder import RESULT, SETTINGS
@@ -62,6 +63,7 @@ OTHER: dict[str, Any] = {
     "patience": 1,
     "seed": 1,
     "val_share": 0.2,
+    "leave_out": "1",
     "mean": "0.5",
     "std": "0.5",
     "input_transform": "mean=0.5,std=0.5",
@@ -82,7 +84,7 @@ def places(digits: Split, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for name in ("store", "other"):
         logits = np.random.default_rng(len(name) + (name == "other")).normal(size=(len(digits), 10))
         np.save(folder / f"{name}.npy", logits.astype(np.float32))
-        answers = ArrayTeacher(folder / f"{name}.npy", digits, Views())
+        answers = ArrayTeacher(folder / f"{name}.npy", digits, Views(), plan=FoldPlan(num_folds=3))
         cache_teacher(answers, folder / f"{name}.zarr", encoding=Encoding(kind="dense", num_classes=10, bits=8))
     np.savez(folder / "few.npz", x=digits.samples[:100], y=digits.labels[:100])
     save_weights(folder / "init.safetensors", build_model("mlp:8", digits), {"architecture": "mlp:8"})

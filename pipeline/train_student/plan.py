@@ -37,6 +37,7 @@ from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.evaluate import VALIDATION_SEED, Ask, cut_validation, rows_digest, validate
 from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
+from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
@@ -58,6 +59,7 @@ class Plan:
         answers: What the teachers say.
         grouping: How rows are shuffled where a slab does not fit into memory.
         rows, validation: Row numbers of the split: trained on, and held out.
+        left_out: The fold that neither has rows of.
         folds: Rows to train on and rows left out, of a search.
         views: What each epoch shows.
         scaling: The student's input scaling.
@@ -76,6 +78,7 @@ class Plan:
     grouping: Grouping | None
     rows: Rows
     validation: Rows
+    left_out: LeftOut | None
     folds: list[tuple[Rows, Rows]]
     views: Views
     scaling: Preprocessing
@@ -101,6 +104,7 @@ class Plan:
                 "num_rows": len(self.validation),
                 "keys_sha256": rows_digest(split, self.validation),
             },
+            **({} if self.left_out is None else {"left_out": self.left_out.attributes()}),
             "preprocessing": self.scaling.attributes(),
             "store": store_identity(self.inputs.store, self.answers),
             "test": None if test is None else test.fingerprint,
@@ -182,10 +186,11 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     check_data(store, split)
     if test is not None:
         check_same_classes(split, test)
-    rows, validation = _cut_rows(run, split)
+    views = Views.from_attributes(store.views)
+    left_out = leave_out(run.leave_out, store, answers, views)
+    rows, validation = _cut_rows(run, split, left_out)
     if objective.search and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
-    views = Views.from_attributes(store.views)
     scaling = settle_fresh(run.student, split, run.preprocessing(), rows)
     taken = _check_student(run, inputs, views, scaling)
     keys, keys_complete = student_keys(run, split, None if views.mixes else rows)
@@ -203,6 +208,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         grouping=grouping,
         rows=rows,
         validation=validation,
+        left_out=left_out,
         folds=cut_folds(split, rows) if objective.search else [],
         views=views,
         scaling=scaling,
@@ -213,9 +219,11 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     )
 
 
-def _cut_rows(run: Run, split: Split) -> tuple[Rows, Rows]:
+def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, Rows]:
     """Rows to train on and validation rows; refuses what would do nothing with them."""
     rows, validation = cut_validation(split, run.val_share)
+    if left_out is not None:
+        rows, validation = rows[left_out.kept_N[rows]], validation[left_out.kept_N[validation]]
     if not len(rows):
         raise ValueError(f"--val-share {run.val_share} of {split.spec} leaves no training rows; take a smaller share")
     if run.training.channels_last and not split.is_image:

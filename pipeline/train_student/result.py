@@ -81,6 +81,7 @@ def save_student(out: Path, plan: Plan, model: nn.Module, objective: Objective) 
         "preprocessing": identity["preprocessing"],
         "loss": objective.name,
         "training": identity["training"],
+        **({} if plan.left_out is None else {"folds": plan.left_out.attributes()}),
         "versions": library_versions(),
     }
     save_weights(out / WEIGHTS, model, metadata, plan.keys, complete=plan.keys_complete)

@@ -64,6 +64,9 @@ class Run:
     transform: str = option("", help="Your file.py:factory, when the store's views were made by it")
     training: Training = part(Training)
     val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
+    leave_out: str = option(
+        "", help="A fold of the store that is not trained on: the student may answer it, as a fold teacher"
+    )
     mean: str = option("", help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406", domain=MEANS)
     std: str = option("", help="Input standard deviation, likewise", domain=STDS)
     input_transform: str = option(

@@ -1,7 +1,7 @@
 """Each loss a second time, in float64 numpy, row by row and straight from its formula.
 
 Nothing here is shared with the library: no log-space tricks, no masks by large numbers, no kernel for a family.
-Every function takes one row, student s [C], teacher z [C] and label y, and answers a number; the two that look at
+Every function takes one row, student s [C], teacher z [C] and label y, and answers a number; the three that look at
 the whole batch take [B, C]. `REFERENCES` names them as the table of losses does.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+from scipy.optimize import brentq
 from scipy.stats import pearsonr
 
 Row = NDArray[np.float64]
@@ -193,6 +194,40 @@ def symmetric_kl(s: Row, z: Row, y: int, temperature: float = 1.0) -> float:
     return 0.5 * (kd(s, z, y, temperature) + kd(z, s, y, temperature))
 
 
+def akl(s: Row, z: Row, y: int, temperature: float = 1.0, head: float = 0.5) -> float:
+    p, q = softmax(z / temperature), softmax(s / temperature)
+    best_first = np.argsort(-p)
+    mass, in_head = 0.0, []
+    for place, c in enumerate(best_first):
+        mass += p[c]
+        if place == 0 or mass <= head:
+            in_head.append(c)
+    missed = np.abs(p - q)
+    share = missed[in_head].sum() / missed.sum() if missed.any() else 0.5
+    return temperature**2 * float(share * kl(p, q) + (1 - share) * kl(q, p))
+
+
+def normkd(s: Row, z: Row, y: int, temperature: float = 1.0) -> float:
+    of_teacher, of_student = temperature * (z.std(ddof=1) + 1e-7), temperature * (s.std(ddof=1) + 1e-7)
+    return temperature**2 * float(z.var(ddof=1)) * kl(softmax(z / of_teacher), softmax(s / of_student))
+
+
+def mlkd(
+    student: Row,
+    teacher: Row,
+    labels: NDArray[np.int64],
+    temperature: float = 1.0,
+    instance: float = 1.0,
+    batch: float = 1.0,
+    classes: float = 1.0,
+) -> Row:
+    p, q = softmax(teacher / temperature, axis=1), softmax(student / temperature, axis=1)
+    rows = temperature**2 * np.array([kl(p[b], q[b]) for b in range(len(p))])
+    between_rows = ((p @ p.T - q @ q.T) ** 2).sum(axis=1)
+    between_classes = ((p.T @ p - q.T @ q) ** 2).sum() / p.shape[1]
+    return np.asarray(instance * rows + batch * between_rows + classes * between_classes, dtype=np.float64)
+
+
 def total_variation(s: Row, z: Row, y: int, temperature: float = 1.0) -> float:
     return temperature**2 * 0.5 * float(np.abs(softmax(z / temperature) - softmax(s / temperature)).sum())
 
@@ -269,6 +304,13 @@ def sce(
     return -a * float(fitted @ np.log(student)) - b * float(student @ np.log(np.maximum(fitted, 1e-4)))
 
 
+def apl(s: Row, z: Row, y: int, a: float = 1.0, b: float = 1.0, passive: str = "rce") -> float:
+    q = softmax(s)
+    active = ce(s, z, y) / sum(ce(s, z, c) for c in range(len(s)))
+    worst = -np.log(1e-4) if passive == "rce" else 1.0
+    return float(a * active + b * worst * (1 - q[y]))
+
+
 def soft_ce(s: Row, z: Row, y: int, temperature: float = 1.0) -> float:
     return -(temperature**2) * float(softmax(z / temperature) @ np.log(softmax(s / temperature)))
 
@@ -294,8 +336,24 @@ def sel_corrected(
     return float(((s - (z + gamma * surprise)) ** 2).mean())
 
 
-def sel_ortho(s: Row, z: Row, y: int, floor: float = 1e-2) -> float:
-    p = softmax(z)
+def sel_slow(s: Row, z: Row, y: int, c: float = 0.01, floor: float = 1e-3, smoothing: float = 0.0) -> float:
+    p = (1 - smoothing) * softmax(z) + smoothing / len(z)
+    surprise = one_hot(y, len(z)) - p
+    gamma = []
+    for inverse, v in zip(1 / np.maximum(p, floor), surprise**2, strict=True):
+        # where the derivative 2 v g + 4 c (g - 1/p)^3 of the bound changes its sign, between 0 and 1/p
+        gamma.append(brentq(lambda g, v=v, i=inverse: 2 * v * g + 4 * c * (g - i) ** 3, 0.0, inverse, xtol=1e-14))
+    return float(((s - (z + np.array(gamma) * surprise)) ** 2).mean())
+
+
+def sel_gamma(s: Row, z: Row, y: int, gamma: str = "one", smoothing: float = 0.0) -> float:
+    p = (1 - smoothing) * softmax(z) + smoothing / len(z)
+    size = 1.0 if gamma == "one" else 1 - p
+    return float(((s - (z + size * (one_hot(y, len(z)) - p))) ** 2).mean())
+
+
+def sel_ortho(s: Row, z: Row, y: int, floor: float = 1e-2, smoothing: float = 0.0) -> float:
+    p = (1 - smoothing) * softmax(z) + smoothing / len(z)
     return float(((s - (z + one_hot(y, len(z)) / np.maximum(p, floor) - 1)) ** 2).mean())
 
 
@@ -306,9 +364,11 @@ def ce_ortho(
     temperature: float = 1.0,
     floor: float = 1e-2,
     max_ratio: float = 0.0,
+    smoothing: float = 0.0,
 ) -> float:
     w, q = softmax(z / temperature), softmax(s / temperature)
-    ratio = float(w[y] / max(softmax(z)[y], floor) / temperature)
+    p = (1 - smoothing) * softmax(z) + smoothing / len(z)
+    ratio = float(w[y] / max(p[y], floor) / temperature)
     ratio = min(ratio, max_ratio) if max_ratio else ratio
     return temperature**2 * (kl(w, q) + ratio * (float(w @ np.log(q)) - float(np.log(q[y]))))
 
@@ -334,16 +394,21 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "hellinger": hellinger,
     "alpha": alpha,
     "abkd": abkd,
+    "akl": akl,
+    "normkd": normkd,
     "taid": taid,
     "swap": swap,
     "rc": rc,
     "gce": gce,
     "sce": sce,
+    "apl": apl,
     "soft_ce": soft_ce,
     "mse": mse,
     "sel": mse,
     "sel_corrected": sel_corrected,
+    "sel_slow": sel_slow,
+    "sel_gamma": sel_gamma,
     "sel_ortho": sel_ortho,
     "ce_ortho": ce_ortho,
 }
-BATCH_REFERENCES: dict[str, Callable[..., Row]] = {"dist": dist, "lr": lr}
+BATCH_REFERENCES: dict[str, Callable[..., Row]] = {"dist": dist, "lr": lr, "mlkd": mlkd}

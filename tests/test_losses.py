@@ -51,10 +51,20 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sel_corrected", {"scale": "probability", "smoothing": 0.1}),
     ("sel_corrected", {"c": 10.0}),
     ("ce_ortho", {"max_ratio": 1.0}),
+    ("ce_ortho", {"smoothing": 0.1}),
+    ("sel_ortho", {"smoothing": 0.1}),
+    ("sel_slow", {"c": 10.0, "smoothing": 0.1}),
+    ("sel_gamma", {"gamma": "one_minus_p"}),
+    ("sel_gamma", {"smoothing": 0.1}),
+    ("apl", {"passive": "mae", "a": 10.0}),
+    ("akl", {"head": 0.9}),
+    ("mlkd", {"instance": 0.0}),
+    ("mlkd", {"instance": 0.0, "batch": 0.0}),
+    ("mlkd", {"instance": 0.0, "classes": 0.0}),
 ]
 """Every loss at its defaults and at two more temperatures, and the branches that its options open."""
 
-FOLLOWS_STUDENT = frozenset({"taid", "rc", "wsld"})
+FOLLOWS_STUDENT = frozenset({"taid", "rc", "wsld", "akl"})
 """Part of the target or weight is the student's own, without gradient: test_detached_targets."""
 
 CLIPPED = {("alpha", clip) for clip in (5.0, 1.2)}
@@ -155,6 +165,15 @@ def test_detached_targets() -> None:
     weight_B = call("wsld", student_BC, teacher_BC, labels_B) / call("kd", student_BC, teacher_BC, labels_B)
     want_BC = gradient("kd", student_BC, teacher_BC, labels_B) * weight_B[:, None]
     torch.testing.assert_close(gradient("wsld", student_BC, teacher_BC, labels_B), want_BC)
+    forward_B, reverse_B, mixed_B = (
+        call(name, student_BC, teacher_BC, labels_B, temperature=1.0) for name in ("kd", "reverse_kl", "akl")
+    )
+    share_B = (mixed_B - reverse_B) / (forward_B - reverse_B)
+    of_forward_BC, of_reverse_BC = (
+        gradient(name, student_BC, teacher_BC, labels_B, temperature=1.0) for name in ("kd", "reverse_kl")
+    )
+    want_BC = torch.lerp(of_reverse_BC, of_forward_BC, share_B[:, None])
+    torch.testing.assert_close(gradient("akl", student_BC, teacher_BC, labels_B), want_BC)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -247,7 +266,7 @@ def test_a_class_that_is_left_out_stays_out_beside_logits_of_minus_1e30() -> Non
 def test_a_vocabulary_of_152_thousand(name: str) -> None:
     batch = rows(2, 151_936)
     value_B = call(name, *batch)
-    if name not in ("dist", "lr"):
+    if name not in BATCH_REFERENCES:
         np.testing.assert_allclose(value_B.numpy(), reference(name, *batch), rtol=1e-3, atol=1e-3)
     assert value_B.isfinite().all()
     assert gradient(name, *batch).isfinite().all()
@@ -290,7 +309,8 @@ def test_half_precision_logits_are_computed_in_float32(name: str, dtype: torch.d
 def test_a_temperature_per_row_is_the_temperature_of_that_row(name: str) -> None:
     batch = rows(6, 10)
     temperature_B = torch.tensor([1.0, 4.0, 1.0, 2.5, 4.0, 1.0])
-    rows_only: dict[str, Any] = {"gamma": 0.0} if name == "dist" else {}
+    alone: dict[str, dict[str, Any]] = {"dist": {"gamma": 0.0}, "mlkd": {"batch": 0.0, "classes": 0.0}}
+    rows_only = alone.get(name, {})
     got_B = call(name, *batch, temperature=temperature_B, **rows_only)
     for row, temperature in enumerate(temperature_B.tolist()):
         one_row = (tensor[row : row + 1] for tensor in batch)

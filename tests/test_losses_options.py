@@ -25,6 +25,7 @@ COMPANIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("rld", "same_t"): [{"alpha_temperature": 2.0}],
     ("gce", "truncate_start"): [{"truncate": 0.5, "progress": progress} for progress in (0.1, 0.32, 0.5)],
     ("taid", "start"): [{"progress": 0.5}],
+    ("akl", "head"): [{"temperature": 4.0}],
     ("ce_ortho", "max_ratio"): [{"temperature": 0.01}],
 }
 """What else must be set for an option to matter, in one of these ways."""
@@ -34,6 +35,7 @@ FAR_APART = {
     ("pearson", "ratio_clip"),
     ("neyman", "ratio_clip"),
     ("sel_corrected", "floor"),
+    ("sel_slow", "floor"),
 }
 """Options that hold large ratios or small probabilities, and need some to hold."""
 

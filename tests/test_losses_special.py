@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.train_student.losses import LOSSES, describe_loss, describe_losses
+from logitbank.pipeline.train_student.losses import (
+    LOSSES,
+    ExactAnswer,
+    Step,
+    describe_loss,
+    describe_losses,
+    parse_objective,
+)
 from logitbank.pipeline.train_student.losses.divergences import power_divergence
 from logitbank.pipeline.train_student.losses.kernel import alpha_beta_rows
 from logitbank.pipeline.train_student.losses.numerics import MAX_EXPONENT, bounded_exp, log_probs
@@ -257,6 +264,75 @@ def test_gamma_minimises_the_bound_it_comes_from() -> None:
 
     targets = [teacher_BC[0, 0] + best(p, y) * (y - p), teacher_BC[0, 1] + best(1 - p, 0.0) * (p - 1)]
     torch.testing.assert_close(row_B[0], 0.5 * (targets[0] ** 2 + targets[1] ** 2), rtol=1e-4, atol=1e-4)
+
+
+def test_the_slow_bound_goes_from_the_teacher_to_the_orthogonal_loss() -> None:
+    tensors = batch()
+    torch.testing.assert_close(
+        call("sel_slow", *tensors, c=1e-9, floor=0.2), call("sel", *tensors), rtol=1e-2, atol=1e-2
+    )
+    far_B = call("sel_slow", *tensors, c=1e9, floor=1e-6)
+    torch.testing.assert_close(far_B, call("sel_ortho", *tensors, floor=1e-6), rtol=5e-3, atol=5e-3)
+
+
+def test_the_slow_bound_keeps_its_precision_in_float32() -> None:
+    """Where the label surprises and c is small, the correction is a small difference of two large numbers."""
+    student_BC, teacher_BC, labels_B = batch()
+    teacher_BC[:, 0] -= 12.0
+    for c in (1e-6, 1e-2, 1e3):
+        exact_B = call("sel_slow", student_BC, teacher_BC, labels_B, c=c, floor=1e-6)
+        single_B = call("sel_slow", student_BC.float(), teacher_BC.float(), labels_B, c=c, floor=1e-6)
+        torch.testing.assert_close(single_B.double(), exact_B, rtol=1e-3, atol=1e-3)
+
+
+def test_fixed_corrections_lie_between_the_teacher_and_the_orthogonal_loss() -> None:
+    """At gamma = 1 the target moves by y - p; of a certain teacher that is right it does not move."""
+    _, teacher_BC, labels_B = batch()
+    p_BC = torch.softmax(teacher_BC, 1)
+    one_hot_BC = torch.nn.functional.one_hot(labels_B, p_BC.shape[1])
+    moved_BC = teacher_BC + one_hot_BC - p_BC
+    assert call("sel_gamma", moved_BC, teacher_BC, labels_B).abs().max() < 1e-12
+    less_BC = teacher_BC + (1 - p_BC) * (one_hot_BC - p_BC)
+    assert call("sel_gamma", less_BC, teacher_BC, labels_B, gamma="one_minus_p").abs().max() < 1e-12
+
+
+def test_adaptive_kl_takes_the_side_on_which_the_student_is_wrong() -> None:
+    teacher_BC = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    label_B = torch.tensor([0])
+    wrong_tail_BC = torch.tensor([[0.4, 0.3, 0.1, 0.2]]).log()  # the head, 0.4 of at most 0.5, is right
+    torch.testing.assert_close(
+        call("akl", wrong_tail_BC, teacher_BC, label_B), call("reverse_kl", wrong_tail_BC, teacher_BC, label_B)
+    )
+    wrong_head_BC = torch.tensor([[0.3, 0.4, 0.2, 0.1]]).log()
+    torch.testing.assert_close(
+        call("akl", wrong_head_BC, teacher_BC, label_B, head=0.75),
+        call("kd", wrong_head_BC, teacher_BC, label_B, temperature=1.0),
+    )
+
+
+def test_multi_level_alignment_needs_no_matrix_of_the_classes() -> None:
+    """152 thousand classes, whose Gram matrix would take 92 GB; alone, a row's batch terms are those of its own."""
+    student_BC, teacher_BC = torch.randn(2, 2, 151_936, generator=torch.Generator().manual_seed(0)).unbind(0)
+    labels_B = torch.zeros(2, dtype=torch.int64)
+    assert call("mlkd", student_BC, teacher_BC, labels_B).isfinite().all()
+    assert (call("mlkd", teacher_BC, teacher_BC, labels_B) == 0).all()
+
+
+def test_normkd_is_kd_on_standardised_logits_times_the_teachers_variance() -> None:
+    student_BC, teacher_BC, labels_B = batch()
+    plain_B = parse_objective("kd:1", {"standardise": 1, "temperature": 2})(
+        student_BC, ExactAnswer(teacher_BC), labels_B, Step(step=0, steps_per_epoch=1, num_epochs=1)
+    )
+    torch.testing.assert_close(call("normkd", student_BC, teacher_BC, labels_B), plain_B * teacher_BC.var(1))
+
+
+def test_normalised_cross_entropy_of_all_labels_adds_up_to_one() -> None:
+    """Which makes it robust to labels that are wrong at random."""
+    student_BC, teacher_BC, labels_B = batch()
+    every = [
+        call("apl", student_BC, teacher_BC, torch.full_like(labels_B, c), b=0.0) for c in range(student_BC.shape[1])
+    ]
+    torch.testing.assert_close(torch.stack(every).sum(0), torch.ones_like(every[0]))
 
 
 def test_jensen_shannon_and_skewed_kl_go_over_into_kl() -> None:

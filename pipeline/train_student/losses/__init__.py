@@ -1,11 +1,11 @@
 """The loss library: pure functions of dense logits, `loss(student_BC, teacher_BC, labels_B, *, ...) -> [B]`.
 
 kernel.py          alpha-beta divergence    divergences.py  KL, reverse KL, power divergence (REDistill), chi^2, ...
-adaptive.py        AlphaNet's divergence
+adaptive.py        AlphaNet's divergence    balanced.py      adaptive KL        levels.py        MLKD
 mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAID
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
-refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, soft CE
-semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them
+refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, APL, soft CE
+semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them; NormKD
 
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
 plan.py            a term while its settings are read

@@ -141,3 +141,39 @@ def symmetric_cross_entropy(
         return a * cross_entropy(p_BC, log_q_BC) + b * cross_entropy(log_q_BC.exp(), log_t_BC)
     log_label_B = at(log_q_BC, labels_B)
     return -a * log_label_B + b * math.log(CLIPPED_LOG) * torch.expm1(log_label_B)
+
+
+def active_passive_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    a: float = 1.0,
+    b: float = 1.0,
+    passive: str = "rce",
+) -> Tensor:
+    """Active passive loss: normalised cross-entropy, which is robust, and a bounded one beside it, so that it learns.
+
+    a (log q_y) / (sum_c log q_c) + b P, with q = softmax(student) and P = -log(1e-4) (1 - q_y), the reverse
+    cross-entropy of SCE, or with passive = "mae" P = 1 - q_y, half of the mean absolute error as in the authors' code.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Unused.
+        labels_B: Class ids.
+        a: Weight of the normalised cross-entropy.
+        b: Weight of the passive loss.
+        passive: "rce" or "mae".
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Ma, Huang, Wang, Romano, Erfani, Bailey. Normalized Loss Functions for Deep Learning with Noisy Labels. ICML
+        2020, section 4, and the authors' code.
+    """
+    log_q_BC = log_probs(student_BC)
+    label_B = at(log_q_BC, labels_B)
+    missed_B = 1.0 - label_B.exp()
+    scale = -math.log(CLIPPED_LOG) if passive == "rce" else 1.0
+    return a * label_B / log_q_BC.sum(1) + b * scale * missed_B

@@ -65,9 +65,7 @@ def corrected_squared_error(
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2;
         the bound-fast form of the authors' code.
     """
-    p_BC = probs(teacher_BC)
-    if smoothing != 0.0:
-        p_BC = p_BC * (1.0 - smoothing) + smoothing / p_BC.shape[1]
+    p_BC = _smoothed(probs(teacher_BC), smoothing, teacher_BC.shape[1])
     surprise_BC = _minus_one_hot(p_BC, labels_B).neg()  # y - p
     gamma_BC = c / (c + surprise_BC.square())
     if scale == "probability":
@@ -76,13 +74,85 @@ def corrected_squared_error(
     return mean_square(raised(student_BC) - target_BC)
 
 
+def _smoothed(p: Tensor, smoothing: float, num_classes: int) -> Tensor:
+    return p if smoothing == 0.0 else p * (1.0 - smoothing) + smoothing / num_classes
+
+
 def _minus_one_hot(p_BC: Tensor, labels_B: Tensor) -> Tensor:
     index_B1 = labels_B[:, None]
     return p_BC.scatter_add(1, index_B1, torch.full_like(index_B1, -1, dtype=p_BC.dtype))
 
 
+def fixed_gamma_squared_error(
+    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, gamma: str = "one", smoothing: float = 0.0
+) -> Tensor:
+    """Squared error whose correction needs no constant.
+
+    1/C sum_j (s_j - t_j)^2 with t_j = z_j + g_j (y_j - p_j), p = softmax(z), y the one-hot label and g_j = 1, or with
+    gamma = "one_minus_p" g_j = 1 - p_j.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite; out-of-fold if the theory is to hold.
+        labels_B: Class ids.
+        gamma: "one" or "one_minus_p".
+        smoothing: Mixes p with the uniform distribution first.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021; variants of the
+        authors' code.
+    """
+    p_BC = _smoothed(probs(teacher_BC), smoothing, teacher_BC.shape[1])
+    surprise_BC = _minus_one_hot(p_BC, labels_B).neg()
+    gamma_BC = 1.0 if gamma == "one" else 1.0 - p_BC
+    return mean_square(raised(student_BC) - (raised(teacher_BC) + gamma_BC * surprise_BC))
+
+
+def slow_bound_squared_error(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    c: float = 0.01,
+    floor: float = 1e-3,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Gamma-corrected squared error under the slow-rate bound.
+
+    1/C sum_j (s_j - t_j)^2 with t_j = z_j + g_j (y_j - p_j), p = softmax(z), y the one-hot label and g_j the minimiser
+    of (y_j - p_j)^2 g^2 + c (g - 1/max(p_j, floor))^4: of a cubic with one real root, in closed form.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite; out-of-fold if the theory is to hold.
+        labels_B: Class ids.
+        c: Trade of the teacher's bias against the label's variance, > 0.
+        floor: Smallest p_j in the denominator.
+        smoothing: Mixes p with the uniform distribution first.
+
+    Returns:
+        Loss of each example, shape [B].
+
+    References:
+        Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021; the bound-slow
+        form of the authors' code.
+    """
+    p_BC = _smoothed(probs(teacher_BC), smoothing, teacher_BC.shape[1])
+    surprise_BC = _minus_one_hot(p_BC, labels_B).neg()
+    inverse_BC = 1.0 / p_BC.clamp(min=floor)
+    # u = 1/p - g solves u^3 + 3 w u = 3 w / p with w = (y - p)^2 / (6 c): Cardano's formula with sinh
+    w_BC = (surprise_BC.square() / (6.0 * c)).clamp(min=1e-30)
+    below_BC = 2.0 * w_BC.sqrt() * torch.sinh(torch.asinh(1.5 * inverse_BC / w_BC.sqrt()) / 3.0)
+    gamma_BC = below_BC**3 / (3.0 * w_BC)  # 1/p - u, without the cancellation
+    target_BC = raised(teacher_BC) + gamma_BC * surprise_BC
+    return mean_square(raised(student_BC) - target_BC)
+
+
 def orthogonal_squared_error(
-    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, floor: float = 1e-2
+    student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, floor: float = 1e-2, smoothing: float = 0.0
 ) -> Tensor:
     """Orthogonal squared error: the full first-order correction of the logits.
 
@@ -93,6 +163,7 @@ def orthogonal_squared_error(
         teacher_BC: Teacher logits, dense and finite; out-of-fold if the theory is to hold.
         labels_B: Class ids.
         floor: Smallest p_y in the denominator.
+        smoothing: Mixes p with the uniform distribution first.
 
     Returns:
         Loss of each example, shape [B].
@@ -100,7 +171,7 @@ def orthogonal_squared_error(
     References:
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2.
     """
-    pull_B = 1.0 / at(log_probs(teacher_BC), labels_B).exp().clamp(min=floor)
+    pull_B = 1.0 / _smoothed(at(log_probs(teacher_BC), labels_B).exp(), smoothing, teacher_BC.shape[1]).clamp(min=floor)
     target_BC = (raised(teacher_BC) - 1.0).scatter_add(1, labels_B[:, None], pull_B[:, None])
     return mean_square(raised(student_BC) - target_BC)
 
@@ -113,6 +184,7 @@ def orthogonal_cross_entropy(
     temperature: Temperature = 1.0,
     floor: float = 1e-2,
     max_ratio: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Annealed cross-entropy with the orthogonal correction.
 
@@ -128,6 +200,7 @@ def orthogonal_cross_entropy(
         temperature: T > 0, one number or one per row.
         floor: Smallest p_y in the denominator.
         max_ratio: 0 for none, else the largest r/T; 1 keeps every target non-negative.
+        smoothing: Mixes p with the uniform distribution first.
 
     Returns:
         Loss of each example in nats, shape [B]; it may be negative.
@@ -137,7 +210,7 @@ def orthogonal_cross_entropy(
         the annealed form of the authors' code, reduced by us.
     """
     log_w_BC, log_q_BC = log_probs(teacher_BC, temperature), log_probs(student_BC, temperature)
-    label_p_B = at(log_probs(teacher_BC), labels_B).exp()
+    label_p_B = _smoothed(at(log_probs(teacher_BC), labels_B).exp(), smoothing, teacher_BC.shape[1])
     ratio_B = at(log_w_BC, labels_B).exp() / label_p_B.clamp(min=floor) / temperature
     if max_ratio != 0.0:
         ratio_B = ratio_B.clamp(max=max_ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .adaptive import alpha_divergence
+from .balanced import adaptive_kl
 from .divergences import (
     alpha_beta_divergence,
     neyman_divergence,
@@ -60,6 +61,13 @@ DIVERGENCES: dict[str, Loss] = {
         use="unlabelled data in bulk, teacher only",
         setting="ImageNet",
         takes={"temperature": temperature(1.0)},
+    ),
+    "akl": Loss(
+        fn=adaptive_kl,
+        paper="AKL, Wu et al. COLING 2025",
+        use="forward or reverse KL, row by row, by where the student is still wrong: in the teacher's head or tail",
+        setting=LANGUAGE,
+        takes={"temperature": temperature(1.0), "head": number(0.5, "(0, 1)")},
     ),
     "total_variation": Loss(
         fn=total_variation,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from .domains import number, words
 from .kinds import SEARCH, Loss, part, temperature
-from .labels import generalized_cross_entropy, symmetric_cross_entropy
+from .labels import active_passive_loss, generalized_cross_entropy, symmetric_cross_entropy
 from .refinement import label_revision, revised_student_kl, swapped_kl_divergence
 from .semiparametric import (
     corrected_squared_error,
+    fixed_gamma_squared_error,
     logit_squared_error,
     orthogonal_cross_entropy,
     orthogonal_squared_error,
+    slow_bound_squared_error,
 )
 
 LABELS = frozenset({"labels"})
@@ -96,6 +98,19 @@ LABELLED: dict[str, Loss] = {
         trusts_labels=True,
         zero_at_teacher=False,
     ),
+    "apl": Loss(
+        fn=active_passive_loss,
+        paper="Ma et al. ICML 2020",
+        use="robust to wrong labels as MAE is, without its slowness: NCE + RCE, or + MAE",
+        setting="CIFAR-10 with wrong labels",
+        takes={"a": part(1.0), "b": part(1.0), "passive": words("rce", "mae", unless=("b", 0.0))},
+        parts=("a", "b"),
+        needs=LABELS,
+        presets={"cifar100": {"a": 10.0, "b": 0.1}},
+        fits="labels",
+        trusts_labels=True,
+        zero_at_teacher=False,
+    ),
 }
 
 SEMIPARAMETRIC: dict[str, Loss] = {
@@ -134,12 +149,43 @@ SEMIPARAMETRIC: dict[str, Loss] = {
         trusts_labels=True,
         zero_at_teacher=False,
     ),
+    "sel_slow": Loss(
+        fn=slow_bound_squared_error,
+        paper="Dao et al. ICLR 2021",
+        use="as sel_corrected, under the bound for teachers that learn slowly; c=auto",
+        setting="CIFAR-10",
+        takes={
+            "c": number(0.01, "[1e-9, 1e9]", search=SEARCH["c"]),
+            "floor": number(1e-3, "[1e-9, 1]"),
+            "smoothing": number(0.0, "[0, 1)"),
+        },
+        weight=0.5,
+        ce_weight=0.5,
+        needs=LABELS | DENSE_LOGITS,
+        prefers=OUT_OF_FOLD,
+        trusts_labels=True,
+        zero_at_teacher=False,
+        unsure="c is that of sel_corrected; the authors' value for this bound was not found",
+    ),
+    "sel_gamma": Loss(
+        fn=fixed_gamma_squared_error,
+        paper="Dao et al. ICLR 2021",
+        use="a correction with no constant to search: bounded by 1, weaker than sel_corrected on surprising rows",
+        setting="CIFAR-10",
+        takes={"gamma": words("one", "one_minus_p"), "smoothing": number(0.0, "[0, 1)")},
+        weight=0.5,
+        ce_weight=0.5,
+        needs=LABELS | DENSE_LOGITS,
+        prefers=OUT_OF_FOLD,
+        trusts_labels=True,
+        zero_at_teacher=False,
+    ),
     "sel_ortho": Loss(
         fn=orthogonal_squared_error,
         paper="Dao et al. ICLR 2021",
         use="very poor teachers; high variance, harmful with good ones",
         setting="CIFAR-10",
-        takes={"floor": number(1e-2, "[1e-9, 1]")},
+        takes={"floor": number(1e-2, "[1e-9, 1]"), "smoothing": number(0.0, "[0, 1)")},
         weight=0.5,
         ce_weight=0.5,
         needs=LABELS | DENSE_LOGITS,
@@ -156,6 +202,7 @@ SEMIPARAMETRIC: dict[str, Loss] = {
             "temperature": temperature(4.0),
             "floor": number(1e-2, "[1e-9, 1]"),
             "max_ratio": number(0.0, "[0, 100]"),
+            "smoothing": number(0.0, "[0, 1)"),
         },
         weight=0.5,
         ce_weight=0.5,

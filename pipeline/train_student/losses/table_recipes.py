@@ -10,7 +10,9 @@ from .divergences import kl_divergence, power_divergence
 from .domains import Value, number, switch, words
 from .kinds import Loss, part, temperature
 from .labels import hard_cross_entropy
+from .levels import multi_level_alignment
 from .matching import transformed_teacher_matching, weighted_transformed_teacher_matching
+from .standardise import normalised_logit_distillation
 
 LABELS = frozenset({"labels"})
 KD_IMAGENET: Mapping[str, Value] = {"temperature": 1.0, "weight": 0.5, "ce_weight": 0.5}
@@ -136,6 +138,34 @@ RECIPES: dict[str, Loss] = {
         presets={"imagenet": {"temperature": 1.0}},
         couples_rows=True,
         uncoupled_by=("gamma", 0.0),  # within classes
+    ),
+    "mlkd": Loss(
+        fn=multi_level_alignment,
+        paper="Jin et al. CVPR 2023",
+        use="beside a row's classes, how rows and classes relate in the batch; once for each temperature",
+        setting="CIFAR-100",
+        takes={
+            "temperature": temperature(4.0),
+            "instance": part(1.0),
+            "batch": part(1.0),
+            "classes": part(1.0),
+        },
+        parts=("instance", "batch", "classes"),
+        weight=0.9,
+        ce_weight=0.1,
+        couples_rows=True,
+        unsure="weights are KD's; the authors sum over T = 2 to 6 and two augmentations, and halve what they mask",
+    ),
+    "normkd": Loss(
+        fn=normalised_logit_distillation,
+        paper="NormKD, Chi et al. 2023",
+        use="rows of very different sharpness: each gets a temperature in units of its own deviation",
+        setting="CIFAR-100",
+        takes={"temperature": temperature(2.0)},
+        weight=0.9,
+        ce_weight=0.1,
+        needs=frozenset({"logits"}),
+        presets={"imagenet": KD_IMAGENET},
     ),
     "ttm": Loss(
         fn=transformed_teacher_matching,

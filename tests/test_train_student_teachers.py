@@ -72,6 +72,12 @@ def test_weights_are_read_in_the_order_written() -> None:
             parse_teachers(wrong)
 
 
+def test_a_weight_of_one_teacher_does_nothing(store: Store) -> None:
+    for text in ("a:2", "a:1"):
+        with pytest.raises(ValueError, match=f"--teacher is '{text}', but a weight does nothing with one teacher"):
+            open_answers(store, teacher=text)
+
+
 @pytest.mark.parametrize("combine", ["mean-prob", "mean-logit"])
 def test_several_teachers_are_a_weighted_mean_over_those_that_serve_a_row(store: Store, combine: str) -> None:
     answers = open_answers(store, teacher="a:3,b:1", combine=combine)

@@ -38,6 +38,10 @@ def open_answers(
     if combine not in COMBINE:
         raise ValueError(unknown("way to combine teachers", combine, COMBINE))
     names = parse_teachers(teacher)
+    if len(names) == 1 and ":" in str(teacher):
+        raise ValueError(
+            f"--teacher is {teacher!r}, but a weight does nothing with one teacher; leave it out, or name several"
+        )
     share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
     parts = [StoredAnswers(store, name=name, tail=tail, device=device, memory_budget=share) for name in names or [None]]
     refuse_idle_tail(parts, tail)

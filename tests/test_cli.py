@@ -27,8 +27,9 @@ OPTIONS = {
     "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
     " leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
-    " ema-decay precision channels-last compile val-share select patience seed memory-budget eval-batch-size workers"
-    " tensorboard log-json mean std input-transform device threads",
+    " ema-decay drop-path random-erasing mixup precision channels-last compile val-share select patience seed"
+    " memory-budget eval-batch-size workers checkpoint-every tensorboard log-json mean std input-transform device"
+    " threads",
     "predict": "data out student batch-size workers device threads",
     "compare": "plot html baseline metric",
     "inspect": "json",

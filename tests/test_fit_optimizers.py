@@ -20,6 +20,7 @@ from logitbank.pipeline.fit.training import OPTIMIZERS, WITH_MOMENTUM
 from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import weights_digest
+from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.views import Views
 
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def test_weight_decay_on_weights_leaves_out_biases_and_norms(digits: Split) -> N
 def test_rates_fall_layer_by_layer_from_the_head(digits: Split, on: str) -> None:
     training = Training(epochs=1, lr=0.1, layer_decay=0.5, weight_decay_on=on)
     model = build_model("timm:test_vit", digits)
-    progress = Progress.start(model, training, CPU, 0)
+    progress = Progress.start(model, training, CPU, Processes())
     progress.step(training, 0, 100)
     rates = {id(parameter): group["lr"] for group in progress.optimizer.param_groups for parameter in group["params"]}
     found = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
@@ -121,7 +122,7 @@ def test_an_average_averages_what_batch_norm_has_seen_and_copies_its_counts(digi
     """The first step is taken whole; then the decay rises as 1 - (1 + n)^(-2/3)."""
     training = Training(epochs=1, ema_decay=0.9)
     model: nn.Module = build_model("cnn", digits)
-    progress = Progress.start(model, training, CPU, 0)
+    progress = Progress.start(model, training, CPU, Processes())
     assert progress.average is not None
     expected: dict[str, Tensor] = {}
     for step in range(50):

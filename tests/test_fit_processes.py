@@ -116,9 +116,6 @@ def test_a_run_of_two_processes_goes_on_to_the_same_bits(store: Path, tmp_path: 
     stopped.mkdir()
     (stopped / SETTINGS).write_bytes((tmp_path / "whole" / SETTINGS).read_bytes())
     (stopped / CHECKPOINT).write_bytes((tmp_path / "second").read_bytes())
-    other = train(1, store, stopped, *options, student=student)
-    assert other.returncode != 0
-    assert "other settings (processes 2, here 1)" in other.stderr
     done = train(2, store, stopped, *options, student=student)
     assert done.returncode == 0, done.stderr
     assert len((stopped / HISTORY).read_text().splitlines()) == 4

@@ -114,7 +114,9 @@ class OnlineLoss(BatchLoss):
         self.split, self.epochs = split, epochs
         self.objective, self.labels = parse_objective("kd", {}), torch.from_numpy(split.labels)
 
-    def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
+    def order(
+        self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None, shown: int = 0
+    ) -> Tensor:
         answers = []
         with torch.inference_mode():
             for start in range(0, len(self.split), 256):  # stage one's batches
@@ -122,7 +124,7 @@ class OnlineLoss(BatchLoss):
                 samples = VIEWS.samples(self.split, some, view)
                 answers.append(self.model(self.scaling(torch.from_numpy(samples))))
         self.answers = torch.cat(answers).clone()
-        return super().order(rows, generator, view=view, next_view=next_view)
+        return super().order(rows, generator, view=view, next_view=next_view, shown=shown)
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
         now = Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs)

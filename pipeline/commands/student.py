@@ -61,7 +61,7 @@ def train_student(
             result = train_student(run, out, processes=processes, on_epoch=report, on_warning=warn)
         except KeyboardInterrupt:
             bar.close()
-            typer.echo(f"stopped; the same command goes on after the last whole epoch in {out}", err=True)
+            typer.echo(f"stopped; the same command goes on from where the run was last saved in {out}", err=True)
             raise typer.Exit(130) from None
     say("finished", out=str(out), already_there=there, result=result)
     if log_json or not processes.first:

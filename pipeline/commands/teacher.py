@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # what a student's training alone has
 _STUDENTS = (
     *("accumulate", "momentum", "schedule", "warmup_epochs", "layer_decay", "ema_decay", "precision", "channels_last"),
-    *("compile", "weight_bits", "select", "patience"),
+    *("compile", "weight_bits", "select", "patience", "drop_path", "random_erasing", "mixup"),
 )
 
 

@@ -4,6 +4,7 @@ training.py     Training: every setting of a run, and the learning rate as a fun
 optimizers.py   what the names of optimisers and precisions stand for: timm's factory
 loop.py         fit: the loop, top to bottom
 feed.py         the rows and samples of each step, read ahead
+augment.py      what is done to samples beside the views: random erasing, mixup of pairs and of their losses
 progress.py     what changes while it runs: one step, the running average, what would be kept, what is best so far
 predict.py      logits in evaluation mode
 weights.py      weights rounded to few bits with a straight-through gradient

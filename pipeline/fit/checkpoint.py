@@ -1,10 +1,12 @@
-"""A run's state at the end of an epoch, in one safetensors file: nothing is pickled, nothing is half-written.
+"""A run's state between two steps, in one safetensors file: nothing is pickled, nothing is half-written.
 
 The file holds tensors by name (model, running average, best epoch, optimiser, random generators of every process)
-and, as its metadata, JSON: the history so far, the scaler of float16, and the settings that the run was started with.
+and, as its metadata, JSON: the history so far, how far the epoch under way is, the scaler of float16, and the settings
+that the run was started with.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from logitbank.pipeline.described import completed
-from logitbank.pipeline.fit.progress import Progress, State, random_state
+from logitbank.pipeline.fit.progress import Progress, State, UnderWay, random_state
 from logitbank.pipeline.fit.training import EpochRecord, Training
+from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.together import Processes
 from logitbank.stores.files import whole_file
 from logitbank.stores.format.plain_json import parse_json
@@ -26,26 +29,39 @@ _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Runti
 
 
 class Checkpoint:
-    """Saves a run after each epoch and restores it.
+    """Saves a run after each epoch, and between, and restores it, also in another number of processes.
 
     Args:
-        path: The file; it exists from the end of the first epoch on.
+        path: The file; it exists from the first save on.
         about: What else decides the result, fit for JSON: a run about something else is refused.
+        every: Saved after so many steps too; 0: at the end of each epoch alone.
+
+    Attributes:
+        counts: Once a run has begun or gone on: how many processes trained it, each time.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
-        self.path, self.about = path, json.loads(json.dumps(about or {}, allow_nan=False))
+    def __init__(self, path: Path, about: Mapping[str, Any] | None = None, *, every: int = 0) -> None:
+        self.path, self.about, self.every = path, json.loads(json.dumps(about or {}, allow_nan=False)), every
+        self.counts: list[int] = []
+
+    def is_due(self, steps: int) -> bool:
+        """Whether so many steps, of the whole run, are a place to save at."""
+        return self.every > 0 and steps % self.every == 0
 
     def save(self, run: Progress, training: Training, processes: Processes) -> None:
         """Called by every process; the first writes, beside, and renames: a kill leaves the last whole checkpoint."""
         random = _of_all(random_state(run.device), processes, run.device)
+        under_way = run.under_way
+        sums = processes.gather(under_way.sums, run.device)
+        notes = processes.sum_counts(under_way.notes, run.device)
         if not processes.first:
             return
         tensors = {
             **_prefixed("model", run.model.state_dict()),
             **_prefixed("average", run.average.state_dict() if run.average else {}),
             **_prefixed("best", run.best or {}),
-            "random.order": run.order.get_state(),
+            "random.order": under_way.order,
+            "sums": torch.stack(sums),
         }
         for number, states in enumerate(random):
             tensors |= _prefixed(f"random.{number}", states)
@@ -60,6 +76,9 @@ class Checkpoint:
             "optimizer": plain,
             "groups": plain_groups,
             "scaler": run.scaler.state_dict(),
+            "under_way": {"steps": under_way.steps, "notes": notes, "seconds": under_way.seconds},
+            "processes": run.counts,
+            "least_rows": run.least_rows,
         }
         # a tensor that shares memory with another, or is not contiguous, cannot be written as it is
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -67,14 +86,18 @@ class Checkpoint:
         with whole_file(self.path) as beside:
             beside.write_bytes(blob)
 
-    def restore(self, run: Progress, training: Training) -> bool:
-        """Puts the run where it was; False when there is no checkpoint.
+    def restore(self, run: Progress, training: Training, processes: Processes) -> None:
+        """Puts the run where it was; does nothing when there is no checkpoint.
+
+        Another number of processes shares the same batches out: sums are rounded otherwise, and processes after the
+        first draw other random numbers.
 
         Raises:
             ValueError: A file that is damaged, or belongs to a run with other settings or another model.
         """
+        self.counts = run.counts
         if not self.path.exists():
-            return False
+            return
         content, tensors = self._read()
         settings = completed(Training, content.get("training"))
         if settings != training.attributes() or content.get("about", {}) != self.about:
@@ -100,13 +123,10 @@ class Checkpoint:
             run.scaler.load_state_dict(content["scaler"])
             run.history[:] = [EpochRecord(**record) for record in content["history"]]
             run.order.set_state(tensors["random.order"])
-            states = _within(f"random.{run.number}", tensors)
-            torch.set_rng_state(states["cpu"])
-            if "cuda" in states and run.device.type == "cuda":
-                torch.cuda.set_rng_state(states["cuda"], run.device)
+            _restore_under_way(run, training, content, tensors, processes)
         except _MALFORMED as error:
             raise self._unreadable(error) from error
-        return True
+        self.counts = run.counts
 
     def _read(self) -> tuple[dict[str, Any], State]:
         try:
@@ -121,6 +141,34 @@ class Checkpoint:
 
     def _unreadable(self, reason: object) -> ValueError:
         return ValueError(f"{self.path}: not a readable checkpoint ({reason}); remove it to start over")
+
+
+def _restore_under_way(
+    run: Progress, training: Training, content: Mapping[str, Any], tensors: State, processes: Processes
+) -> None:
+    """The epoch under way, and the random numbers of this process; what processes summed stays where it was, or
+    process 0 has it all."""
+    before = sum(name.startswith("random.") and name.endswith(".cpu") for name in tensors)
+    counts = content.get("processes", [before])
+    run.counts = counts if counts[-1] == processes.count else [*counts, processes.count]
+    run.least_rows = content.get("least_rows", LEAST_ROWS * before)
+    found = content.get("under_way", {"steps": 0, "notes": {}, "seconds": 0.0})
+    sums = tensors.get("sums", torch.zeros(before, 3)).to(run.device)
+    same, first = before == processes.count, processes.first
+    run.under_way = UnderWay(
+        order=tensors["random.order"],
+        sums=sums[processes.number] if same else sums.sum(dim=0) * float(first),
+        steps=int(found["steps"]),
+        notes=Counter(found["notes"] if first else {}),
+        seconds=float(found["seconds"]),
+    )
+    if not (same or first):
+        processes.seed(training.seed, len(run.history), run.under_way.steps)
+        return
+    states = _within(f"random.{processes.number}", tensors)
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and run.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], run.device)
 
 
 def _of_all(states: State, processes: Processes, device: torch.device) -> list[State]:

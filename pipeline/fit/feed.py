@@ -13,7 +13,7 @@ from logitbank.pipeline.datasets.ahead import in_order
 from logitbank.pipeline.datasets.resize_crop import ResizeCrop
 from logitbank.pipeline.fit.training import Training
 from logitbank.pipeline.processes import LEAST_ROWS
-from logitbank.pipeline.processes.together import Processes
+from logitbank.pipeline.processes.together import Processes, cut
 from logitbank.pipeline.views import Views
 
 Pass = tuple[Tensor, Tensor]
@@ -28,6 +28,7 @@ class Feed:
         fit: How the model resizes originals.
         workers: Threads that read and transform the next passes meanwhile; 0 does it in between.
         pinned: Samples lie in memory that a GPU reads meanwhile.
+        least_rows: A last batch that is smaller joins the batch before it.
     """
 
     split: Split
@@ -37,15 +38,33 @@ class Feed:
     fit: ResizeCrop | None
     workers: int
     pinned: bool
+    least_rows: int
 
     def num_steps(self, num_rows: int) -> int:
         """Of an epoch of so many rows."""
         return len(self._batches(torch.arange(num_rows)))
 
-    def steps(self, order_N: Tensor, view: int) -> Iterator[tuple[int, Iterator[Pass]]]:
-        """For each step its number of rows over all processes, and its passes here: rows [B] and samples [B, ...]."""
-        batches = self._batches(order_N)
-        passes = [self._passes(self.processes.share(rows_B)) for rows_B in batches]
+    def num_shown(self, num_rows: int, done: int) -> int:
+        """Rows of the first steps of an epoch of so many rows."""
+        return sum(map(len, self._batches(torch.arange(num_rows))[:done]))
+
+    def check(self, num_rows: int) -> None:
+        """Raises ValueError when a step of an epoch of so many rows leaves a process without enough rows."""
+        self.processes.check(self.training.batch_size, num_rows)
+        last = len(self._batches(torch.arange(num_rows))[-1])
+        if last < LEAST_ROWS * self.processes.count:
+            raise ValueError(
+                f"the run began with fewer processes, and the last step of its epochs has {last} examples; go on with"
+                f" at most {last // LEAST_ROWS} processes, not {self.processes.count}"
+            )
+
+    def steps(self, order_N: Tensor, view: int, done: int) -> Iterator[tuple[int, Iterator[Pass]]]:
+        """For each step its number of rows over all processes, and its passes here: rows [B] and samples [B, ...].
+
+        Those that are done already are not read.
+        """
+        batches = self._batches(order_N)[done:]
+        passes = [self._passes(self.processes.share(rows_B, self._together)) for rows_B in batches]
         samples = in_order(partial(self._samples, view), list(chain.from_iterable(passes)), self.workers)
         for rows_B, own in zip(batches, passes, strict=True):
             yield len(rows_B), zip(own, samples, strict=False)  # samples go on in the next step
@@ -53,13 +72,18 @@ class Feed:
     def _batches(self, order_N: Tensor) -> list[Tensor]:
         """Batches of rows; a last one that is too small for the processes joins the batch before it."""
         batches = list(torch.split(order_N, self.training.batch_size))
-        if len(batches) > 1 and len(batches[-1]) < LEAST_ROWS * self.processes.count:
+        if len(batches) > 1 and len(batches[-1]) < self.least_rows:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
     def _passes(self, rows_B: Tensor) -> tuple[Tensor, ...]:
         """The rows of each forward pass of a step; batch norm needs two."""
-        return rows_B.tensor_split(min(self.training.accumulate, max(len(rows_B) // LEAST_ROWS, 1)))
+        return cut(rows_B, min(self.training.accumulate, max(len(rows_B) // LEAST_ROWS, 1)), self._together)
+
+    @property
+    def _together(self) -> int:
+        """Rows that no cut of a batch parts."""
+        return 2 if self.training.mixup else 1
 
     def _samples(self, view: int, rows_B: Tensor) -> Tensor:
         samples = torch.from_numpy(self.views.samples(self.split, rows_B.numpy(), view, self.fit))

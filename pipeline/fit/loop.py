@@ -5,6 +5,7 @@ Shapes: B batch, C classes, N examples.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.fit.augment import Augmentation
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.feed import Feed
 from logitbank.pipeline.fit.optimizers import PRECISIONS
@@ -24,7 +26,7 @@ from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class BatchLoss:
@@ -34,8 +36,13 @@ class BatchLoss:
         """What the epoch counted, such as rows on which a loss abstained; the same names in every process."""
         return {}
 
-    def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
-        """The rows int64 [N] in the order in which an epoch shows them in ``view``; None follows the last epoch."""
+    def order(
+        self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None, shown: int = 0
+    ) -> Tensor:
+        """The rows int64 [N] in the order in which an epoch shows them in ``view``; None follows the last epoch.
+
+        Of an epoch that goes on the first ones, so many as are ``shown``, are not asked for again.
+        """
         return rows[torch.randperm(len(rows), generator=generator)]
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
@@ -83,7 +90,7 @@ def fit(
         device: Where to train (default: CPU).
         evaluate: ``val_accuracy``, ``val_nll`` and, where ``training`` selects by one, ``val_selected`` of the model as
             it would be kept, after every epoch.
-        checkpoint: Where the run is saved after every epoch, and from where it goes on.
+        checkpoint: Where the run is saved after every epoch, and between, and from where it goes on.
         on_epoch: Called after every epoch in process 0, restored ones first.
         workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
         processes: Those that train the model together; process 0 evaluates and saves.
@@ -100,38 +107,53 @@ def fit(
     forward = _forward(model, training, preprocessing, processes, device, images=split.is_image)
     chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
     labels = torch.from_numpy(split.labels)
-    processes.check(training.batch_size, len(chosen))
-    feed = Feed(split, views, training, processes, fit=preprocessing.fit, workers=workers, pinned=device.type == "cuda")
-    steps_per_epoch = feed.num_steps(len(chosen))
-    progress = Progress.start(model, training, device, processes.number)
+    progress = Progress.start(model, training, device, processes)
     processes.seed(training.seed)
     if checkpoint is not None:
-        checkpoint.restore(progress, training)
+        checkpoint.restore(progress, training, processes)
+    feed = Feed(
+        *(split, views, training, processes),
+        fit=preprocessing.fit,
+        workers=workers,
+        pinned=device.type == "cuda",
+        least_rows=progress.least_rows,
+    )
+    feed.check(len(chosen))
+    steps_per_epoch, augmentation = feed.num_steps(len(chosen)), Augmentation(training, split.keys)
     for record in progress.history:
         tell(record)
     while not training.is_over(progress.history):
-        epoch, started = len(progress.history), time.perf_counter()
+        epoch, under_way = len(progress.history), progress.under_way
+        started = time.perf_counter() - under_way.seconds
         first_step = epoch * steps_per_epoch
         view = views.of_epoch(epoch)
         next_view = views.of_epoch(epoch + 1) if epoch + 1 < training.epochs else None
-        order = loss.order(chosen, progress.order, view=view, next_view=next_view)
-        sums = torch.zeros(3, device=device)
+        shown = feed.num_shown(len(chosen), under_way.steps)
+        order = loss.order(chosen, progress.order, view=view, next_view=next_view, shown=shown)
         model.train()
-        for step, (num_rows, passes) in enumerate(feed.steps(order, view), first_step):
+        steps = feed.steps(order, view, done=under_way.steps)
+        for step, (num_rows, passes) in enumerate(steps, first_step + under_way.steps):
             progress.optimizer.zero_grad(set_to_none=True)
             for rows_B, samples in passes:
-                logits_BC = forward(samples)
-                loss_B = loss(logits_BC, rows_B, view=view, step=step, steps_per_epoch=steps_per_epoch)
+                logits_BC = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
+                ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch)
+                loss_B = augmentation.loss(ask, rows_B, epoch)
                 progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
-                sums += _counted(loss_B, logits_BC, labels[rows_B].to(device))
+                under_way.sums += _counted(loss_B, logits_BC, labels[rows_B].to(device))
             progress.step(training, step, steps_per_epoch)
-        means = _means(processes.sum_(sums), len(chosen))
+            under_way.steps += 1
+            if checkpoint is not None and checkpoint.is_due(step + 1) and under_way.steps < steps_per_epoch:
+                under_way.notes.update(loss.notes())
+                under_way.seconds = time.perf_counter() - started
+                checkpoint.save(progress, training, processes)
+        means = _means(processes.sum_(under_way.sums), len(chosen))
         progress.check_finite(means["loss"])
         validation = progress.validate(training, evaluate, processes)
-        notes = _summed(loss.notes(), processes, device)
+        under_way.notes.update(loss.notes())
+        notes = processes.sum_counts(under_way.notes, device)
         rate, seconds = training.learning_rate(first_step, steps_per_epoch), time.perf_counter() - started
         record = EpochRecord(epoch=epoch + 1, lr=rate, seconds=seconds, notes=notes, **means, **validation)
-        progress.history.append(record)
+        progress.finish_epoch(record)
         if checkpoint is not None:
             checkpoint.save(progress, training, processes)
         tell(record)
@@ -163,8 +185,9 @@ def _forward(
     *,
     images: bool,
 ) -> Forward:
-    """From samples on the CPU to logits in training: moves the model to its device, with its weights rounded, shared
-    between processes and compiled as asked.
+    """From samples on the CPU, and what changes them once they are scaled, to logits in training.
+
+    Moves the model to its device, with its weights rounded, shared between processes and compiled as asked.
     """
     memory = torch.channels_last if training.channels_last and images else torch.preserve_format
     precision = PRECISIONS[training.precision]
@@ -173,8 +196,8 @@ def _forward(
     module = processes.parallel(module, device)
     run = torch.compile(module) if training.compile else module
 
-    def forward(samples: Tensor) -> Tensor:
-        inputs = preprocessing(samples.to(device, non_blocking=True)).to(memory_format=memory)
+    def forward(samples: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        inputs = change(preprocessing(samples.to(device, non_blocking=True))).to(memory_format=memory)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             logits_BC: Tensor = run(inputs)
         return logits_BC
@@ -192,11 +215,3 @@ def _means(sums: Tensor, num_rows: int) -> dict[str, float]:
     """Of an epoch: the loss of its rows, and the share of right answers among the labelled."""
     sum_loss, num_right, num_labelled = sums.tolist()
     return {"loss": sum_loss / num_rows, "train_accuracy": num_right / max(num_labelled, 1.0)}
-
-
-def _summed(notes: dict[str, int], processes: Processes, device: torch.device) -> dict[str, int]:
-    """The counts over all processes."""
-    counts = torch.tensor([notes[name] for name in sorted(notes)], dtype=torch.int64, device=device)
-    if notes:
-        processes.sum_(counts)
-    return dict(zip(sorted(notes), counts.tolist(), strict=True))

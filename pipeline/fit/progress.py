@@ -1,6 +1,7 @@
 """Everything that changes while a model is trained, and how: one step, what would be kept, what is best so far."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from logitbank.pipeline.fit.optimizers import make_optimizer
 from logitbank.pipeline.fit.predict import Diverged
 from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.pipeline.fit.weights import round_in_place
+from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.together import Processes
 
 if TYPE_CHECKING:
@@ -26,6 +28,25 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 @dataclass(kw_only=True)
+class UnderWay:
+    """The epoch under way.
+
+    Attributes:
+        order: State of the generator from which its order of examples was, or will be, drawn.
+        steps: Those that are done.
+        sums: Of the losses, right answers and labels of the rows of this process, float32 [3].
+        notes: What the loss counted.
+        seconds: That it has taken.
+    """
+
+    order: Tensor
+    sums: Tensor
+    steps: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
 class Progress:
     """What a checkpoint holds.
 
@@ -33,7 +54,9 @@ class Progress:
         order: Draws the order of examples.
         average: Running average of the weights, when one is kept.
         history: One record a finished epoch.
-        number: Which process this is.
+        under_way: The epoch after these.
+        counts: How many processes have trained it, one number for each time that it went on with others.
+        least_rows: A last batch of an epoch that is smaller joins the one before it.
         best: The weights of the best epoch so far, when they are to be kept.
     """
 
@@ -43,22 +66,32 @@ class Progress:
     order: torch.Generator
     average: "ModelEmaV3 | None"
     device: torch.device
-    number: int = 0
+    under_way: UnderWay
+    counts: list[int]
+    least_rows: int
     history: list[EpochRecord] = field(default_factory=list)
     best: State | None = None
 
     @classmethod
-    def start(cls, model: nn.Module, training: Training, device: torch.device, number: int) -> "Progress":
+    def start(cls, model: nn.Module, training: Training, device: torch.device, processes: Processes) -> "Progress":
         """Before the first step."""
+        order = torch.Generator().manual_seed(training.seed)
         return cls(
             model=model,
             optimizer=make_optimizer(model, training),
             scaler=GradScaler(device.type, enabled=training.precision == "float16"),
-            order=torch.Generator().manual_seed(training.seed),
+            order=order,
             average=_average(model, training.ema_decay) if training.ema_decay else None,
             device=device,
-            number=number,
+            under_way=UnderWay(order=order.get_state(), sums=torch.zeros(3, device=device)),
+            counts=[processes.count],
+            least_rows=LEAST_ROWS * processes.count,
         )
+
+    def finish_epoch(self, record: EpochRecord) -> None:
+        """The next one begins."""
+        self.history.append(record)
+        self.under_way = UnderWay(order=self.order.get_state(), sums=torch.zeros(3, device=self.device))
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a pass to those of its step."""

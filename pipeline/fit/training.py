@@ -84,6 +84,19 @@ class Training:
     ema_decay: float = option(
         0.0, help="Keep a running average of the weights, such as 0.999; the decay warms up", domain=SHARE
     )
+    drop_path: float = option(
+        0.0, help="Share of residual branches that a timm: student skips in a step, at its deepest", domain=SHARE
+    )
+    random_erasing: float = option(
+        0.0,
+        help="Share of images of which a rectangle becomes noise, each epoch anew; the teacher saw them whole",
+        domain=Number(high=1.0),
+    )
+    mixup: float = option(
+        0.0,
+        help="Mix examples two by two, and their losses likewise, with shares from Beta(a, a), such as 1; 0: not mixed",
+        domain=Number(high=100.0),
+    )
     precision: str = option(
         "float32",
         help="float32, or autocast to bfloat16 or float16; weights stay float32",
@@ -123,6 +136,8 @@ class Training:
                 f"--accumulate is {self.accumulate}, but each of its passes needs {LEAST_ROWS} of the"
                 f" {self.batch_size} examples of a step; expected at most {self.batch_size // LEAST_ROWS}"
             )
+        if self.mixup and self.batch_size < 2:
+            raise ValueError("--mixup mixes two examples of a batch, and --batch-size is 1; expected at least 2")
         if self.compile and self.weight_bits:
             raise ValueError("--compile and --student-bits do not go together; pass one of them")
 

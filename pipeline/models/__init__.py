@@ -7,6 +7,7 @@ logits [B, C]. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries' own
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -43,6 +44,7 @@ __all__ = [
 
 _CRD_WIDTHS = (32, 64, 128, 256)
 _PLAIN_MLP = (256, 2)  # width and depth
+_TIMM = "timm:"
 _MLP = re.compile(r"mlp:([1-9]\d{0,4})(?:x([1-9]\d?))?")
 
 
@@ -105,7 +107,7 @@ MODELS: dict[str, Model] = {
 }
 
 
-def build_model(name: str, split: Split) -> nn.Module:
+def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module:
     """An untrained model for the split's inputs and classes.
 
     Args:
@@ -113,14 +115,19 @@ def build_model(name: str, split: Split) -> nn.Module:
             ``path/to/file.py:factory`` or ``package.module:factory``, called with those of ``num_classes`` and
             ``input_shape`` ((H, W, channels) or (D,)) that it takes.
         split: Gives the input shape and the number of classes; see ``Preprocessing.sized``.
+        drop_path: Share of residual branches that a timm model skips while it is trained.
 
     Raises:
-        ValueError: Unknown name, or a model for images on a table.
+        ValueError: Unknown name, a model for images on a table, or drop path of a model that has none.
     """
     model = _find(name)
     if model.images_only and not split.is_image:
         raise ValueError(f"model {name!r} needs images, but {split.spec} is a table; use mlp or linear")
-    return model.build(split)
+    if not drop_path:
+        return model.build(split)
+    if not name.startswith(_TIMM):
+        raise ValueError(f"--drop-path is timm's, and {name!r} has none; take a timm: model, or leave it out")
+    return _with_drop_path(name.removeprefix(_TIMM), split, drop_path)
 
 
 def spell_model(name: str) -> str:
@@ -158,13 +165,28 @@ def _own(name: str, split: Split) -> nn.Module:
     return model
 
 
-def _timm(name: str, split: Split) -> nn.Module:
+def _timm(name: str, split: Split, **options: Any) -> nn.Module:
     prepare_torchvision()
     import timm
 
     if not timm.is_model(name):
         raise ValueError(unknown("timm model", name, _near(name, timm.list_models())))
-    model: nn.Module = timm.create_model(name, num_classes=split.num_classes, in_chans=split.input_shape[-1])
+    model: nn.Module = timm.create_model(name, num_classes=split.num_classes, in_chans=split.input_shape[-1], **options)
+    return model
+
+
+def _with_drop_path(name: str, split: Split, rate: float) -> nn.Module:
+    nothing = f"--drop-path does nothing here, because timm:{name} has no branches to skip; leave it out"
+    try:
+        model = _timm(name, split, drop_path_rate=rate)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(nothing) from None
+    from timm.layers import DropPath  # type: ignore[attr-defined]
+
+    if not any(isinstance(module, DropPath) and module.drop_prob for module in model.modules()):
+        raise ValueError(nothing)
     return model
 
 

@@ -49,15 +49,18 @@ class Processes(Rank):
                 f" least {LEAST_ROWS * self.count}: --batch-size is that of all processes together"
             )
 
-    def seed(self, seed: int) -> None:
-        """Gives every process but the first random numbers of its own: dropout masks differ, as those of rows do."""
+    def seed(self, seed: int, *place: int) -> None:
+        """Gives every process but the first random numbers of its own: dropout masks differ, as those of rows do.
+
+        Numbers that say where in a run it goes on lead to others.
+        """
         if not self.first:
-            own = np.random.SeedSequence((seed, self.number)).generate_state(1, np.uint64)
+            own = np.random.SeedSequence((seed, self.number, *place)).generate_state(1, np.uint64)
             torch.manual_seed(int(own[0]))
 
-    def share(self, rows_B: Tensor) -> Tensor:
-        """This process's rows of a batch."""
-        return rows_B.tensor_split(self.count)[self.number]
+    def share(self, rows_B: Tensor, together: int = 1) -> Tensor:
+        """This process's rows of a batch; so many that follow each other stay together."""
+        return cut(rows_B, self.count, together)[self.number]
 
     def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module with gradients averaged over processes; the module itself for one alone."""
@@ -70,6 +73,12 @@ class Processes(Rank):
         if self.count > 1:
             distributed.all_reduce(values)
         return values
+
+    def sum_counts(self, counts: Mapping[str, int], device: torch.device) -> dict[str, int]:
+        """The counts over all processes, in every one; the same names in each."""
+        names = sorted(counts)
+        numbers = torch.tensor([counts[name] for name in names], dtype=torch.int64, device=device)
+        return dict(zip(names, (self.sum_(numbers) if names else numbers).tolist(), strict=True))
 
     def gather(self, values: Tensor, device: torch.device) -> list[Tensor]:
         """The values of every process, of one shape, in every process; on the CPU."""
@@ -87,3 +96,9 @@ class Processes(Rank):
         numbers = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
         distributed.broadcast(numbers, src=0)
         return dict(zip(names, numbers.tolist(), strict=True))
+
+
+def cut(rows_B: Tensor, parts: int, together: int = 1) -> tuple[Tensor, ...]:
+    """Rows in parts of about one size, the larger ones first; so many that follow each other stay together."""
+    units, more = divmod(len(rows_B) // together, parts)
+    return rows_B.tensor_split([together * (part * units + min(part, more)) for part in range(1, parts)])

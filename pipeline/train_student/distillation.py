@@ -3,6 +3,8 @@
 Shapes: B batch, C classes, N examples.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -22,14 +24,18 @@ class DistillationLoss(BatchLoss):
         self.objective, self.answers, self.epochs, self.grouping = objective, answers, epochs, grouping
         self.labels = torch.from_numpy(split.labels)
 
-    def order(self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None) -> Tensor:
+    def order(
+        self, rows: Tensor, generator: torch.Generator, *, view: int, next_view: int | None, shown: int = 0
+    ) -> Tensor:
         """The same for every objective, so that students of one seed see the same rows, whatever they listen to."""
         groups = [] if self.grouping is None else self.grouping.groups(rows, generator)
         if self.objective.uses_teacher:
-            self.answers.read_ahead(view, groups)
+            self.answers.read_ahead(view, _from(groups, shown))
             if next_view is not None and next_view != view:
                 self.answers.read_ahead(next_view)
-        return torch.cat(groups) if groups else super().order(rows, generator, view=view, next_view=next_view)
+        return (
+            torch.cat(groups) if groups else super().order(rows, generator, view=view, next_view=next_view, shown=shown)
+        )
 
     def notes(self) -> dict[str, int]:
         return self.objective.notes()
@@ -41,3 +47,9 @@ class DistillationLoss(BatchLoss):
             self.labels[rows_B].to(logits_BC.device),
             Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs),
         )
+
+
+def _from(groups: list[Tensor], shown: int) -> list[Tensor]:
+    """The groups of which rows are still to be shown."""
+    ends = accumulate(map(len, groups))
+    return [group for group, end in zip(groups, ends, strict=True) if end > shown]

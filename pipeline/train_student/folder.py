@@ -3,7 +3,7 @@
 run.json                 identity: all that decides the result, from the start; the same run goes on, another is refused
 history.csv              one line an epoch, rewritten whole
 search.json              what is measured already of "auto" options
-checkpoint.safetensors   state at the end of the last epoch; removed when the run is complete
+checkpoint.safetensors   state at the end of the last epoch, or between; removed when the run is complete
 student.safetensors      at the end
 signature.json           at the end: what the student reads and answers
 result.json              last: where it is, the run is complete
@@ -179,7 +179,7 @@ def _as_now(found: Any, now: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(objective, Mapping) and objective.get("terms") == now.get("objective", {}).get("terms"):
         objective = now["objective"]  # whose text may have been typed otherwise
     return {
-        **found,
+        **{name: value for name, value in found.items() if name != "processes"},  # a run goes on in any number
         "student": spell_model(student) if isinstance(student, str) else student,
         "objective": objective,
         "training": completed(Training, found.get("training")),

@@ -109,7 +109,6 @@ class Plan:
             "store": store_identity(self.inputs.store, self.answers),
             "test": None if test is None else test.fingerprint,
             "grouping": None if self.grouping is None else asdict(self.grouping),
-            "processes": self.processes.count,
         }
 
     def train(
@@ -228,6 +227,8 @@ def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, R
         raise ValueError(f"--val-share {run.val_share} of {split.spec} leaves no training rows; take a smaller share")
     if run.training.channels_last and not split.is_image:
         raise ValueError(f"--channels-last does nothing here, because {split.spec} holds no images; leave it out")
+    if run.training.random_erasing and not split.is_image:
+        raise ValueError(f"--random-erasing does nothing here, because {split.spec} holds no images; leave it out")
     if run.training.selected_by and not len(validation):
         raise ValueError(f"--select {run.training.select} needs validation rows; pass --val-share 0.1")
     return rows, validation
@@ -246,7 +247,7 @@ def _check_student(run: Run, inputs: Inputs, views: Views, scaling: Preprocessin
 def fresh_student(run: Run, split: Split, seed: int) -> tuple[nn.Module, Taken | None]:
     """The student before its first step, and what it took from ``run.init``."""
     torch.manual_seed(seed)
-    model = build_model(run.student, split)
+    model = build_model(run.student, split, drop_path=run.training.drop_path)
     if not run.init:
         return model, None
     file, chosen = split_selection(run.init)

@@ -26,6 +26,7 @@ def measure_student(
     history: Sequence[EpochRecord],
     objective: Objective,
     searched: Sequence[dict[str, Any]],
+    counts: Sequence[int],
 ) -> dict[str, Any]:
     """What ``result.json`` holds: what was trained, how it went, and what the student does.
 
@@ -35,6 +36,7 @@ def measure_student(
         history: Of every epoch.
         objective: What was minimised, with every option bound.
         searched: Outcomes of the candidates of options that were searched.
+        counts: How many processes trained it; several numbers when it went on with others.
     """
     run, identity, training = plan.run, plan.identity(), plan.run.training
     result: dict[str, Any] = {
@@ -46,7 +48,7 @@ def measure_student(
         "tail": run.tail,
         "seconds": sum(epoch.seconds for epoch in history),
         "notes": _total_notes(history),
-        "warnings": plan.warnings,
+        "warnings": [*plan.warnings, *_of_counts(counts)],
         "search": list(searched),
         "validation": _validation(identity["validation"], history, training) if len(plan.validation) else None,
         "against_teacher": _against_teacher(plan, model),
@@ -112,6 +114,16 @@ def _validation(settings: Any, history: Sequence[EpochRecord], training: Trainin
     kept = history[-1 if best is None else best]
     selected = {training.selected_by: kept.val_selected} if training.selected_by else {}
     return {**settings, "epoch": kept.epoch, "accuracy": kept.val_accuracy, "nll": kept.val_nll, **selected}
+
+
+def _of_counts(counts: Sequence[int]) -> list[str]:
+    """Said of a run that went on in another number of processes."""
+    if len(counts) < 2:
+        return []
+    said = ", then ".join(map(str, counts))
+    return [
+        f"the run was trained by {said} processes: the same steps, but rounded otherwise than by one number of them"
+    ]
 
 
 def _total_notes(history: Sequence[EpochRecord]) -> dict[str, int]:

@@ -29,7 +29,7 @@ def train_student(
     on_epoch: OnEpoch | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains one student from a store; a run that was stopped goes on from its last whole epoch.
+    """Trains one student from a store; a run that was stopped goes on from where it was last saved.
 
     A run that is complete is not trained again.
 
@@ -71,8 +71,9 @@ def train_student(
             objective, searched = search_options(
                 plan.objective, run.training, plan.attempt, plan.folds, folder.read_search(), folder.write_search
             )
-            model, _ = plan.train(objective, run.training, plan.rows, Checkpoint(folder.checkpoint), record)
-            result = measure_student(plan, model, history, objective, searched)
+            checkpoint = Checkpoint(folder.checkpoint, every=run.checkpoint_every)
+            model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record)
+            result = measure_student(plan, model, history, objective, searched, checkpoint.counts)
             save_student(out, plan, model, objective)
             curves.result(result)
             folder.finish(result)
@@ -82,5 +83,6 @@ def train_student(
 def _follow(plan: Plan, out: Path) -> dict[str, Any]:
     """A process other than the first takes its share of every batch, and writes nothing."""
     if finished_result(out, plan.identity()) is None:
-        plan.train(plan.objective, plan.run.training, plan.rows, Checkpoint(out / CHECKPOINT))
+        checkpoint = Checkpoint(out / CHECKPOINT, every=plan.run.checkpoint_every)
+        plan.train(plan.objective, plan.run.training, plan.rows, checkpoint)
     return {}

@@ -89,6 +89,12 @@ class Run:
     workers: int = option(
         1, help="Threads that read and transform the next batches meanwhile", domain=COUNT, decides=False
     )
+    checkpoint_every: int = option(
+        0,
+        help="Save the run after so many steps too; 0: at the end of each epoch alone",
+        domain=COUNT,
+        decides=False,
+    )
     tensorboard: bool = option(False, help="Curves for TensorBoard in OUT/tensorboard", decides=False)
     device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
     threads: int = option(

@@ -29,7 +29,7 @@ from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.encoding import Encoding, prepare
+from logitbank.pipeline.encoding import Encoding, with_tail_shift
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.views import Views
@@ -76,7 +76,7 @@ def speeds() -> None:
     report("encode_rows_per_s", rate, 200_000, rate >= 200_000)
     stored = encode(logits_NC, labels_N, TOPK)
     arrays = {name: torch.from_numpy(array) for name, array in stored.items()}
-    rate = CORES * 4096 / best_seconds(lambda: prepare(arrays, labels_N, TOPK, predictor=predictor), 10, 2)
+    rate = CORES * 4096 / best_seconds(lambda: with_tail_shift(arrays, labels_N, TOPK, predictor=predictor), 10, 2)
     report("prepare_rows_per_s", rate, None, True)
 
 

@@ -73,16 +73,22 @@ def decode_row(row: dict[str, Array], label: int, fold: int, constants: dict[str
         tail = tail[tail != label]
         mass -= np.exp(out[label] - total)
     shape = tail_shape(row, constants, fold, head)[tail] if constants else np.zeros(len(tail))
-    low, high = -100.0, 100.0  # the shift that gives the tail its mass, by bisection
+    shift = float(row["tail_shift"]) if "tail_shift" in row else shift_of(shape, head[-1], total, mass)
+    out[tail] = np.minimum(shape + shift, head[-1])
+    out[index] = head
+    return out
+
+
+def shift_of(shape: Array, highest: float, total: float, mass: float) -> float:
+    """The shift that gives the tail its mass, by bisection."""
+    low, high = -100.0, 100.0
     for _ in range(200):
         shift = (low + high) / 2
-        if np.exp(logsumexp(np.minimum(shape + shift, head[-1])) - total) < mass:
+        if np.exp(logsumexp(np.minimum(shape + shift, highest)) - total) < mass:
             low = shift
         else:
             high = shift
-    out[tail] = np.minimum(shape + low, head[-1])
-    out[index] = head
-    return out
+    return low
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, fit_predictor
-from logitbank.pipeline.encoding import Encoding, decode, decode_log_prob, finite, prepare
+from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite, with_tail_shift
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.fitting.basis import allocate_bits, gaussian_error, gaussian_levels
 from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl
 from logitbank.pipeline.encoding.tail_basis import MAX_WIDTH, TailBasis
 from logitbank.pipeline.encoding.tail_mass import shift_to_mass
-from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
+from logitbank.stores.read.rows import broken_rows
+from logitbank.stores.read.tails import Tails
 
 CLASSES = 40
 TOPK = Encoding(kind="topk", num_classes=CLASSES, top_k=6)
@@ -97,15 +100,75 @@ def test_tail_mass_is_exact_and_a_prepared_slab_decodes_the_same(encoding: Encod
     tail_BC = decoded_BC.scatter(1, arrays["index"].long(), -math.inf)
     mass_B = tail_BC.logsumexp(1) - decoded_BC.logsumexp(1)
     torch.testing.assert_close(mass_B, arrays["log_tail_mass"].float(), rtol=0.01, atol=0.01)
-    ready = prepare(arrays, labels_B, encoding, predictor=fitted)
+    ready = with_tail_shift(arrays, labels_B, encoding, predictor=fitted)
     again_BC = decode(ready, labels_B, encoding, predictor=fitted)
     torch.testing.assert_close(again_BC, decoded_BC, rtol=0, atol=1e-4)
-    for tail in ("uniform", "renormalise"):
-        with pytest.raises(ValueError, match="prepare it for"):
-            decode(ready, labels_B, encoding, predictor=fitted, tail=tail)
-        other = prepare(arrays, labels_B, encoding, predictor=fitted, tail=tail)
+    for tail in ("uniform", "renormalise"):  # which have a shift of their own
         expected_BC = decode(arrays, labels_B, encoding, predictor=fitted, tail=tail)
-        assert torch.equal(decode(other, labels_B, encoding, predictor=fitted, tail=tail), expected_BC)
+        assert torch.equal(decode(ready, labels_B, encoding, predictor=fitted, tail=tail), expected_BC)
+        assert "tail_shift" not in with_tail_shift(arrays, labels_B, encoding, predictor=fitted, tail=tail)
+
+
+def made_up_predictor(num_classes: int, num_folds: int, encoding: Encoding) -> TailPredictor:
+    """Numbers in the forms that fits give: of low rank for many classes, with a code where the encoding has one."""
+    generator, low_rank = torch.Generator().manual_seed(3), num_classes > 4096
+    inner, directions = (128 if low_rank else num_classes), min(num_classes, 64)
+    basis = None
+    if encoding.tail_bytes:
+        width_FM = torch.zeros(num_folds, directions, dtype=torch.uint8)
+        width_FM[:, : encoding.tail_bytes * 4] = 2
+        basis = TailBasis(
+            basis_FMC=torch.randn(num_folds, directions, num_classes, generator=generator) / 8,
+            scale_FM=torch.rand(num_folds, directions, generator=generator) + 0.1,
+            width_FM=width_FM,
+            levels=torch.cat([gaussian_levels(width) for width in range(1, MAX_WIDTH + 1)]).float(),
+        )
+    return TailPredictor(
+        matrix_FCD=torch.randn(num_folds, num_classes, inner, generator=generator) / 8,
+        bias_FC=torch.randn(num_folds, num_classes, generator=generator) / 4,
+        factor_FDC=torch.randn(num_folds, inner, num_classes, generator=generator) / 8 if low_rank else None,
+        gauge=Gauge(limit=60.0) if num_folds == 1 else Gauge(kth=1.0, offset=2.0, limit=60.0),
+        basis=basis,
+    )
+
+
+def rows_with_extremes(num_rows: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_classes)
+    logits_BC = 3 * torch.randn(num_rows, num_classes, generator=generator)
+    logits_BC[0], logits_BC[1], logits_BC[2, 0], logits_BC[3] = 0, 1e4, 1e4, -1e4
+    logits_BC[4, 1:] = -math.inf
+    logits_BC[5, (num_classes + 1) // 2 :] = -math.inf
+    logits_BC[6] = torch.arange(num_classes).float() % 7
+    labels_B = torch.randint(-1, num_classes, (num_rows,), generator=generator)
+    labels_B[:7] = torch.arange(7) % num_classes
+    return logits_BC, labels_B
+
+
+@pytest.mark.parametrize("num_folds", [1, 2])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000, pytest.param(21_841, marks=pytest.mark.slow)])
+def test_a_stored_shift_is_sound_and_decodes_to_the_same_bits(num_classes: int, num_folds: int) -> None:
+    logits_BC, labels_B = rows_with_extremes(40, num_classes)
+    student_BC = torch.randn(logits_BC.shape, generator=torch.Generator().manual_seed(1))
+    folds_B, top_k = torch.arange(40) % num_folds, min(10, num_classes // 2)
+    for encoding in (
+        Encoding(kind="topk", num_classes=num_classes, top_k=top_k),
+        Encoding(kind="topk", num_classes=num_classes, top_k=top_k, bits=16),
+        Encoding(kind="topk", num_classes=num_classes, top_k=min(10, num_classes)),
+        Encoding(kind="topk+tail", num_classes=num_classes, top_k=top_k, tail_bits=max(0.1, 8 / num_classes)),
+    ):
+        predictor = made_up_predictor(num_classes, num_folds, encoding)
+        fitted: dict[str, Any] = {"predictor": predictor, "folds_B": folds_B}
+        stored = encode(logits_BC, labels_B, encoding, **fitted, shifted=True)
+        tails = Tails(predictor.constants(), num_classes, num_folds)
+        assert not list(broken_rows(stored, labels_B.numpy(), num_classes, tails=tails, folds_R=folds_B.numpy()))
+        second = as_tensors(stored)
+        first = {name: array for name, array in second.items() if name != "tail_shift"}
+        ready = with_tail_shift(first, labels_B, encoding, **fitted)
+        assert torch.equal(ready["tail_shift"], second["tail_shift"])
+        for tail in TAIL_RULES:
+            fitted |= {"tail": tail, "student_BC": student_BC, "temperature": 2.0}
+            expected_BC = decode(first, labels_B, encoding, **fitted)
+            assert torch.equal(decode(second, labels_B, encoding, **fitted), expected_BC)
 
 
 def test_label_outside_the_head_decodes_to_its_own_value(fitted: TailPredictor) -> None:
@@ -175,7 +238,7 @@ def test_each_fold_teacher_has_its_own_map(encoding: Encoding) -> None:
     right = decode(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B)
     wrong = decode(arrays, labels_B, encoding, predictor=stacked, folds_B=1 - folds_B)
     assert mean_kl(test_BC, right, 4.0) < 0.3 * mean_kl(test_BC, wrong, 4.0)
-    ready = prepare(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B)
+    ready = with_tail_shift(arrays, labels_B, encoding, predictor=stacked, folds_B=folds_B)
     torch.testing.assert_close(
         decode(ready, labels_B, encoding, predictor=stacked, folds_B=folds_B), right, rtol=0, atol=1e-4
     )

@@ -31,13 +31,13 @@ class PreparedTeacher:
         self.decoder, self.teacher, self._digest = decoder, decoder.teacher, digest
         rows = self.teacher.row_arrays.items()
         nothing = {name: np.empty((0, *row.row_shape), row.dtype) for name, row in rows if name in decoder.names}
-        self.dtype = record_dtype(decoder.prepare(nothing, slice(0, 0)))
+        self.dtype = record_dtype(decoder.prepared(nothing, slice(0, 0)))
         self.num_bytes = self.teacher.num_examples * self.dtype.itemsize
 
     def block(self, view: int, block: int) -> Records:
         """The records [R] of one block of one view, checked against its checksums."""
         rows = self.teacher.rows(block)
-        prepared = self.decoder.prepare(self.teacher.answers(view, block, self.decoder.names), rows)
+        prepared = self.decoder.prepared(self.teacher.answers(view, block, self.decoder.names), rows)
         records = np.zeros(rows.stop - rows.start, self.dtype)
         fill_records(records, prepared)
         return records
@@ -81,8 +81,8 @@ class PreparedTeacher:
         return raw.view(self.dtype)
 
     def _file_name(self, view: int) -> str:
-        """The same for the same answers, prepared for the same tail rule by the same versions."""
-        said = (self._digest, self.teacher.digest, view, self.decoder.tail, self.dtype.descr, library_versions())
+        """The same for the same answers, prepared by the same versions."""
+        said = (self._digest, self.teacher.digest, view, self.dtype.descr, library_versions())
         return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 

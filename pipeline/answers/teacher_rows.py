@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, prepare
+from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, with_tail_shift
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.spelling import unknown
 from logitbank.stores import Store, StoreError, Teacher
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 class TeacherRows:
@@ -39,7 +41,8 @@ class TeacherRows:
         predicts = tail in ("predicted", "bucket")
         self._predictor = TailPredictor.from_constants(teacher.constants()) if predicts else None
         self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
-        self.names = [name for name in teacher.arrays if name != "mask"]
+        idle = ("mask",) if predicts else ("mask", "tail_shift")
+        self.names = [name for name in teacher.arrays if name not in idle]
         """Arrays that a row is decoded from."""
 
     def decode(
@@ -53,7 +56,7 @@ class TeacherRows:
         """Dense logits, float32 [B, C]; -inf for a masked class.
 
         Args:
-            arrays: Of the rows, as stored or as ``prepare`` made them.
+            arrays: Of the rows, as stored or as ``prepared`` gave them.
             rows_B: Their numbers, int64 [B] on the CPU.
             student_BC: Student logits, for the ``bucket`` rule only.
             temperature: Where the mass of that rule's tail is exact.
@@ -80,9 +83,11 @@ class TeacherRows:
         """As ``decode``, with masked classes far below the others instead of at -inf."""
         return finite(self.decode(arrays, rows_B, student_BC=student_BC, temperature=temperature))
 
-    def prepare(self, arrays: Mapping[str, npt.NDArray[np.generic]], rows: slice) -> dict[str, npt.NDArray[np.generic]]:
-        """Arrays of some rows with everything computed that does not depend on the batch, on the CPU."""
-        prepared = prepare(
+    def prepared(self, arrays: Mapping[str, npt.NDArray[np.generic]], rows: slice) -> Arrays:
+        """Arrays of some rows, with the shift of their tails where the store does not hold it."""
+        if self._predictor is None or "tail_shift" in arrays:
+            return arrays
+        shifted = with_tail_shift(
             {name: torch.from_numpy(array) for name, array in arrays.items()},
             self.labels_N[rows],
             self.encoding,
@@ -90,7 +95,7 @@ class TeacherRows:
             folds_B=None if self.folds_N is None else self.folds_N[rows],
             tail=self.tail,
         )
-        return {name: np.ascontiguousarray(array.numpy()) for name, array in prepared.items()}
+        return {name: array.numpy() for name, array in shifted.items()}
 
     def served(self, view: int) -> npt.NDArray[np.bool_]:
         """Rows that the teacher answers in a view, bool [N]."""

@@ -19,6 +19,7 @@ from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import probe
 from logitbank.stores import RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
 from logitbank.stores.format.address import check_folder
+from logitbank.stores.format.schema import ROW_ARRAYS
 from logitbank.stores.waiting import Waiting
 
 PREDICTOR_ROWS = 20_000
@@ -119,18 +120,27 @@ def _writer(
     block_rows: int | None,
     num_writers: int,
 ) -> TeacherWriter:
+    shifted = predictor is not None and _keeps_shift(out, name)
     return TeacherWriter(
         out,
         name,
         identity=teacher.identity(),
         encoding=encoding.attributes(),
-        arrays={**encoding.row_arrays(), **({} if teacher.split.readable is None else MASK)},
+        arrays={**encoding.row_arrays(shifted=shifted), **({} if teacher.split.readable is None else MASK)},
         folds=teacher.fold_attributes,
         constants=predictor.constants() if predictor is not None else None,
         block_rows=block_rows,
         num_writers=num_writers,
         summary={"asked": asked.recorded()},
     )
+
+
+def _keeps_shift(out: Path, name: str) -> bool:
+    """Whether rows keep the shift of their predicted tail: as those that are there, and as the store's version can."""
+    store = open_store(out, allow_incomplete=True)
+    if name in store.teachers:
+        return "tail_shift" in store.teacher(name).row_arrays
+    return store.version >= ROW_ARRAYS["tail_shift"].since
 
 
 def describe(teacher: SoundTeacher, out: Path) -> None:

@@ -34,6 +34,7 @@ class EncodedRows:
         view: Which view.
         thread: Encodes, one group after another.
         on_rows: Hears of each batch that is answered how many rows it had.
+        shifted: The store keeps the shift of a row's predicted tail.
     """
 
     def __init__(
@@ -45,10 +46,14 @@ class EncodedRows:
         view: int,
         thread: Executor,
         on_rows: Callable[[int], None] = lambda _: None,
+        *,
+        shifted: bool = False,
     ) -> None:
         self._teacher, self._encoding, self._predictor, self._rows = teacher, encoding, predictor, rows
+        self._shifted = shifted
         self._arrays = {
-            name: np.empty((len(rows), *row.row_shape), row.dtype) for name, row in encoding.row_arrays().items()
+            name: np.empty((len(rows), *row.row_shape), row.dtype)
+            for name, row in encoding.row_arrays(shifted=shifted).items()
         }
         self._best_N = np.empty(len(rows), np.int64)
         self._parts: list[Future[None]] = []
@@ -66,6 +71,7 @@ class EncodedRows:
             self._encoding,
             predictor=self._predictor,
             folds_B=folds_of(self._teacher, rows),
+            shifted=self._shifted,
         )
         for name, array in encoded.items():
             self._arrays[name][positions] = array

@@ -83,8 +83,10 @@ class Pass:
 
     def answer(self, cell: Cell, background: Executor, on_rows: Callable[[int], None] = lambda _: None) -> EncodedRows:
         """Asks the teacher for a cell; another thread encodes some rows while it answers the next."""
-        rows = self.rows(cell)
-        return EncodedRows(self.teacher, self.encoding, self.predictor, rows, cell.view, background, on_rows)
+        rows, shifted = self.rows(cell), "tail_shift" in self.writer.arrays
+        return EncodedRows(
+            self.teacher, self.encoding, self.predictor, rows, cell.view, background, on_rows, shifted=shifted
+        )
 
     def keep(self, cell: Cell, encoded: EncodedRows) -> Count:
         """Commits a cell."""

@@ -15,7 +15,7 @@ from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 _FINITE_RANGE = 1e4
 
 
-def prepare(
+def with_tail_shift(
     arrays: Mapping[str, Tensor],
     labels_B: Tensor,
     encoding: Encoding,
@@ -24,12 +24,16 @@ def prepare(
     folds_B: Tensor | None = None,
     tail: str = "predicted",
 ) -> dict[str, Tensor]:
-    """What `decode` needs of a slab, with everything computed that does not depend on the batch.
+    """The arrays with `tail_shift`, when the rule takes one and the store is of a version that did not keep it.
 
     Arguments as for `decode`, which gives the same logits from either form and is several times faster from
     this one.
     """
-    return encoding.of_kind.prepare(arrays, labels_B, encoding, Tail(rule=tail, predictor=predictor, folds_B=folds_B))
+    if "tail_shift" in arrays:
+        return dict(arrays)
+    filled = Tail(rule=tail, predictor=predictor, folds_B=folds_B)
+    shift_B = encoding.of_kind.tail_shift(arrays, labels_B, encoding, filled)
+    return {**arrays, **({} if shift_B is None else {"tail_shift": shift_B})}
 
 
 def decode(
@@ -46,7 +50,7 @@ def decode(
     """Dense teacher logits from the arrays of a store.
 
     Args:
-        arrays: What `encode` or `prepare` returned, as tensors on one device.
+        arrays: What `encode` or `with_tail_shift` returned, as tensors on one device.
         labels_B: Class ids, -1 where a row has no label.
         predictor, folds_B, tail, student_BC, temperature: As for `Tail`; an encoding of every class by itself ignores
             them.

@@ -105,11 +105,6 @@ class Dense(Kind):
             "logsumexp": round_mantissa(logsumexp_B, 10),
         }
 
-    def prepare(
-        self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail
-    ) -> dict[str, Tensor]:
-        return dict(arrays)
-
     def decode(self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail) -> Tensor:
         return self.codes[settings.bits].decode(arrays)
 

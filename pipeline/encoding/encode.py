@@ -28,6 +28,7 @@ def encode(
     *,
     predictor: TailPredictor | None = None,
     folds_B: Tensor | None = None,
+    shifted: bool = False,
 ) -> dict[str, np.ndarray]:
     """Turns the teacher's raw logits into the arrays of a store, on the logits' own device.
 
@@ -36,9 +37,10 @@ def encode(
         labels_B: Class ids, -1 where a row has no label.
         predictor: Needed for "topk+tail", whose codes are residuals about its prediction; on any device.
         folds_B: Fold of each row, when the predictor holds one matrix per fold.
+        shifted: Give `tail_shift` as well, which a reader would compute from the others and the predictor.
 
     Returns:
-        The arrays named by `encoding.row_arrays()`, each [B, *row_shape].
+        The arrays named by `encoding.row_arrays(shifted=shifted)`, each [B, *row_shape].
 
     Raises:
         ValueError: Other shapes, labels that are no classes, or logits that are no numbers.
@@ -46,7 +48,12 @@ def encode(
     _check(logits_BC, labels_B, encoding)
     rows = LabelledLogits(logits_BC.detach().float(), labels_B.to(logits_BC.device).long())
     arrays = encoding.of_kind.encode(rows, encoding, Tail(predictor=predictor, folds_B=folds_B))
-    return {name: arrays[name].cpu().numpy().astype(row.dtype) for name, row in encoding.row_arrays().items()}
+    if shifted and predictor is not None:
+        tail = Tail(predictor=predictor.to(logits_BC.device), folds_B=folds_B)
+        shift_B = encoding.of_kind.tail_shift(arrays, rows.labels_B, encoding, tail)
+        arrays |= {} if shift_B is None else {"tail_shift": shift_B}
+    row_arrays = encoding.row_arrays(shifted=shifted)
+    return {name: arrays[name].cpu().numpy().astype(row.dtype) for name, row in row_arrays.items()}
 
 
 def _check(logits_BC: Tensor, labels_B: Tensor, encoding: Encoding) -> None:

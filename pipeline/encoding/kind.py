@@ -56,15 +56,15 @@ class Kind(ABC):
     def encode(self, rows: LabelledLogits, settings: Settings, tail: Tail) -> dict[str, Tensor]:
         """Those arrays, each [B, *row_shape]; others may be among them."""
 
-    @abstractmethod
-    def prepare(
+    def tail_shift(
         self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail
-    ) -> dict[str, Tensor]:
-        """What `decode` takes as well and sooner: with everything computed that does not depend on the batch."""
+    ) -> Tensor | None:
+        """What raises the predicted tail of a row to its mass, float32 [B]; None where there is nothing predicted."""
+        return None
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail) -> Tensor:
-        """Raw logits float32 [B, C], -inf for a masked class, of arrays as stored or as prepared."""
+        """Raw logits float32 [B, C], -inf for a masked class; sooner where the arrays have their `tail_shift`."""
 
     @abstractmethod
     def kept_log_prob(self, arrays: Mapping[str, Tensor], settings: Settings) -> Tensor:

@@ -109,9 +109,9 @@ class Encoding(Settings):
         """Log-probabilities of those classes, as exactly as they are stored, float32 [B, K] or [B, C]."""
         return self.of_kind.kept_log_prob(arrays, self)
 
-    def row_arrays(self) -> dict[str, RowArray]:
-        """The arrays a row is stored in: name -> dtype and shape of one row."""
-        return self.of_kind.row_arrays(self)
+    def row_arrays(self, *, shifted: bool = False) -> dict[str, RowArray]:
+        """The arrays a row is stored in: name -> dtype and shape of one row; ``shifted``: with its `tail_shift`."""
+        return {**self.of_kind.row_arrays(self), **({"tail_shift": RowArray(dtype="float32")} if shifted else {})}
 
     def describe(self) -> str:
         """In words."""

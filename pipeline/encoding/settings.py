@@ -4,7 +4,7 @@ Shape suffixes: B rows, C classes, K kept classes.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -66,11 +66,6 @@ class Tail:
     def prediction(self) -> TailPredictor | None:
         """What shapes the tail; None where it is uniform, or impossible."""
         return self.predictor if self.rule in ("predicted", "bucket") else None
-
-    def of(self, rows: slice) -> "Tail":
-        """The same for some of the rows; what a student says is left out."""
-        folds_B = None if self.folds_B is None else self.folds_B[rows]
-        return replace(self, folds_B=folds_B, student_BC=None)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Shape suffixes: B rows, C classes, K kept classes.
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,10 @@ from logitbank.pipeline.encoding.kind import Kind, label_arrays
 from logitbank.pipeline.encoding.packing import below, round_mantissa, smallest_uint, to_float16
 from logitbank.pipeline.encoding.settings import LabelledLogits, Settings, Tail, check_finite
 from logitbank.pipeline.encoding.tail_mass import log_minus, shift_to_mass
+from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.stores import RowArray
 
-_CHUNK = 256  # rows whose dense logits stay in a cache
-_TERMS = "row_terms_"
-_SPENT = ("logsumexp", "log_tail_mass", "label_log_prob")  # what the terms of a row take the place of
+_NUMBERS, _FEWEST = 2**18, 16  # dense logits of a few rows, which stay in a cache
 
 
 class TopK(Kind):
@@ -72,68 +72,55 @@ class TopK(Kind):
             "log_tail_mass": log_tail_mass_B.clamp(max=-(2.0**-24)),
         }
 
-    def prepare(
+    def tail_shift(
         self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail
-    ) -> dict[str, Tensor]:
-        """The arrays without some of one number a row, whose place `row_terms_*` float32 [B, 3] takes.
+    ) -> Tensor | None:
+        return None if tail.prediction is None else self._shift(arrays, labels_B, settings, tail, tail.prediction)
 
-        The terms are the head's offset, the tail's shift, the label's logit. The name says which tail they are for
-        ("bucket" shares that of "predicted"), and `decode` takes no other. Nothing is copied but 12 bytes a row, and 8
-        are left out.
-        """
-        terms_B3 = torch.empty((len(labels_B), 3), device=labels_B.device)
-        for start in range(0, len(labels_B), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            part = {name: array[rows] for name, array in arrays.items()}
-            terms_B3[rows] = self._terms(part, labels_B[rows], settings, tail.of(rows))
-        left = {name: array for name, array in arrays.items() if name not in _SPENT}
-        return {**left, _terms_name(tail): terms_B3}
+    def _shift(
+        self,
+        arrays: Mapping[str, Tensor],
+        labels_B: Tensor,
+        settings: Settings,
+        tail: Tail,
+        prediction: TailPredictor,
+    ) -> Tensor:
+        shift_B = torch.empty(len(labels_B), device=labels_B.device)
+        step = max(_FEWEST, _NUMBERS // settings.num_classes)
+        for start in range(0, len(labels_B), step):
+            own = slice(start, start + step)
+            some = {name: array[own] for name, array in arrays.items()}
+            rows = _Rows(some, labels_B[own], self.codes[settings.bits])
+            folds_B = None if tail.folds_B is None else tail.folds_B[own]
+            shape_BC = prediction.predict(rows.index_BK, rows.head_BK, folds_B, tail_code=self.tail_code(some))
+            known = torch.cat([rows.index_BK, rows.label_or_best_B[:, None]], 1)
+            shift_B[own] = shift_to_mass(shape_BC, known, rows.log_rest_B, rows.limit_B)
+        return shift_B
 
     def decode(self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail) -> Tensor:
-        terms = _terms_name(tail)
-        if terms not in arrays:
-            _refuse_other_terms(arrays, tail)
-            arrays = self.prepare(arrays, labels_B, settings, tail)
-        offset_B, shift_B, label_logit_B = arrays[terms].unbind(1)
-        head_BK = self.codes[settings.bits].values(arrays).add_(offset_B[:, None])
-        index_BK = arrays["index"].long()
+        rows = _Rows(arrays, labels_B, self.codes[settings.bits])
         if tail.rule == "renormalise":
-            out_BC = torch.full((len(head_BK), settings.num_classes), -math.inf, device=head_BK.device)
+            out_BC = torch.full((len(labels_B), settings.num_classes), -math.inf, device=labels_B.device)
         elif tail.prediction is None:
+            count_B = settings.num_classes - settings.top_k - rows.outside_B.long()
+            shift_B = torch.where(count_B > 0, rows.log_rest_B - count_B.log(), -math.inf)
             out_BC = shift_B[:, None].repeat(1, settings.num_classes)
         else:
+            known = "tail_shift" in arrays
+            shift_B = arrays["tail_shift"] if known else self._shift(arrays, labels_B, settings, tail, tail.prediction)
             code = self.tail_code(arrays)
-            out_BC = tail.prediction.predict(index_BK, head_BK, tail.folds_B, tail_code=code, shift_B=shift_B)
-        out_BC.clamp_(max=below(head_BK[:, -1])[:, None])
-        label_B = _label_or_best(labels_B, index_BK)
+            out_BC = tail.prediction.predict(rows.index_BK, rows.head_BK, tail.folds_B, tail_code=code, shift_B=shift_B)
+        out_BC.clamp_(max=rows.limit_B[:, None])
+        label_B1 = rows.label_or_best_B[:, None]
         if tail.rule == "bucket":
-            out_BC = _bucket(out_BC, torch.cat([index_BK, label_B[:, None]], 1), tail)
+            out_BC = _bucket(out_BC, torch.cat([rows.index_BK, label_B1], 1), tail)
         # The label, then the head: a label inside the head takes the head's value.
-        out_BC.scatter_(1, label_B[:, None], label_logit_B[:, None])
-        return out_BC.scatter_(1, index_BK, head_BK)
+        out_BC.scatter_(1, label_B1, rows.label_logit_B[:, None])
+        return out_BC.scatter_(1, rows.index_BK, rows.head_BK)
 
     def tail_code(self, arrays: Mapping[str, Tensor]) -> Tensor | None:
         """What the row says of its tail besides the mass: nothing."""
         return None
-
-    def _terms(self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail) -> Tensor:
-        """Head offset, shift that makes the tail's mass exact at T = 1, label logit."""
-        head_BK, offset_B = self.codes[settings.bits].logits(arrays)
-        index_BK, logsumexp_B = arrays["index"].long(), arrays["logsumexp"].float()
-        label_logit_B = torch.minimum(arrays["label_log_prob"] + logsumexp_B, below(head_BK[:, -1]))
-        if tail.rule == "renormalise":
-            return torch.stack([offset_B, torch.zeros_like(offset_B), label_logit_B], 1)
-        outside_B = (labels_B >= 0) & ~(index_BK == labels_B[:, None]).any(1)
-        known = torch.cat([index_BK, _label_or_best(labels_B, index_BK)[:, None]], 1)
-        tail_B = arrays["log_tail_mass"].float() + logsumexp_B
-        rest_B = log_minus(tail_B, torch.where(outside_B, label_logit_B, -math.inf))
-        if tail.prediction is None:
-            count_B = settings.num_classes - settings.top_k - outside_B.long()
-            shift_B = torch.where(count_B > 0, rest_B - count_B.log(), -math.inf)
-        else:
-            shape_BC = tail.prediction.predict(index_BK, head_BK, tail.folds_B, tail_code=self.tail_code(arrays))
-            shift_B = shift_to_mass(shape_BC, known, rest_B, below(head_BK[:, -1]))
-        return torch.stack([offset_B, shift_B, label_logit_B], 1)
 
     def kept_log_prob(self, arrays: Mapping[str, Tensor], settings: Settings) -> Tensor:
         return self.codes[settings.bits].log_prob(arrays)
@@ -160,21 +147,30 @@ class TopK(Kind):
         return f"top {settings.top_k} in {settings.bits} bits"
 
 
-def _terms_name(tail: Tail) -> str:
-    if tail.rule == "renormalise":
-        return f"{_TERMS}renormalise"
-    return f"{_TERMS}uniform" if tail.prediction is None else f"{_TERMS}predicted"
+class _Rows:
+    """What the stored numbers of some rows say by themselves, without a look at other classes."""
 
+    def __init__(self, arrays: Mapping[str, Tensor], labels_B: Tensor, code: HeadCode) -> None:
+        self.arrays, self._labels_B = arrays, labels_B
+        self.index_BK = arrays["index"].long()
+        self.head_BK, _ = code.logits(arrays)
+        self.limit_B = below(self.head_BK[:, -1])
+        """What no class outside the head exceeds."""
+        self.label_logit_B = torch.minimum(arrays["label_log_prob"] + arrays["logsumexp"].float(), self.limit_B)
+        """Of a label outside the head."""
+        self.label_or_best_B = torch.where(labels_B < 0, self.index_BK[:, 0], labels_B)
+        """The label, or the best class of a row without one: writing there changes nothing."""
 
-def _refuse_other_terms(arrays: Mapping[str, Tensor], tail: Tail) -> None:
-    if any(name.startswith(_TERMS) for name in arrays):
-        wanted = _terms_name(tail).removeprefix(_TERMS)
-        raise ValueError(f"expected a slab prepared for {wanted} tails, found another; prepare it for {tail.rule}")
+    @cached_property
+    def outside_B(self) -> Tensor:
+        """Rows whose label is not in the head."""
+        return (self._labels_B >= 0) & ~(self.index_BK == self._labels_B[:, None]).any(1)
 
-
-def _label_or_best(labels_B: Tensor, index_BK: Tensor) -> Tensor:
-    """The label, or the best class of a row without one: writing there changes nothing."""
-    return torch.where(labels_B < 0, index_BK[:, 0], labels_B)
+    @property
+    def log_rest_B(self) -> Tensor:
+        """Log of the mass that is left to classes outside the head that are not the label, in raw logits."""
+        tail_B = self.arrays["log_tail_mass"].float() + self.arrays["logsumexp"].float()
+        return log_minus(tail_B, torch.where(self.outside_B, self.label_logit_B, -math.inf))
 
 
 def _bucket(tail_BC: Tensor, known: Tensor, tail: Tail) -> Tensor:

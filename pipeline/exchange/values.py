@@ -52,7 +52,8 @@ class Values:
             raise StoreError(f"{store.path}: its encoding is for {self.encoding.num_classes} classes; do not use it")
         self.dense = dense or not self.encoding.has_tail
         self.predicts = self.dense and self.encoding.has_tail
-        self._stored = [*self.encoding.row_arrays(), *({"mask"} & set(self.teacher.arrays))]
+        taken = {*self.encoding.row_arrays(shifted=self.predicts), "mask"}
+        self._stored = [name for name in self.teacher.arrays if name in taken]
         self._on_rows = on_rows
         self._held: dict[tuple[int, int], Arrays] = {}
         self.arrays = self._natural_arrays()

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FORMAT = "teacher-logit-store"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)  # that are read; a store is written in the newest unless it goes on with an older one
 # attributes of a root that the format itself writes
 RESERVED = (
     "format",
@@ -87,7 +88,7 @@ class ArraySpec:
 
     `row_dims` are the dimensions after (view, example). "answer" is "kept" in a store with `index` and
     "class" in a dense one. `shuffle` and `level` are what compressed real answers best at a good speed; a
-    reader takes any. `finite`: neither NaN nor infinite.
+    reader takes any. `finite`: neither NaN nor infinite. `since`: the first version of the format that has it.
     """
 
     row_dims: tuple[str, ...]
@@ -97,6 +98,7 @@ class ArraySpec:
     shuffle: str = "shuffle"
     level: int = 1
     finite: bool = False
+    since: int = 1
 
 
 ROW_ARRAYS: dict[str, ArraySpec] = {
@@ -153,6 +155,13 @@ ROW_ARRAYS: dict[str, ArraySpec] = {
         unit="packed bits",
         doc="what the teacher's tail constants leave over of the classes that index does not name",
     ),
+    "tail_shift": ArraySpec(
+        row_dims=(),
+        dtypes=("float32",),
+        unit="raw logit",
+        doc="what the shape of a row's predicted tail is raised by; from version 2 on",
+        since=2,
+    ),
     "mask": ArraySpec(row_dims=(), dtypes=("bool",), unit="bool", doc="true where the teacher serves the row"),
     "embedding": ArraySpec(
         row_dims=("feature",), dtypes=FLOATS, unit="feature", doc="the teacher's penultimate features", finite=True
@@ -197,6 +206,8 @@ CONSTANTS: dict[str, str] = {
     "tail_levels": "values that the codes of tail_code stand for",
 }
 
+POSITION = "position"  # of a row's answers: kept free for a later version
+
 PROBE = ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="hash", doc="evidence that a replayed view is the same")
 
 
@@ -228,8 +239,10 @@ def safe_names(found: Any) -> list[str]:
     return sorted(names)
 
 
-def check_row_arrays(arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object]) -> None:
-    """Raise StoreError unless arrays are known, well-typed and agree with the encoding and each other."""
+def check_row_arrays(
+    arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object], version: int = VERSION
+) -> None:
+    """Raise StoreError unless arrays are known to a version, well-typed and agree with the encoding and each other."""
     if not arrays:
         raise StoreError("a teacher needs at least one array per row, found none; pass arrays")
     sizes: dict[str, tuple[int, str]] = {"class": (num_classes, "dataset.num_classes")}
@@ -237,8 +250,9 @@ def check_row_arrays(arrays: Mapping[str, RowArray], *, num_classes: int, encodi
     if isinstance(top_k, int) and top_k > 0:
         sizes["kept"] = (top_k, "encoding.top_k")
     for name, array in arrays.items():
-        if name not in ROW_ARRAYS:
-            raise StoreError(f"array {name!r} is not in format version {VERSION}; it knows {', '.join(ROW_ARRAYS)}")
+        if name not in ROW_ARRAYS or ROW_ARRAYS[name].since > version:
+            known = [known for known, spec in ROW_ARRAYS.items() if spec.since <= version]
+            raise StoreError(f"array {name!r} is not in format version {version}; it knows {', '.join(known)}")
         spec = ROW_ARRAYS[name]
         if array.dtype not in spec.dtypes:
             raise StoreError(f"array {name} must be {' or '.join(spec.dtypes)}, found {array.dtype}")

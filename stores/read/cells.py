@@ -19,6 +19,7 @@ from logitbank.stores.format.documents import (
 from logitbank.stores.format.layout import Layout, block_layout, cell_layout
 from logitbank.stores.format.schema import (
     CELL_ARRAYS,
+    POSITION,
     ROW_ARRAYS,
     RowArray,
     StoreError,
@@ -147,6 +148,12 @@ def load_teacher(root: Path, name: str, examples: str) -> dict[str, Document]:
     for folder in (*own["arrays"], *CELL_ARRAYS):
         if folder not in documents:
             raise StoreError(f"{where}: metadata names no array {folder[:100]!r}; fetch the store again")
+    dims = [documents[folder].get("dimension_names") for folder in own["arrays"]]
+    if any(isinstance(names, list) and POSITION in names for names in dims):
+        raise StoreError(
+            f"{where} answers at several positions of an example, which this program does not read yet; use a later"
+            " release of logitbank"
+        )
     return documents
 
 

@@ -18,7 +18,7 @@ from logitbank.stores.format.schema import (
     EXAMPLE_ARRAYS,
     FORMAT,
     PROBE,
-    VERSION,
+    VERSIONS,
     StoreError,
     check_name,
     safe_names,
@@ -48,6 +48,7 @@ class Store:
 
     Attributes:
         path: Where it is.
+        version: Of its format.
         dataset: What it is about: name, split, fingerprint, classes.
         views: How its views are made again.
         num_examples: N.
@@ -61,6 +62,7 @@ class Store:
         self._documents = load_root(self.path)
         self._allow_incomplete = allow_incomplete
         self.attributes: dict[str, Any] = self._documents[""]["attributes"]
+        self.version: int = self.attributes["version"]
         self.dataset: dict[str, Any] = self.attributes["dataset"]
         self.views: dict[str, Any] = self.attributes["views"]
         self.num_examples: int = self.dataset["num_examples"]
@@ -160,9 +162,10 @@ def load_root(path: Path) -> dict[str, Document]:
         found = f"format {str(attributes.get('format'))[:100]!r}"
         raise StoreError(f"{path} must be a {FORMAT}, found a Zarr node with {found}; check the path")
     version = attributes.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
         raise StoreError(
-            f"{path} has format version {str(version)[:20]}, this program reads version {VERSION}; "
+            f"{path} has format version {str(version)[:20]}, this program reads versions {known}; "
             "use a release of logitbank that knows it"
         )
     check_attributes(attributes, ROOT, path)

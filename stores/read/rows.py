@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.stores.format.schema import GAP_GRID, GAP_NEVER, GAP_RATE, GAP_SCALE, ROW_ARRAYS
+from logitbank.stores.read.tails import Tails, wrong_shift
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -31,6 +32,8 @@ class Rows(NamedTuple):
     arrays: Mapping[str, np.ndarray]
     labels_R: npt.NDArray[np.integer]
     num_classes: int
+    tails: Tails | None = None
+    folds_R: npt.NDArray[np.integer] | None = None
 
     def floats(self, name: str) -> Floats:
         return np.asarray(self.arrays[name], dtype=np.float32)
@@ -47,7 +50,12 @@ class Law(NamedTuple):
 
 
 def broken_rows(
-    arrays: Mapping[str, np.ndarray], labels_R: npt.NDArray[np.integer], num_classes: int
+    arrays: Mapping[str, np.ndarray],
+    labels_R: npt.NDArray[np.integer],
+    num_classes: int,
+    *,
+    tails: Tails | None = None,
+    folds_R: npt.NDArray[np.integer] | None = None,
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
     """The laws that rows break, with the numbers of the rows; a row is blamed for the first law that it breaks.
 
@@ -55,16 +63,25 @@ def broken_rows(
         arrays: Arrays [R, *row_shape] by name; laws about others are left out. Rows where `mask` is false mean nothing.
         labels_R: The labels of the examples, -1 where there is none.
         num_classes: C.
+        tails: What the constants say of all classes, to judge `tail_shift` by; without it that is left out, since it
+            takes a hundred times as long as the other laws.
+        folds_R: Folds of the examples, of a cross-fitted teacher.
 
     Yields:
         Words for what is wrong, and rows in order.
     """
     found: dict[str, list[npt.NDArray[np.int64]]] = {}
     widest = max((array[0].size for array in arrays.values() if len(array)), default=1)
-    step = max(1, _AT_ONCE // widest)
+    step = max(1, _AT_ONCE // max(widest, 64 * num_classes if tails is not None else 1))
     for start in range(0, len(labels_R), step):
         some = slice(start, start + step)
-        part = Rows({name: array[some] for name, array in arrays.items()}, labels_R[some], num_classes)
+        part = Rows(
+            {name: array[some] for name, array in arrays.items()},
+            labels_R[some],
+            num_classes,
+            tails,
+            None if folds_R is None else folds_R[some],
+        )
         left_R = np.asarray(part.arrays["mask"], dtype=np.bool_).copy() if part.has("mask") else True
         for law in LAWS:
             with np.errstate(all="ignore"):  # strangers' numbers
@@ -109,8 +126,8 @@ def _not_finite(rows: Rows) -> Bools | None:
         elif name in ("log_prob", "logit"):
             best_R = values.max(1)  # NaN if one of them is
             broken_R |= ~np.isfinite(best_R)
-        elif name == "log_tail_mass":
-            broken_R |= np.isnan(values)
+        elif name in ("log_tail_mass", "tail_shift"):
+            broken_R |= np.isnan(values) | np.isposinf(values)
     return broken_R
 
 
@@ -193,6 +210,26 @@ def _other_log_prob(rows: Rows) -> Bools | None:
     tail_R = rows.floats("log_tail_mass")
     above_R = (own_R > head_RK[:, -1] + slack_RK[:, -1]) | (own_R > tail_R + 0.1 - tail_R * np.float32(2.0**-6))
     return np.asarray(labelled_R & np.where(here_RK.any(1), _differ(own_R, said_R, slack_R), above_R))
+
+
+def _other_shift(rows: Rows) -> Bools | None:
+    """The tail has another mass than the row says."""
+    head_RK = _head_log_prob(rows)
+    if rows.tails is None or head_RK is None or not rows.has("index", "tail_shift", "label_log_prob"):
+        return None
+    total_R, index_RK = rows.floats("logsumexp"), rows.arrays["index"].astype(np.int64)
+    outside_R = (rows.labels_R >= 0) & ~(index_RK == rows.labels_R[:, None]).any(1)
+    folds_R = np.zeros(len(total_R), np.int64) if rows.folds_R is None else rows.folds_R.astype(np.int64)
+    shape_RC = rows.tails.shape(index_RK, head_RK + total_R[:, None], folds_R, rows.arrays.get("tail_code"))
+    return wrong_shift(
+        shape_RC,
+        rows.arrays["tail_shift"],
+        index_RK,
+        head_RK + total_R[:, None],
+        np.where(outside_R, rows.labels_R, index_RK[:, 0]),
+        np.where(outside_R, rows.floats("label_log_prob") + total_R, np.float32(-np.inf)),
+        rows.floats("log_tail_mass") + total_R,
+    )
 
 
 def _differ(own_R: Floats, said_R: Floats, slack_R: Floats) -> Bools:
@@ -282,4 +319,5 @@ LAWS = (
     Law("speaks of a label where the example has none, or of none where it has one", _label_missing),
     Law("contradicts its example's label: another class has the rank that it gives the label", _other_rank),
     Law("contradicts its example's label: another class has the probability that it gives it", _other_log_prob),
+    Law("has a tail_shift that does not give its tail the mass that it says", _other_shift),
 )

@@ -1,11 +1,12 @@
 """One teacher of a store: its rows, checked block by block."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from logitbank.stores.format.documents import check_array, codec_layout
 from logitbank.stores.format.layout import Layout, file_name
@@ -21,6 +22,9 @@ from logitbank.stores.read.blocks import REMEDY, in_threads, read_file, read_sta
 from logitbank.stores.read.cells import Fault, array_plan, checksum_value, declared_arrays, load_teacher, read_commits
 from logitbank.stores.read.memory import check_memory
 from logitbank.stores.read.rows import broken_rows
+from logitbank.stores.read.tails import Tails
+
+_SHIFTS_READ = 16  # of a block, whose shifts are judged whenever it is read; verify judges all
 
 
 class Examples(Protocol):
@@ -78,7 +82,12 @@ class Teacher:
         self.complete: bool = own["complete"]
         self.row_arrays: dict[str, RowArray] = declared_arrays(own)
         self.arrays: tuple[str, ...] = tuple(sorted(self.row_arrays))
-        check_row_arrays(self.row_arrays, num_classes=attributes["dataset"]["num_classes"], encoding=self.encoding)
+        check_row_arrays(
+            self.row_arrays,
+            num_classes=self.num_classes,
+            encoding=self.encoding,
+            version=attributes["version"],
+        )
         self.block_rows = check_block_rows(own["block_rows"], self.num_examples, self.num_views, self.row_arrays)
         self.num_blocks = -(-self.num_examples // self.block_rows)
         self._layouts = {name: self._checked_layout(name) for name in (*self.arrays, *CELL_ARRAYS)}
@@ -88,6 +97,17 @@ class Teacher:
                 f"{self._where}: teacher is unfinished ({missing} of {total} cells to go); run the "
                 "command that writes it again"
             )
+
+    @cached_property
+    def tails(self) -> Tails | None:
+        """What the constants say of the tails of rows, when those hold their shift."""
+        if "tail_shift" not in self.row_arrays:
+            return None
+        num_folds = 1 if self.folds is None else self.folds["num_folds"]
+        try:
+            return Tails(self.constants(), self.num_classes, num_folds)
+        except StoreError as error:
+            raise StoreError(f"{self._where}: {error}") from error
 
     @property
     def constant_names(self) -> tuple[str, ...]:
@@ -167,11 +187,28 @@ class Teacher:
             arrays: Arrays [R, *row_shape] of rows in order, by name.
         """
         num_rows = len(next(iter(arrays.values())))
-        labels_R = self._examples.labels[start : start + num_rows]
-        first = next(broken_rows(self._with_mask(view, start, arrays), labels_R, self.num_classes), None)
-        if first is not None:
-            words, rows = first
-            raise StoreError(f"{self._where}: view {view} row {start + int(rows[0])} {words}; do not use this store")
+        arrays, every_R = self._with_mask(view, start, arrays), np.arange(num_rows)
+        some_R = np.unique(np.linspace(0, num_rows - 1, _SHIFTS_READ).round().astype(np.int64))
+        shifted = {name: array[some_R] for name, array in arrays.items()} if "tail_shift" in arrays else {}
+        for part, rows_R in ((arrays, every_R), (shifted, some_R)):
+            for words, broken in self.broken_rows(start + rows_R, part, every_class=part is shifted) if part else ():
+                row = start + int(rows_R[broken[0]])
+                raise StoreError(f"{self._where}: view {view} row {row} {words}; do not use this store")
+
+    def broken_rows(
+        self, rows_R: npt.NDArray[np.int64], arrays: Mapping[str, np.ndarray], *, every_class: bool
+    ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """The laws that rows break, with their places among them.
+
+        Args:
+            rows_R: Row numbers.
+            arrays: Arrays [R, *row_shape] of these rows, by name.
+            every_class: Also judge shifts of predicted tails, which takes a look at every class.
+        """
+        tails = self.tails if every_class else None
+        folds_R = None if tails is None or self.row_folds is None else self.row_folds[rows_R]
+        labels_R = self._examples.labels[rows_R]
+        yield from broken_rows(arrays, labels_R, self.num_classes, tails=tails, folds_R=folds_R)
 
     def _with_mask(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The arrays with the rows' `mask`, where there is one."""

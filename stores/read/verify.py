@@ -9,7 +9,6 @@ import numpy as np
 from logitbank.stores.format.schema import StoreError
 from logitbank.stores.read.blocks import REMEDY
 from logitbank.stores.read.reader import open_store
-from logitbank.stores.read.rows import broken_rows
 from logitbank.stores.read.teacher import Teacher
 
 
@@ -60,15 +59,19 @@ def _store_problems(path: Path, rows: bool) -> Iterator[Problem]:
 
 def _teacher_problems(teacher: Teacher, labels: np.ndarray | None) -> Iterator[Problem]:
     prefix = f"teachers/{teacher.name}"
+    damaged = False
     for name in teacher.constant_names:
         try:
             teacher.constant(name)
         except StoreError as error:
+            damaged = True
             yield Problem(f"{prefix}/{name}", None, None, str(error))
     try:
-        _ = teacher.row_folds
+        _ = teacher.row_folds, None if damaged or labels is None else teacher.tails
     except StoreError as error:
+        damaged = True
         yield Problem(prefix, None, None, str(error))
+    labels = None if damaged else labels
     try:
         faults = teacher.commit_faults()
     except StoreError as error:
@@ -105,7 +108,7 @@ def _cell_problems(teacher: Teacher, view: int, block: int, labels: np.ndarray |
     if labels is None or len(arrays) < len(teacher.arrays):
         return
     where = teacher.rows(block)
-    for words, rows in broken_rows(arrays, labels[where], teacher.num_classes):
+    for words, rows in teacher.broken_rows(np.arange(where.start, where.stop), arrays, every_class=True):
         first = f"view {view} row {where.start + int(rows[0])}"
         others = f" (and {len(rows) - 1} more of its {where.stop - where.start} rows)" if len(rows) > 1 else ""
         yield Problem(prefix, view, block, f"{first}{others} {words}; do not use this store")

@@ -47,6 +47,7 @@ def create_store(
     groups: np.ndarray | None = None,
     probes: Mapping[str, np.ndarray] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    version: int = VERSION,
 ) -> None:
     """Create a store without teachers, all at once, or accept the one that is there when it says the same.
 
@@ -60,13 +61,14 @@ def create_store(
         groups: Group of each example, uint64 [N].
         probes: Evidence of what the views look like, by name.
         attributes: More about the store: lineage, license, description.
+        version: Of the format; an older one for what goes on with an older store.
 
     Raises:
         StoreError: the description is wrong, or `path` holds something else.
     """
     path = Path(path)
     check_folder(path)
-    plan = _store_plan(dataset, views, keys, labels, folds, groups, probes or {}, attributes or {})
+    plan = _store_plan(dataset, views, keys, labels, folds, groups, probes or {}, attributes or {}, version)
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         _check_same(path, plan)
         return
@@ -89,6 +91,7 @@ def _store_plan(
     groups: np.ndarray | None,
     probes: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
+    version: int,
 ) -> Plan:
     dataset, views = as_json(dict(dataset), "dataset"), as_json(dict(views), "views")
     num_examples = _count(dataset, "num_examples", "dataset", MAX_EXAMPLES)
@@ -113,7 +116,7 @@ def _store_plan(
         values[folder], documents[folder] = static_array(folder, probe, PROBE)
     root = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version,
         "dataset": dataset,
         "views": views,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

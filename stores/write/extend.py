@@ -80,6 +80,7 @@ def extend_store(store: Store, out: str | Path, *, num_views: int, probes: Mappi
         groups=store.groups,
         probes=probes,
         attributes=with_lineage(own_attributes(store), step),
+        version=store.version,
     )
     writer = TeacherWriter(
         out,

@@ -82,7 +82,8 @@ def merge_stores(
     if names:
         step["names"] = list(names)
     arrays = {name: pick(stores, rows, name) for name in ("folds", "groups")}
-    examples = {"dataset": dataset, "views": first.views, "keys": keys, "labels": labels, **arrays}
+    version = max(store.version for store in stores)
+    examples = {"dataset": dataset, "views": first.views, "keys": keys, "labels": labels, "version": version, **arrays}
     return _write(Path(out), examples, merged_probes(stores, rows), attributes, step, teachers)
 
 
@@ -111,6 +112,7 @@ def subset_store(
     arrays = {name: pick([store], [rows], name) for name in ("folds", "groups")}
     dataset = describe(store.dataset, store.views, keys, labels)
     examples = {"dataset": dataset, "views": store.views, "keys": keys, "labels": labels, **arrays}
+    examples["version"] = store.version
     return _write(Path(out), examples, merged_probes([store], [rows]), own_attributes(store), step, chosen)
 
 
@@ -213,6 +215,8 @@ def _write_teacher(folder: Path, name: str, parts: Sequence[SourceRows], num_vie
     first = parts[0].teacher
     served = np.any([part.rows >= 0 for part in parts], axis=0)
     arrays = dict(first.row_arrays)
+    if not all("tail_shift" in part.teacher.row_arrays for part in parts):
+        arrays.pop("tail_shift", None)  # a part is of version 1: readers compute it
     if not served.all():
         arrays["mask"] = RowArray(dtype="bool")
     writer = TeacherWriter(

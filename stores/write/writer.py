@@ -99,7 +99,12 @@ class TeacherWriter:
             "folds": None if folds is None else as_json(dict(folds), "folds"),
             "arrays": {key: {"dtype": a.dtype, "row_shape": list(a.row_shape)} for key, a in sorted(arrays.items())},
         }
-        check_row_arrays(arrays, num_classes=self._store.num_classes, encoding=attributes["encoding"])
+        check_row_arrays(
+            arrays,
+            num_classes=self._store.num_classes,
+            encoding=attributes["encoding"],
+            version=self._store.version,
+        )
         with writing(str(self._where)):
             self._create_or_check(
                 attributes, constants or {}, block_rows, num_writers, as_json(dict(summary or {}), "summary")
@@ -108,6 +113,11 @@ class TeacherWriter:
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
         self._targets = {key: open_array(self._root, f"teachers/{name}/{key}") for key in self._arrays}
+
+    @property
+    def arrays(self) -> Mapping[str, RowArray]:
+        """Arrays of a row."""
+        return self._arrays
 
     def cells(self) -> list[Cell]:
         """All cells, in order."""

@@ -34,6 +34,13 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]] 
     "dense-16": ({"kind": "dense", "bits": 16}, {"log_prob": ("float16", (C,))}),
     "dense-32": ({"kind": "dense", "bits": 32}, {"logit": ("float32", (C,))}),
 }
+KINDS["v2-topk"] = KINDS["topk"][0], {**KINDS["topk"][1], "tail_shift": ("float32", ())}
+KINDS["v2-dense-8"] = KINDS["dense-8"]
+
+
+def version_of(kind: str) -> int:
+    """The format's version that a store of a kind is of."""
+    return 2 if kind.startswith("v2-") else 1
 
 
 def arrays_of(kind: str) -> dict[str, RowArray]:
@@ -74,7 +81,8 @@ def write(kind: str, path: Path) -> None:
         folds=np.arange(N) % 3,
         groups=keys // np.uint64(3),
         probes={"pixels": keys[:4].reshape(2, 2)},
-        attributes={"license": "CC0-1.0", "description": "golden store of format version 1"},
+        attributes={"license": "CC0-1.0", "description": f"golden store of format version {version_of(kind)}"},
+        version=version_of(kind),
     )
     tail: dict[str, np.ndarray] = {
         "tail_matrix": np.arange(C * 2, dtype=np.float16).reshape(1, C, 2),
@@ -87,7 +95,7 @@ def write(kind: str, path: Path) -> None:
         encoding=encoding,
         arrays=arrays_of(kind),
         folds={"num_folds": 3, "strategy": "modulo", "seed": 0},
-        constants=tail if kind.startswith("topk") else None,
+        constants=tail if "topk" in kind else None,
         block_rows=256,
     )
     for cell in teacher.pending():

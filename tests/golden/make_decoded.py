@@ -14,6 +14,7 @@ from logitbank.pipeline.cache_teacher.fidelity import fit_predictor
 from logitbank.pipeline.encoding import Encoding, decode
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.stores import TeacherWriter, create_store
+from tests.golden.make import version_of
 
 FOLDER = Path(__file__).parent / "decoded"
 N, C, NUM_FOLDS = 96, 12, 2
@@ -25,6 +26,7 @@ KINDS = {
     "dense-16": Encoding(kind="dense", num_classes=C, bits=16),
     "dense-32": Encoding(kind="dense", num_classes=C, bits=32),
 }
+KINDS |= {f"v2-{kind}": KINDS[kind] for kind in ("topk", "topk-tail", "dense-8")}
 
 
 def teacher_logits(rows: int, seed: int) -> torch.Tensor:
@@ -37,9 +39,10 @@ def teacher_logits(rows: int, seed: int) -> torch.Tensor:
 
 def write(kind: str, folder: Path) -> None:
     """Writes ``KIND.zarr`` and ``KIND.npy``, the decoded logits float32 [N, C]."""
-    encoding = KINDS[kind]
+    encoding, version = KINDS[kind], version_of(kind)
+    shifted = version > 1 and encoding.has_tail
     logits = teacher_logits(N, seed=2)
-    if kind == "dense-8":
+    if kind.endswith("dense-8"):
         logits[::7, 4] = -torch.inf
     labels, folds = torch.arange(N) % (C + 1) - 1, torch.arange(N) % NUM_FOLDS
     predictor = fit_predictor(
@@ -53,17 +56,18 @@ def write(kind: str, folder: Path) -> None:
         keys=np.arange(N, dtype=np.uint64),
         labels=labels.numpy(),
         folds=folds.numpy().astype(np.uint16),
+        version=version,
     )
     writer = TeacherWriter(
         path,
         "golden",
         identity={"architecture": "none", "weights_sha256": ["00"]},
         encoding=encoding.attributes(),
-        arrays=encoding.row_arrays(),
+        arrays=encoding.row_arrays(shifted=shifted),
         folds={"num_folds": NUM_FOLDS, "strategy": "modulo", "seed": 0},
         constants=None if predictor is None else predictor.constants(),
     )
-    arrays = encode(logits, labels, encoding, predictor=predictor, folds_B=folds)
+    arrays = encode(logits, labels, encoding, predictor=predictor, folds_B=folds, shifted=shifted)
     writer.write(writer.pending()[0], arrays)
     writer.finish(fidelity={"1": 0.0}, summary={})
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -18,7 +18,7 @@ from logitbank.pipeline.folds import refuse_apart
 from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import probe
 from logitbank.stores import RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
-from logitbank.stores.format.address import check_folder
+from logitbank.stores.format.address import check_folder, is_url
 from logitbank.stores.format.schema import ROW_ARRAYS
 from logitbank.stores.waiting import Waiting
 
@@ -165,6 +165,10 @@ def is_begun(out: Path) -> bool:
 
 def is_finished(out: Path, name: str) -> bool:
     """Whether a store holds a teacher whole, so that writing it again only finds that it is the same."""
+    if is_url(out):
+        from logitbank.pipeline.cache_teacher.shipping import is_finished_there  # brings clients of the network
+
+        return is_finished_there(out, name)
     teacher = find_teacher(out, name)
     return teacher is not None and teacher.complete
 

@@ -70,7 +70,7 @@ class Pass:
     def claim(self, cell: Cell) -> ExitStack | None:
         """Holds a cell alone among all processes until it is closed; None when it is taken, or there already."""
         held = None if self.writer.is_committed(cell) else self._lock(cell)
-        if held is not None and self.writer.is_committed(cell):
+        if held is not None and (self.writer.is_committed(cell) or not self.writer.reserve(cell)):
             held.close()
             return None
         return held
@@ -109,6 +109,7 @@ class Pass:
         if self.cells():
             return {}
         with self._lock(wait=True) or ExitStack():
+            self.writer.gather()
             store = open_store(self.out, allow_incomplete=True)
             stored = store.teacher(self.writer.name)
             if stored.complete:

@@ -1,6 +1,8 @@
 """Stage one, top to bottom: a teacher's answers -> encoding -> store."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from logitbank.pipeline.cache_teacher.progress import Progress
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.processes.rank import Rank
+from logitbank.stores.format.address import is_url
 
 
 def cache_teacher(
@@ -33,7 +36,7 @@ def cache_teacher(
 
     Args:
         teacher: Who answers, about which examples and views.
-        out: The store to write, or to go on with.
+        out: The store to write, or to go on with: a folder, or an address in a bucket.
         encoding: What is kept of a row, or a budget that decides it.
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
@@ -50,15 +53,21 @@ def cache_teacher(
     Raises:
         ValueError: ``out`` is a store of something else, or the answers are not ones that can be learnt from.
     """
-    begun = begin_pass(
+    rank = rank or Rank()
+    begin = partial(
+        begin_pass,
         teacher,
-        out,
         encoding=encoding,
         name=name,
         predictor_rows=predictor_rows,
         temperatures=temperatures,
         block_rows=block_rows,
-        rank=rank,
     )
-    write_cells(begun, rank or Rank(), on_progress)
+    if is_url(out):
+        from logitbank.pipeline.cache_teacher.shipping import ship_pass  # brings clients of the network
+
+        alone = partial(begin, rank=replace(rank, together=False))  # the bucket says who begins
+        return ship_pass(out, name, alone, rank=rank, on_progress=on_progress)
+    begun = begin(out, rank=rank)
+    write_cells(begun, rank, on_progress)
     return begun.finish()

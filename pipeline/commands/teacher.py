@@ -107,7 +107,9 @@ def train_teacher(
 def cache_teacher(
     *,
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="The store to write, or to go on with after a kill")],
+    out: Annotated[
+        Path, typer.Option(help="The store to write, or to go on with after a kill; a folder, s3:// or gs://")
+    ],
     data: Data = "digits",
     caching: Caching,
     part: Annotated[

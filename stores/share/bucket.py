@@ -69,7 +69,7 @@ class Bucket:
 
     def attributes(self, group: str) -> dict[str, Any] | None:
         """Attributes of a group's document; empty when nobody can read it, None when it is not there."""
-        data = self._read(_below(group, "zarr.json"))
+        data = self.read(_below(group, "zarr.json"))
         if data is None:
             return None
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -92,33 +92,33 @@ class Bucket:
         """
         mark, own = _below(group, MARK), digest.encode()
         if self.check(group, digest):
-            self._remove(mark)  # whatever it says, it means nothing any more
+            self.remove(mark)  # whatever it says, it means nothing any more
             return False
-        earlier = self._read(mark) == own
+        earlier = self.read(mark) == own
         if not earlier:
-            self._create(mark, own)
-            if self._read(mark) != own:
+            self.create(mark, own)
+            if self.read(mark) != own:
                 raise self._unfinished(group)
         try:
             self.check(group, digest)  # another push may have ended just before the mark was made
         except StoreError:
-            self._remove(mark)
+            self.remove(mark)
             raise
         return not earlier
 
     def withdraw(self, group: str, digest: str) -> None:
         """Take back what `claim` has just marked, before any file was sent."""
-        if self._read(_below(group, MARK)) == digest.encode():
-            self._remove(_below(group, MARK))
+        if self.read(_below(group, MARK)) == digest.encode():
+            self.remove(_below(group, MARK))
 
     def publish(self, group: str, digest: str, document: bytes) -> None:
         """Write the document that makes a group one, last of its files, and take the mark away."""
         if not self.check(group, digest):
             self.claim(group, digest)
-            self._create(_below(group, "zarr.json"), document)
+            self.create(_below(group, "zarr.json"), document)
             if not self.check(group, digest):
                 raise OSError(f"{_below(group, 'zarr.json')} was written and is not there")
-        self._remove(_below(group, MARK))
+        self.remove(_below(group, MARK))
 
     def write_names(self) -> None:
         """Write the list of teachers for places that cannot list folders, whoever else is adding some.
@@ -130,7 +130,7 @@ class Bucket:
         for attempt in range(_TRIES):
             self.fs.invalidate_cache()
             try:
-                found, tag = self._read(TEACHERS_FILE), self.fs.info(path).get("ETag")
+                found, tag = self.read(TEACHERS_FILE), self.fs.info(path).get("ETag")
             except FileNotFoundError:
                 found, tag = None, None
             names = json.dumps(self._source.teachers()).encode()
@@ -146,23 +146,31 @@ class Bucket:
                     raise
                 time.sleep(_PAUSE)
 
-    def _create(self, path: str, data: bytes) -> None:
+    def create(self, path: str, data: bytes) -> None:
         """Write a file if nobody has; whoever calls looks at what lies there then."""
         try:
             self.fs.pipe_file(f"{self.root}/{path}", data, mode="create")
         except Exception:
-            if self._read(path) is None:
+            if self.read(path) is None:
                 raise
 
-    def _read(self, path: str) -> bytes | None:
+    def read(self, path: str) -> bytes | None:
+        """A small file as it is now; None when it is not there."""
         try:
             return bytes(self.fs.cat_file(f"{self.root}/{path}", start=0, end=MAX_DOCUMENT_BYTES))
         except FileNotFoundError:
             return None
 
-    def _remove(self, path: str) -> None:
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there and may be removed."""
         with contextlib.suppress(FileNotFoundError, PermissionError):  # who may write may not always remove
             self.fs.rm_file(f"{self.root}/{path}")
+
+    def below(self, folder: str) -> list[str]:
+        """Paths of all files that are below a folder now, as seen from it."""
+        top = f"{self.root}/{folder}"
+        self.fs.invalidate_cache()
+        return [str(path).removeprefix(f"{top}/") for path in self.fs.find(top)]
 
     def _unfinished(self, group: str) -> StoreError:
         what = f"teacher {group.removeprefix('teachers/')!r}" if group else "store"

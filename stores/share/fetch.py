@@ -45,7 +45,7 @@ class CopyProgress:
 OnProgress = Callable[[CopyProgress], None]
 
 
-class _NotThereError(StoreError):
+class NotThereError(StoreError):
     """The source has no such file."""
 
 
@@ -66,8 +66,14 @@ class Fetcher:
         self.wanted: set[str] = set()  # every file of the store
         self._done = self._total = self._bytes = 0
 
-    def documents(self, teachers: Sequence[str] | None) -> tuple[Store, list[str], list[str]]:
+    def documents(
+        self, teachers: Sequence[str] | None, *, unfinished: bool = False
+    ) -> tuple[Store, list[str], list[str]]:
         """The store's documents, and those of the wanted teachers (None: all that are finished; empty: none).
+
+        Args:
+            teachers: Their names.
+            unfinished: Whether those that are named may be unfinished.
 
         Returns:
             The store as the folder now has it, the teachers' names, and the names of unfinished ones left out.
@@ -78,19 +84,19 @@ class Fetcher:
         names = list(teachers) if teachers is not None else self.source.teachers()
         if names is None:
             raise StoreError(f"{self.source.name} cannot list its teachers; name the ones to copy with --teacher NAME")
-        chosen, unfinished = [], []
+        chosen, left_out = [], []
         for name in dict.fromkeys(names):
             folder = f"teachers/{check_name(name, 'teacher')}"
             try:
                 document = self._document(folder)
-            except _NotThereError as error:
-                if teachers is None:
+            except NotThereError as error:
+                if teachers is None or unfinished:
                     raise
                 there = ", ".join(self.source.teachers() or ()) or "unknown ones"
                 raise StoreError(
                     f"{self.source.name}: no teacher {name!r}, found {there}; name one of these"
                 ) from error
-            if document["attributes"].get("complete") is True:
+            if unfinished or document["attributes"].get("complete") is True:
                 self._below(folder)
                 check_bound(document["attributes"], examples, f"{self.source.name}/{folder}")
                 chosen.append(name)
@@ -98,11 +104,11 @@ class Fetcher:
                 raise StoreError(f"{self.source.name}: teacher {name!r} is unfinished; copy it when its writer is done")
             else:
                 self.wanted.discard(f"{folder}/zarr.json")
-                unfinished.append(name)
-        bare = not unfinished and FOLDS in read_document(self.folder, "")["attributes"]  # a store of folds only
+                left_out.append(name)
+        bare = not left_out and FOLDS in read_document(self.folder, "")["attributes"]  # a store of folds only
         if not chosen and teachers is None and not bare:
             raise StoreError(f"{self.source.name}: expected a finished teacher, found none; finish stage one first")
-        return open_store(self.folder, allow_incomplete=True), chosen, unfinished
+        return open_store(self.folder, allow_incomplete=True), chosen, left_out
 
     def statics(self, store: Store, teachers: Iterable[Teacher]) -> None:
         """Keys, labels, probes and the teachers' constants, each checked against its sha256."""
@@ -245,7 +251,7 @@ class Fetcher:
                 self.source.fetch(path, target, limit)
                 return
             except FileNotFoundError as error:
-                raise _NotThereError(
+                raise NotThereError(
                     f"{self.source.name}: {path} is not there; check the address or fetch it whole"
                 ) from error
             except OSError as error:

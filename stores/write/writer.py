@@ -135,6 +135,18 @@ class TeacherWriter:
         """Rows of a block."""
         return self._teacher.rows(block)
 
+    def files(self, cell: Cell) -> list[Path]:
+        """The files of a cell in the order in which they are written: its rows, its checksums, its commit."""
+        checksum = self._where / "checksum" / file_name((*cell, 0))
+        return [*(self._row_path(name, cell) for name in sorted(self._arrays)), checksum, self._commit_path(cell)]
+
+    def reserve(self, cell: Cell) -> bool:
+        """Whether nobody else answers a cell: in a folder that all share, locks beside the store say that."""
+        return True
+
+    def gather(self) -> None:
+        """Bring what `finish` needs: in a folder, it is there."""
+
     def write(
         self, cell: Cell, arrays: Mapping[str, np.ndarray], *, same_files: Mapping[str, Path] | None = None
     ) -> None:

@@ -106,6 +106,16 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
     assert "logitbank.pipeline.train_student.losses.decoupled" in set(imports(relative))
 
 
+@pytest.mark.parametrize("folder", ["pipeline/answers", "pipeline/encoding", "stores/format", "stores/read"])
+def test_files_of_a_room_import_each_other_in_one_direction(folder: str) -> None:
+    """Also what only type checkers import."""
+    files = {f"logitbank.{module_name(path)}": path for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
+    left = {module: {name for name in imports(path) if name in files} for module, path in files.items()}
+    while free := {module for module, needs in left.items() if not needs & set(left)}:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert not left, f"a circle: {', '.join(sorted(left))}"
+
+
 def room_of(module: str) -> str:
     """A module's room, as CONTRIBUTING.md names it."""
     top, _, rest = module.partition(".")

@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from logitbank import cli
-from logitbank.pipeline.commands import exchange
+from logitbank.pipeline.exchange.decode import decode_to_file
+from logitbank.stores import open_store
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "how-to" / "sharing.md").read_text()
@@ -33,7 +34,7 @@ def test_the_page_s_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             cli.main()
         assert not exited.value.code, command
     decoded = np.load("dense.npy")  # of the store in a zip file
-    exchange.decode(Path("mine.zarr"), Path("same.npy"), rows="0:100", temperature=4.0)
+    decode_to_file(open_store("mine.zarr"), Path("same.npy"), rows="0:100", temperature=4.0)
     assert np.array_equal(decoded, np.load("same.npy"))
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.grouping import Grouping
-from logitbank.pipeline.answers.interface import View
 from logitbank.pipeline.answers.stored import StoredAnswers
-from logitbank.pipeline.answers.stored_batch import StoredBatch
+from logitbank.pipeline.answers.stored_batch import StoredBatch, View
 
 COMBINE = ("mean-prob", "mean-logit")
 
@@ -98,7 +97,7 @@ class EnsembleBatch:
         known = [part.order_known(student_BC, temperature) for part in self.parts]
         if all(known_B is None for known_B in known):
             return None
-        serves_MB1 = self._served_BM.T[:, :, None].to(self.parts[0].answers.device)
+        serves_MB1 = self._served_BM.T[:, :, None].to(self.parts[0].answers.decoder.device)
         above_MBC = torch.stack([part.above_label_BC(student_BC, temperature) for part in self.parts]) & serves_MB1
         stored_MBC = torch.stack([part.stored_BC() for part in self.parts])
         missing_MB = (above_MBC.any(dim=0) & ~stored_MBC & serves_MB1).any(dim=2)

@@ -3,21 +3,16 @@
 Shapes: B batch, C classes, N examples, V views.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from logitbank.pipeline.answers.grouping import Grouping
-
-if TYPE_CHECKING:
-    from logitbank.pipeline.answers.stored import StoredAnswers
-
-View = int | Tensor
+from logitbank.pipeline.answers.stored import StoredAnswers
+from logitbank.pipeline.answers.stored_batch import View
 
 
 class Batch(Protocol):

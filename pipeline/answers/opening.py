@@ -8,7 +8,7 @@ import torch
 from logitbank.pipeline.answers.ensemble import COMBINE, Ensemble
 from logitbank.pipeline.answers.prepared import default_budget
 from logitbank.pipeline.answers.stored import StoredAnswers
-from logitbank.pipeline.encoding import TAIL_RULES
+from logitbank.pipeline.encoding import TAIL_RULES, Encoding
 from logitbank.pipeline.spelling import unknown
 from logitbank.stores import Store
 
@@ -44,7 +44,7 @@ def open_answers(
         )
     share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
     parts = [StoredAnswers(store, name=name, tail=tail, device=device, memory_budget=share) for name in names or [None]]
-    refuse_idle_tail(parts, tail)
+    refuse_idle_tail([part.encoding for part in parts], tail)
     if len(parts) == 1:
         if combine != COMBINE[0]:
             raise ValueError(f"--combine {combine} does nothing with one teacher; leave it out, or name several")
@@ -67,7 +67,7 @@ def parse_teachers(text: str | None) -> dict[str, float]:
     return weights
 
 
-def refuse_idle_tail(parts: Sequence[StoredAnswers], tail: str) -> None:
-    """Raises ValueError when a tail rule was chosen and no teacher has a tail."""
-    if tail != TAIL_RULES[0] and not any(part.encoding.has_tail for part in parts):
+def refuse_idle_tail(encodings: Sequence[Encoding], tail: str) -> None:
+    """Raises ValueError when another tail rule than the usual one was chosen and no teacher has a tail."""
+    if tail != TAIL_RULES[0] and not any(encoding.has_tail for encoding in encodings):
         raise ValueError(f"--tail {tail} does nothing here, since the store keeps every class; leave it out")

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.answers.interface import View
 from logitbank.pipeline.answers.prepared import PreparedTeacher, default_budget
 from logitbank.pipeline.answers.records import Records
 from logitbank.pipeline.answers.slab import BlockedSlabs, Slabs, WholeSlabs
 from logitbank.pipeline.answers.slab_file import remove_unused
-from logitbank.pipeline.answers.stored_batch import StoredBatch
+from logitbank.pipeline.answers.stored_batch import StoredBatch, View
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
 from logitbank.stores import Store, open_store
 from logitbank.stores.folders import local_folder

@@ -3,19 +3,32 @@
 Shapes: B batch, C classes.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.records import Records
+from logitbank.pipeline.answers.teacher_rows import TeacherRows
 
-if TYPE_CHECKING:
-    from logitbank.pipeline.answers.stored import StoredAnswers
+View = int | Tensor
+"""One number, or one for each row, int64 [B]."""
+
+
+class Source(Protocol):
+    """What a batch asks of its teacher's answers."""
+
+    decoder: TeacherRows
+    labels: Tensor
+
+    @property
+    def offers(self) -> frozenset[str]: ...
+
+    def mask(self, rows_B: Tensor, view_B: Tensor) -> Tensor | None: ...
+
+    def records(self, rows_B: Tensor, view_B: Tensor) -> Records: ...
 
 
 class StoredBatch:
@@ -27,7 +40,7 @@ class StoredBatch:
         view_B: The view of each, int64 [B] on the CPU.
     """
 
-    def __init__(self, answers: StoredAnswers, rows_B: Tensor, view_B: Tensor) -> None:
+    def __init__(self, answers: Source, rows_B: Tensor, view_B: Tensor) -> None:
         self.answers, self.rows_B, self.view_B = answers, rows_B, view_B
 
     @property
@@ -39,15 +52,15 @@ class StoredBatch:
 
     def decoded(self, student_BC: Tensor | None, temperature: float) -> Tensor:
         """Logits, with a student for the ``bucket`` rule; without that rule they are decoded once."""
-        return self._decode(student_BC, temperature) if self.answers.tail == "bucket" else self._logits_BC
+        return self._decode(student_BC, temperature) if self.answers.decoder.tail == "bucket" else self._logits_BC
 
     def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
         """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""
-        if not self.answers.encoding.has_tail:
+        if not self.answers.decoder.encoding.has_tail:
             return None
-        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64)).to(self.answers.device)
-        known_B = rank_B <= self.answers.encoding.top_k
-        if self.answers.tail != "bucket":  # no other tail rises above the head
+        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64)).to(self.answers.decoder.device)
+        known_B = rank_B <= self.answers.decoder.encoding.top_k
+        if self.answers.decoder.tail != "bucket":  # no other tail rises above the head
             return known_B
         return known_B & ((self.above_label_BC(student_BC, temperature).sum(dim=1) == rank_B) | (rank_B == 0))
 
@@ -58,10 +71,10 @@ class StoredBatch:
         """Raises ValueError when the teacher has no answer to one of the rows."""
         served_B = self.served()
         if served_B is not None:
-            first = int(self.rows_B[~served_B][0])
+            name, first = self.answers.decoder.teacher.name, int(self.rows_B[~served_B][0])
             raise ValueError(
-                f"teacher {self.answers.teacher.name!r} does not serve {int((~served_B).sum())} of {len(served_B)}"
-                f" rows, such as row {first}; ask served(view) which rows have an answer"
+                f"teacher {name!r} does not serve {int((~served_B).sum())} of {len(served_B)} rows, such as row"
+                f" {first}; ask served(view) which rows have an answer"
             )
 
     def above_label_BC(self, student_BC: Tensor, temperature: float) -> Tensor:
@@ -72,7 +85,7 @@ class StoredBatch:
 
     def stored_BC(self) -> Tensor:
         """Classes whose logit the store holds by itself, the label's aside, bool [B, C]."""
-        return self.answers.encoding.kept(self._arrays()).to(self.answers.device)
+        return self.answers.decoder.encoding.kept(self._arrays()).to(self.answers.decoder.device)
 
     def _decode(self, student_BC: Tensor | None, temperature: float) -> Tensor:
         return self.answers.decoder.logits(self._arrays(), self.rows_B, student_BC=student_BC, temperature=temperature)

@@ -12,6 +12,7 @@ from logitbank.pipeline.commands.options import (
     here,
     option,
     read_views,
+    refuse_idle_tail,
     wrote,
 )
 from logitbank.pipeline.domains import (
@@ -46,6 +47,7 @@ def export(
 
 
 def decode(
+    context: typer.Context,
     store: Store,
     out: Annotated[Path, typer.Option(help="The .npy file to write")],
     teacher: OneTeacher = "",
@@ -58,6 +60,7 @@ def decode(
     from logitbank.pipeline.exchange.decode import decode_to_file
     from logitbank.stores import open_store
 
+    refuse_idle_tail(context, store, teacher)
     shape, written = decode_to_file(
         open_store(here(store)), out, teacher=teacher or None, view=view, temperature=temperature, tail=tail, rows=rows
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitbank.pipeline.commands.options import here, option, read_names, takes, wrote
+from logitbank.pipeline.commands.options import here, option, read_names, refuse_idle_tail, takes, wrote
 from logitbank.pipeline.domains import AT_LEAST_ONE, COMPARED, COUNT
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.fit import EpochRecord
@@ -25,6 +25,7 @@ def _say_nothing(event: str, **facts: Any) -> None:
 
 @takes(Run)
 def train_student(
+    context: typer.Context,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
     run: Run,
@@ -35,6 +36,7 @@ def train_student(
     Under torchrun several processes train one student: each takes its share of every batch.
     """
     run.objective()  # a wrong loss is answered before anything is opened
+    refuse_idle_tail(context, Path(run.store), run.teacher)
     from logitbank.pipeline.processes.bar import progress_bar
     from logitbank.pipeline.processes.device import find_device
     from logitbank.pipeline.processes.together import Processes

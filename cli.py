@@ -16,7 +16,7 @@ TOGETHER = ("cache-teacher", "extend", "train-student")  # what processes that t
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Stage one": (teacher.cache_teacher, teacher.train_teacher, teacher.assign_folds, teacher.extend),
     "Stage two": (student.train_student, student.sweep, student.compare, generations.generations),
-    "Use a student": (use.predict,),
+    "Use a student": (use.predict, use.export_student),
     "Look": (look.inspect, look.verify, look.diff, look.card),
     "Hand on": (share.copy, share.merge, share.subset),
     "Use elsewhere": (exchange.decode, exchange.export),

@@ -74,7 +74,7 @@ GROUPS = {
     ),
     "Stage two": ("Run", "Training", "Inputs", "train_student"),
     "Many students": ("plan_runs", "Planned", "run_planned", "Event"),
-    "Trained students": ("load_student", "Student"),
+    "Trained students": ("load_student", "Student", "export_student"),
 }
 # nobody calls these
 MADE_ELSEWHERE = {"Store", "StoreError", "Teacher", "Answers", "Objective", "Pass", "Event", "Student"}

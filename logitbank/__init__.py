@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.run import train_student as train_student
     from logitbank.pipeline.train_student.spec import Run as Run
     from logitbank.pipeline.train_student.sweep import plan_runs as plan_runs
+    from logitbank.pipeline.use_student.export import export_student as export_student
     from logitbank.pipeline.use_student.load import Student as Student
     from logitbank.pipeline.use_student.load import load_student as load_student
     from logitbank.pipeline.views import Views as Views
@@ -88,6 +89,7 @@ _HOMES = {
     "Event": "pipeline.train_student.planned",
     "load_student": "pipeline.use_student.load",
     "Student": "pipeline.use_student.load",
+    "export_student": "pipeline.use_student.export",
 }
 __all__ = list(_HOMES)
 

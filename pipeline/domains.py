@@ -132,6 +132,7 @@ METRICS = {
 }
 SELECT = Words(("last", "best", *(f"best:{metric}" for metric in METRICS)))
 COMPARED = Words((*METRICS, "agreement", "kl"))
+STUDENT_FORMATS = Words(("torch-export", "onnx", "safetensors"))
 FORMATS = Words(("", "npz", "parquet", "webdataset"))
 
 

@@ -31,6 +31,7 @@ OPTIONS = {
     " memory-budget eval-batch-size workers checkpoint-every tensorboard log-json mean std input-transform device"
     " threads",
     "predict": "data out student batch-size workers device threads",
+    "export-student": "out format data student",
     "compare": "plot html baseline metric",
     "inspect": "json",
     "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",

@@ -6,11 +6,30 @@ from typing import Annotated
 import typer
 
 from logitbank.pipeline.commands.options import Device, Threads, option, wrote
-from logitbank.pipeline.domains import AT_LEAST_ONE, COUNT
+from logitbank.pipeline.domains import AT_LEAST_ONE, COUNT, STUDENT_FORMATS
 from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run, as train-student or sweep wrote it")]
 OwnStudent = Annotated[str, typer.Option(help="Architecture; needed when it is your file.py:factory")]
+
+
+def export_student(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="The folder to write")],
+    to: Annotated[str, option(STUDENT_FORMATS, "--format", help="torch-export, onnx or safetensors")],
+    data: Annotated[str, typer.Option(help="Data spec whose first rows are compared too; empty: random inputs")] = "",
+    student: OwnStudent = "",
+) -> None:
+    """Write a student for other programs, load it again there, and compare its answers with the student's.
+
+    The network reads scaled inputs and answers logits; export.json says how inputs are scaled, and names the classes.
+    """
+    from logitbank.pipeline.use_student.export import export_student
+    from logitbank.pipeline.use_student.load import load_student
+
+    done = export_student(load_student(run, student=student, device="cpu"), out, to=to, data=data)
+    found = f"largest difference of a logit {done.difference:.1e} on {done.checked} inputs"
+    typer.echo(f"{wrote(done.written)} {out}: {to}, {found}")
 
 
 def predict(

@@ -29,8 +29,10 @@ from logitbank.pipeline.models import build_model, spell_model
 from logitbank.pipeline.models.signature import SIGNATURE, Signature, read_signature
 from logitbank.pipeline.models.weights import load_weights
 from logitbank.pipeline.processes.device import find_device
-from logitbank.pipeline.train_student.folder import RESULT, WEIGHTS
+from logitbank.pipeline.train_student.folder import WEIGHTS
 from logitbank.pipeline.user_code import is_factory
+
+EXPORTED = "model.safetensors"
 
 Images = Sequence[Path | str | Image.Image]
 Inputs = npt.NDArray[Any] | Images | Mapping[str, Sequence[Any]]
@@ -45,12 +47,14 @@ class Student:
         signature: What it reads and answers: input transform, class names, columns of a table.
         model: The network, in evaluation mode; it maps what the input transform gives to logits.
         device: Where it runs.
+        given: Its architecture as the user named it, where that is code of the user's own.
     """
 
     folder: Path
     signature: Signature
     model: nn.Module
     device: torch.device
+    given: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -121,10 +125,10 @@ class Student:
 
 
 def load_student(folder: Path | str, *, student: str = "", device: str = "auto") -> Student:
-    """The student of a finished run.
+    """The student of a finished run, or of its export as safetensors.
 
     Args:
-        folder: The run's.
+        folder: The run's, or the export's.
         student: Its architecture, as it was trained; needed where that is code of one's own, ``file.py:factory``,
             which no folder makes run.
         device: cpu, cuda, cuda:1, mps, or auto: a GPU when there is one.
@@ -133,7 +137,8 @@ def load_student(folder: Path | str, *, student: str = "", device: str = "auto")
         ValueError: No finished run, or a damaged one, or weights that do not fit its network.
     """
     folder = Path(folder)
-    if not (folder / RESULT).is_file():
+    weights = next((folder / name for name in (WEIGHTS, EXPORTED) if (folder / name).is_file()), None)
+    if weights is None:
         raise ValueError(f"{folder} holds no finished run; give the --out of train-student, or a folder of a sweep")
     signature = read_signature(folder / SIGNATURE)
     name = spell_model(student or signature.architecture)
@@ -144,16 +149,16 @@ def load_student(folder: Path | str, *, student: str = "", device: str = "auto")
         )
     if not is_factory(name) and name != signature.architecture:
         raise ValueError(f"{folder}: its student is {signature.architecture[:100]!r}, not {name!r}; leave it out")
-    _check_size(name, signature, folder / WEIGHTS)
+    _check_size(name, signature, weights)
     model = build_model(name, signature.example())
-    load_weights(model, folder / WEIGHTS, architecture=name)
+    load_weights(model, weights, architecture=name)
     where = find_device(device, 0)
-    return Student(folder=folder, signature=signature, model=model.to(where).eval(), device=where)
+    return Student(folder=folder, signature=signature, model=model.to(where).eval(), device=where, given=student)
 
 
 def _check_size(name: str, signature: Signature, weights: Path) -> None:
     """Raises ValueError when the network needs more memory than its weights fill: nothing was allocated yet."""
-    there = weights.stat().st_size if weights.is_file() else 0
+    there = weights.stat().st_size
     try:
         with torch.device("meta"):
             state = build_model(name, signature.example()).state_dict()

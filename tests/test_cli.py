@@ -28,7 +28,7 @@ OPTIONS = {
     " leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
     " weight-decay weight-decay-on grad-clip"
     " ema-decay drop-path random-erasing mixup precision channels-last compile val-share select patience seed"
-    " memory-budget eval-batch-size workers checkpoint-every tensorboard log-json mean std input-transform device"
+    " memory-budget eval-batch-size workers checkpoint-every logger log-json mean std input-transform device"
     " threads",
     "predict": "data out student batch-size workers device threads",
     "export-student": "out format data student",
@@ -49,7 +49,7 @@ OPTIONS = {
 }
 OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs"
 OPTIONS["generations"] = (
-    OPTIONS["train-student"].replace(" leave-out", "").replace(" tensorboard log-json", "")
+    OPTIONS["train-student"].replace(" leave-out", "").replace(" logger log-json", "")
     + " rounds anchor label-weight stop-after"
 )
 
@@ -221,6 +221,8 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
             "left out fold 0",
         ),
         ((*STUDENT, "--loss", "kdd"), "kd"),
+        ((*STUDENT, "--tensorboard"), "--tensorboard is now --logger tensorboard"),
+        ((*STUDENT, "--logger", "wandbb"), "did you mean 'wandb'"),
         ((*STUDENT, "--set", "temperature"), "expected option=value"),
         ((*STUDENT, "--set", "temprature=4"), "temperature"),
         ((*STUDENT, "--data", "digits?split=test"), "store was written for digits train"),

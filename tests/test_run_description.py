@@ -74,7 +74,7 @@ OTHER: dict[str, Any] = {
     "eval_batch_size": 100,
     "workers": 2,
     "checkpoint_every": 5,
-    "tensorboard": True,
+    "logger": ("tensorboard",),
     "device": "cpu",
     "threads": 1,
 }

@@ -11,7 +11,7 @@ from logitbank.pipeline.train_student.spec import Run
 
 
 @takes(Generations, "generations")
-@takes(Run, leave_out=("leave_out", "tensorboard"))
+@takes(Run, leave_out=("leave_out", "logger"))
 def generations(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the rounds; the same command goes on with stopped ones")],

@@ -32,12 +32,18 @@ class Checked:
         return value
 
 
+_RENAMED = {"--tensorboard": "--logger tensorboard"}
+
+
 class Once(TyperCommand):
     """A command whose options are given once, but for those that may be repeated: the parser would take the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The command's own arguments; ValueError when an option is given twice."""
         written = list(args)
+        for name, now in _RENAMED.items():
+            if name in written:
+                raise ValueError(f"{name} is now {now}; write that")
         rest: list[str] = super().parse_args(ctx, args)
         _, _, order = self.make_parser(ctx).parse_args(args=written)
         for param in () if ctx.resilient_parsing else order:

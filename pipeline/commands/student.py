@@ -93,6 +93,7 @@ def sweep(
     losses, students = read_names("--loss", loss), read_names("--student", student)
     grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     from logitbank.pipeline.processes.bar import progress_bar
+    from logitbank.pipeline.train_student.loggers.group import grouped
     from logitbank.pipeline.train_student.planned import Event
     from logitbank.pipeline.train_student.sweep import plan_runs, run_sweep, total_epochs
 
@@ -124,7 +125,9 @@ def sweep(
             bar.set_postfix(runs=len(planned), **counts)
 
         try:
-            run_sweep(planned, out, jobs=jobs, threads=threads, on_event=report)
+            with grouped(run.logger, out) as loggers:
+                planned = [replace(each, run=replace(each.run, logger=loggers)) for each in planned]
+                run_sweep(planned, out, jobs=jobs, threads=threads, on_event=report)
         except KeyboardInterrupt:
             bar.close()
             typer.echo(f"stopped; the same command goes on in {out}", err=True)

@@ -7,6 +7,7 @@ checkpoint.safetensors   state at the end of the last epoch, or between; removed
 student.safetensors      at the end
 signature.json           at the end: what the student reads and answers
 result.json              last: where it is, the run is complete
+loggers.json             under which ids the run goes on in its loggers, and how many epochs they have
 error.json               of a sweep: why the run failed
 """
 
@@ -28,7 +29,7 @@ from logitbank.stores.locks import locked
 
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
 CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
-ERROR = "error.json"
+ERROR, LOGGED = "error.json", "loggers.json"
 
 
 class InUse(ValueError):
@@ -87,7 +88,7 @@ class RunFolder:
         with self._held:
             begun = self.checkpoint.exists() or (self.path / SEARCH).exists()
             if kind is not None and self.result is None and not begun:
-                for name in (SETTINGS, HISTORY, WEIGHTS, SIGNATURE):
+                for name in (SETTINGS, HISTORY, WEIGHTS, SIGNATURE, LOGGED):
                     (self.path / name).unlink(missing_ok=True)
                 if not self._existed and not any(self.path.iterdir()):
                     self.path.rmdir()

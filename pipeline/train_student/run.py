@@ -10,11 +10,11 @@ from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.folder import CHECKPOINT, RunFolder, finished_result, refuse_file
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
+from logitbank.pipeline.train_student.loggers.all_of import Loggers
 from logitbank.pipeline.train_student.plan import Plan, plan_run
 from logitbank.pipeline.train_student.result import measure_student, save_student
 from logitbank.pipeline.train_student.search import search_options
 from logitbank.pipeline.train_student.spec import Run
-from logitbank.pipeline.train_student.tensorboard import Curves
 
 OnEpoch = Callable[[EpochRecord], None]
 
@@ -56,28 +56,33 @@ def train_student(
             return _follow(plan, out)
         for warning in plan.warnings if on_warning is not None else ():
             on_warning(warning)  # type: ignore[misc]
-        with Curves(out, wanted=run.tensorboard) as curves, RunFolder(out, plan.identity(), wait=wait) as folder:
+        with RunFolder(out, plan.identity(), wait=wait) as folder:
             if folder.result is not None:
                 return folder.result
-            history: list[EpochRecord] = []
+            with Loggers(run.logger, out, plan.identity(), on_warning or _nobody) as loggers:
+                history: list[EpochRecord] = []
 
-            def record(epoch: EpochRecord) -> None:
-                history.append(epoch)
-                folder.write_history(history)
-                curves.epoch(epoch)
-                if on_epoch is not None:
-                    on_epoch(epoch)
+                def record(epoch: EpochRecord) -> None:
+                    history.append(epoch)
+                    folder.write_history(history)
+                    loggers.on_epoch(epoch)
+                    if on_epoch is not None:
+                        on_epoch(epoch)
 
-            objective, searched = search_options(
-                plan.objective, run.training, plan.attempt, plan.folds, folder.read_search(), folder.write_search
-            )
-            checkpoint = Checkpoint(folder.checkpoint, every=run.checkpoint_every)
-            model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record)
-            result = measure_student(plan, model, history, objective, searched, checkpoint.counts)
-            save_student(out, plan, model, objective)
-            curves.result(result)
-            folder.finish(result)
+                objective, searched = search_options(
+                    plan.objective, run.training, plan.attempt, plan.folds, folder.read_search(), folder.write_search
+                )
+                checkpoint = Checkpoint(folder.checkpoint, every=run.checkpoint_every)
+                model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record)
+                result = measure_student(plan, model, history, objective, searched, checkpoint.counts)
+                save_student(out, plan, model, objective)
+                loggers.on_result(result)
+                folder.finish(result)
     return result
+
+
+def _nobody(text: str) -> None:
+    """Told of a warning, does nothing."""
 
 
 def _follow(plan: Plan, out: Path) -> dict[str, Any]:

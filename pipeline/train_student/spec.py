@@ -3,7 +3,7 @@
 Imports nothing heavy, so that ``--help`` answers at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from logitbank.pipeline.domains import (
 )
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
+from logitbank.pipeline.train_student.loggers.spec import read_loggers
 
 if TYPE_CHECKING:
     from logitbank.pipeline.models import Given
@@ -95,7 +96,12 @@ class Run:
         domain=COUNT,
         decides=False,
     )
-    tensorboard: bool = option(False, help="Curves for TensorBoard in OUT/tensorboard", decides=False)
+    logger: Sequence[str] = option(
+        (),
+        help="tensorboard, wandb?project=NAME or mlflow?experiment=NAME; may be repeated",
+        decides=False,
+        texts=tuple,
+    )
     device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
     threads: int = option(
         0, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1", domain=COUNT, decides=False
@@ -104,6 +110,7 @@ class Run:
     def __post_init__(self) -> None:
         check_settings(self)
         check_input(self.mean, self.std, self.input_transform)
+        read_loggers(self.logger)
 
     def idle(self) -> Iterator[Idle]:
         """Settings that do nothing beside the others."""

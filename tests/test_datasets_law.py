@@ -210,6 +210,7 @@ OPTIONS: dict[str, dict[str, Case]] = {
         "test": ("parquet:D/d.parquet?test=D/t.parquet", "parquet:D/d.parquet", ("no.parquet",)),
         "image": ("parquet:D/pd.parquet?image=dark&size=9", "parquet:D/pd.parquet?size=9", ("no",)),
         "size": ("parquet:D/pd.parquet?size=9", "parquet:D/pd.parquet", ("0", "9", "big")),
+        "on_error": ("parquet:D/pd.parquet?on_error=skip", "parquet:D/pd.parquet", ("ignore", "")),
         "first_label": (
             "parquet:D/pd.parquet?size=9&label=from_one&first_label=1",
             "parquet:D/pd.parquet?size=9&label=from_one&classes=4",
@@ -223,6 +224,7 @@ OPTIONS: dict[str, dict[str, Case]] = {
         "size": ("size=9", "", ("0", "-1", "5000", "9.5", "big")),
         "classes": ("classes=4", "", ("2", "no.txt")),
         "first_label": ("label=one&first_label=1", "label=one&classes=4", ("1", "2")),
+        "on_error": ("on_error=skip", "", ("ignore", "")),
     },
     "imagefolder": {
         "split": SPLIT,
@@ -240,12 +242,16 @@ OPTIONS: dict[str, dict[str, Case]] = {
         "revision": ("revision=abc", "", ()),
         "classes": ("classes=4", "", ("2", "no.txt", "D/other.txt")),
         "first_label": ("label=from_one&first_label=1", "label=from_one&classes=4", ("1", "2")),
+        "on_error": ("on_error=skip", "", ("ignore", "")),
     },
 }
 SAME = {
     ("torchvision", "root"),
     ("torchvision", "download"),
     ("imagefolder", "on_error"),
+    ("webdataset", "on_error"),
+    ("hf", "on_error"),
+    ("parquet", "on_error"),
 }  # where data lies, or is sound
 FREE = {"label_strip", "config", "revision"}  # any text is inside
 

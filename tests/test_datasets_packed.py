@@ -310,3 +310,48 @@ def test_tables_that_name_their_classes_otherwise_are_not_joined(tmp_path: Path)
     table(tmp_path / "u-1.parquet", pyarrow.array([None, None], pyarrow.int64()))
     unlabelled = f"parquet:{tmp_path}/u-0.parquet?image=image&split=test&test={tmp_path}/u-1.parquet"
     assert load_split(unlabelled).labels.tolist() == [-1, -1]
+
+
+def damaged(kind: str) -> bytes:
+    """A picture that is none, is cut off, or has damage inside that only a decoder sees."""
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(whole, "PNG")
+    data = whole.getvalue()
+    middle = len(data) // 2
+    return {"none": b"<html>", "cut": data[:middle], "inside": data[:middle] + b"\0" * 64 + data[middle + 64 :]}[kind]
+
+
+@pytest.mark.parametrize("source", SPECS)
+@pytest.mark.parametrize("kind", ["none", "cut", "inside"])
+def test_a_junk_member_is_found_before_a_pass_and_can_be_masked(
+    source: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = [picture(0), damaged(kind), picture(2)]
+    shard(
+        tmp_path / "s-0.tar",
+        *(member for n, data in enumerate(pictures) for member in ((f"{n}.png", data), (f"{n}.cls", b"%d" % (n % 2)))),
+    )
+    kind_of = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    column = pyarrow.array([{"bytes": data, "path": ""} for data in pictures], kind_of)
+    pyarrow.parquet.write_table(pyarrow.table({"image": column, "label": [0, 1, 0]}), tmp_path / "t-0.parquet")
+    spec = SPECS[source].format(tmp_path)
+    where = "row 1 of" if source == "parquet" else "s-0.tar: the picture at byte"
+    split = load_split(spec)
+    if kind == "inside":  # nothing but decoding finds it: the pass stops there, and names it
+        assert len(split.keys) == 3
+        with pytest.raises(ValueError, match=f"{where}.*cannot be decoded.*mend or remove it, or pass on_error=skip"):
+            pixels(split, 1)
+    else:
+        with pytest.raises(ValueError, match=f"1 pictures cannot be decoded.*{where}.*or pass on_error=skip"):
+            _ = split.keys
+        assert len(load_split(f"{spec}?limit=1").keys) == 1
+    time.sleep(2.1)
+    for _ in range(2):  # the second time from notes
+        caplog.clear()
+        OPENED.clear()
+        masked = load_split(f"{spec}?on_error=skip")
+        assert masked.readable is not None
+        assert masked.readable.tolist() == [True, False, True]
+        assert "their rows are masked" in caplog.text
+        assert (pixels(masked, 1) == 0).all()
+    assert len(masked.keys) == 3

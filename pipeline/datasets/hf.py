@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.datasets.encoded import encoded_samples
+from logitbank.pipeline.datasets.encoded import ON_ERROR, encoded_samples
 from logitbank.pipeline.datasets.file_notes import Notes
 from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
@@ -65,6 +65,7 @@ def load_hf(
     revision: str = "",
     classes: str = "",
     first_label: str = "0",
+    on_error: str = "stop",
 ) -> Split:
     """A dataset of the hub; needs ``pip install logitbank[hf]``. No code of the dataset is run.
 
@@ -80,6 +81,9 @@ def load_hf(
         revision: Commit or tag; without it, the newest.
         classes: Number of classes, or a file of their names; see ``known_classes``.
         first_label: 1 when labels count from 1 and the dataset does not name its classes.
+        on_error: ``stop`` refuses what is no picture by its header, or cut off, when the keys are made; what only the
+            decoder sees stops the pass there, and names the picture. ``skip`` decodes every picture once now, and masks
+            the rows of those that fail.
 
     Raises:
         ValueError: The library is not installed, or the dataset has no such split or columns.
@@ -89,8 +93,10 @@ def load_hf(
     except ImportError as error:
         raise ValueError("hf: needs the datasets library; run `pip install logitbank[hf]`") from error
     options = {"image": image, "label": label, "size": size, "config": config, "revision": revision}
-    given = said({**options, "classes": classes, "first_label": first_label}, {"first_label": "0"})
+    options |= {"classes": classes, "first_label": first_label, "on_error": on_error}
+    given = said(options, {"first_label": "0", "on_error": "stop"})
     spec = spell("hf", name, {"split": split, **given})
+    read_one(spec, "on_error", on_error, ON_ERROR)
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
     from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     try:
@@ -109,14 +115,16 @@ def load_hf(
         pictures.read(0)  # another kind of column is found at once
     own = tuple(getattr(source.features[label], "names", None) or ())
     labels, num_classes, names = _labels(source[label], own, from_one, classes, spec)
+    samples, readable = encoded_samples(pictures, pixels, spec, on_error)
     return Split(
         name=name.rpartition("/")[2],
         split=split,
         spec=spec,
-        samples=encoded_samples(pictures, pixels),
+        samples=samples,
         labels=labels,
         num_classes=num_classes,
         class_names=names,
+        readable=readable,
     )
 
 

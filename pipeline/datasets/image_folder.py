@@ -6,12 +6,11 @@ from typing import Any, cast
 import numpy as np
 
 from logitbank.pipeline.datasets.classes import known_classes
+from logitbank.pipeline.datasets.encoded import ON_ERROR
 from logitbank.pipeline.datasets.image_tree import UNLABELLED, Tree, beside, find_folder, read_tree
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE, read_pictures
 from logitbank.pipeline.datasets.spec import check_split, read_flag, read_one, read_whole, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split
-
-ON_ERROR = ("stop", "skip")
 
 
 def load_image_folder(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.datasets.encoded import encoded_samples
+from logitbank.pipeline.datasets.encoded import ON_ERROR, encoded_samples
 from logitbank.pipeline.datasets.file_notes import Notes, notes_folder
 from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.limits import check_declared
@@ -76,7 +76,16 @@ class TakenOut:
 
 
 def load_parquet_pictures(
-    path: str, *, split: str, image: str, label: str, test: str, size: str, classes: str, first_label: str
+    path: str,
+    *,
+    split: str,
+    image: str,
+    label: str,
+    test: str,
+    size: str,
+    classes: str,
+    first_label: str,
+    on_error: str,
 ) -> Split:
     """Pictures of .parquet files, in the order of the files' names and of their rows.
 
@@ -89,16 +98,22 @@ def load_parquet_pictures(
         size: For small trials: see ``load_image_folder``.
         classes: Number of classes, or a file of their names; see ``known_classes``.
         first_label: 1 when labels count from 1.
+        on_error: ``stop`` refuses what is no picture by its header, or cut off, when the keys are made; what only the
+            decoder sees stops the pass there, and names the picture. ``skip`` decodes every picture once now, and masks
+            the rows of those that fail.
 
     Raises:
         ValueError: No such files or columns, or damaged ones.
     """
     options = {"image": image, "label": label, "test": test, "size": size, "classes": classes}
-    given = said({**options, "first_label": first_label}, {"first_label": "0"})
+    given = said(
+        {**options, "first_label": first_label, "on_error": on_error}, {"first_label": "0", "on_error": "stop"}
+    )
     spec = spell("parquet", path, {"split": split, **given})
     check_split(spec, split)
     if split == "test" and not test:
         raise ValueError(f"{spec}: nothing says which files are the test split; pass test=PATTERN")
+    read_one(spec, "on_error", on_error, ON_ERROR)
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
     from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     what = ".parquet files, such as train-*.parquet"
@@ -107,14 +122,16 @@ def load_parquet_pictures(
     _same_names([(part.paths[0], part.names) for part in found], spec)
     parts = [read_labels(part.labels, f"{spec}: labels", from_one=from_one) for part in found]
     labels, num_classes, names = place_labels(parts, chosen, classes, spec, own=found[0].names)
+    samples, readable = encoded_samples(found[chosen], pixels, spec, on_error)
     return Split(
         name=Path(path).name.partition("*")[0].removesuffix(".parquet").rstrip("-_.0123456789") or "pictures",
         split=split,
         spec=spec,
-        samples=encoded_samples(found[chosen], pixels),
+        samples=samples,
         labels=labels,
         num_classes=num_classes,
         class_names=names,
+        readable=readable,
     )
 
 

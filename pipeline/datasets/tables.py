@@ -94,6 +94,7 @@ def load_parquet(
     image: str = "",
     size: str = "",
     first_label: str = "0",
+    on_error: str = "stop",
 ) -> Split:
     """A .parquet file, options as for csv, or pictures in .parquet files: see ``load_parquet_pictures``.
 
@@ -110,8 +111,13 @@ def load_parquet(
         if idle:
             raise ValueError(f"parquet:{path}: {idle[0]} does nothing here, because it holds pictures; leave it out")
         more = {"label": label, "test": test, "size": size, "classes": classes, "first_label": first_label}
+        more["on_error"] = on_error
         return load_parquet_pictures(path, split=split, image=image, **more)
-    for name, value in (("size", size), ("first_label", first_label.strip("0"))):
+    for name, value in (
+        ("size", size),
+        ("first_label", first_label.strip("0")),
+        ("on_error", "" if on_error == "stop" else on_error or "none"),
+    ):
         if value:
             raise ValueError(f"parquet:{path}: {name} does nothing here, because it holds no pictures; leave it out")
     options = {"label": label, "test": test, "classes": classes, **table}

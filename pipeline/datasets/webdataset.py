@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from logitbank.pipeline.datasets.encoded import encoded_samples
+from logitbank.pipeline.datasets.encoded import ON_ERROR, encoded_samples
 from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.patterns import find_files
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
@@ -22,6 +22,7 @@ def load_webdataset(
     size: str = "",
     classes: str = "",
     first_label: str = "0",
+    on_error: str = "stop",
 ) -> Split:
     """Pictures of tar shards, in the order of the shards' names and of their members.
 
@@ -36,18 +37,22 @@ def load_webdataset(
         size: For small trials: see ``load_image_folder``.
         classes: Number of classes, or a file of their names; see ``known_classes``.
         first_label: 1 when labels count from 1.
+        on_error: ``stop`` refuses what is no picture by its header, or cut off, when the keys are made; what only the
+            decoder sees stops the pass there, and names the picture. ``skip`` decodes every picture once now, and masks
+            the rows of those that fail.
 
     Raises:
         ValueError: No such shards, damaged ones, or samples that are not one picture and its label.
     """
     options = {"label": label, "test": test, "size": size, "classes": classes, "first_label": first_label}
-    given = said(options, {"label": "cls", "first_label": "0"})
+    given = said({**options, "on_error": on_error}, {"label": "cls", "first_label": "0", "on_error": "stop"})
     spec = spell("webdataset", path, {"split": split, **given})
     check_split(spec, split)
     if not (label.isascii() and label.replace(".", "").isalnum()) or label != label.lower():
         raise ValueError(f"{spec}: label is {label!r}; expected the ending of members, such as cls")
     if split == "test" and not test:
         raise ValueError(f"{spec}: nothing says which shards are the test split; pass test=PATTERN")
+    read_one(spec, "on_error", on_error, ON_ERROR)
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
     from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     what = "tar shards, such as train-*.tar"
@@ -55,14 +60,16 @@ def load_webdataset(
     chosen = 1 if split == "test" else 0
     texts = [read_labels(_numbers(part.labels), f"{spec}: labels", from_one=from_one) for part in parts]
     labels, num_classes, names = place_labels(texts, chosen, classes, spec)
+    samples, readable = encoded_samples(parts[chosen], pixels, spec, on_error)
     return Split(
         name=Path(path).name.partition("*")[0].rstrip("-_.0123456789") or "shards",
         split=split,
         spec=spec,
-        samples=encoded_samples(parts[chosen], pixels),
+        samples=samples,
         labels=labels,
         num_classes=num_classes,
         class_names=names,
+        readable=readable,
     )
 
 

@@ -10,7 +10,10 @@ import pytest
 from logitbank.pipeline.alignment import describe_examples
 from logitbank.stores import RowArray, StoreError, TeacherWriter, create_store, open_store, verify_store
 from logitbank.stores.format.schema import Cell
+from logitbank.stores.read import gather
+from logitbank.stores.write.gathered import Gathered
 from logitbank.stores.write.merge import merge_stores, subset_store
+from tests.test_stores_kill import contents
 
 C, V = 4, 2
 ALL = np.arange(40)
@@ -29,12 +32,15 @@ def make(
     **identity: object,
 ) -> Path:
     """A store of the examples `ids`; the teacher's answer to an example is made of its id."""
-    keys = ids.astype(np.uint64) * np.uint64(11_400_714_819_323_198_485)
+    keys = keys_of(ids)
     labels = ids % C if labels is None else labels
     dataset = {"name": "toy", "split": "train", "num_examples": len(ids), "num_classes": C}
     shown = {"num_views": V, "transform": "none", "seed": 0, "versions": {}, **(views or {})}
     rows = np.array([0, len(ids) - 1], dtype=np.uint32)
-    probes = {"row": rows, "digest": np.stack([keys[rows] + np.uint64(v + pixels) for v in range(shown["num_views"])])}
+    probes: dict[str, np.ndarray] = {
+        "row": rows,
+        "digest": np.stack([keys[rows] + np.uint64(v + pixels) for v in range(shown["num_views"])]),
+    }
     create_store(
         path,
         dataset=describe_examples(dataset, shown, keys, labels),
@@ -59,6 +65,11 @@ def make(
         writer.write(Cell(view, block), answers(ids[here], view, offset))
     writer.finish(fidelity={"1": 0.0}, summary={"accuracy": 0.5, "kind": "in-sample"})
     return path
+
+
+def keys_of(ids: np.ndarray) -> np.ndarray:
+    keys: np.ndarray = ids.astype(np.uint64) * np.uint64(11_400_714_819_323_198_485)
+    return keys
 
 
 def answers(ids: np.ndarray, view: int, offset: int = 0) -> dict[str, np.ndarray]:
@@ -103,7 +114,7 @@ def test_clients_with_their_own_examples_get_masks(tmp_path: Path) -> None:
         expected = answers(ids, 1, offset)["logit"]
         np.testing.assert_array_equal(slab["logit"][slab["mask"]], expected[slab["mask"]])
         assert store.teacher(name).summary["measured_on"]
-    keys = ids.astype(np.uint64) * np.uint64(11_400_714_819_323_198_485)
+    keys = keys_of(ids)
     described = describe_examples(open_store(a).dataset, store.views, keys, ids % C)
     assert store.dataset == described
     assert verify_store(tmp_path / "c") == []
@@ -164,11 +175,11 @@ def test_a_killed_merge_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         calls: list[Cell] = []
         original = TeacherWriter.write
 
-        def write(self: TeacherWriter, cell: Cell, arrays: Mapping[str, np.ndarray]) -> None:
+        def write(self: TeacherWriter, cell: Cell, arrays: Mapping[str, np.ndarray], **same: Any) -> None:
             calls.append(cell)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-            original(self, cell, arrays)
+            original(self, cell, arrays, **same)
 
         patch.setattr(TeacherWriter, "write", write)
         with pytest.raises(KeyboardInterrupt):
@@ -176,8 +187,65 @@ def test_a_killed_merge_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not (tmp_path / "c").exists()
         calls[:] = [Cell(0, 0)] * 3
         merge(tmp_path / "c", a, b)
-        assert len(calls) == 3 + 4 - 2
+        assert len(calls) == 3 + 12 - 2
     assert verify_store(tmp_path / "c") == []
+
+
+def test_cells_that_are_there_are_linked_and_others_are_gathered_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also cells of a teacher that serves only some rows, and of one whose other rows come from elsewhere."""
+    a, b = make(tmp_path / "a", ALL, "x"), make(tmp_path / "b", ALL[:30], "y", offset=7)
+    merge(tmp_path / "c", a, b)
+    with monkeypatch.context() as patch:
+        patch.setattr(Gathered, "_link", lambda *_: False)
+        merge(tmp_path / "d", a, b)
+    assert contents(tmp_path / "c/teachers") == contents(tmp_path / "d/teachers")
+    linked = [file for file in (tmp_path / "c").rglob("*") if file.is_file() and file.stat().st_nlink > 1]
+    assert len(linked) == 2 * V * 3  # arrays, views and blocks of x; blocks of y are of another size in the merge
+    merge(tmp_path / "e", tmp_path / "c", make(tmp_path / "z", ALL[::-1], "z"))
+    again = [file for file in (tmp_path / "e/teachers/y/mask").rglob("0") if file.is_file()]
+    assert again
+    assert all(file.stat().st_nlink == 2 for file in again)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_the_parts_each_row_is_its_examples_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Parts of any examples in any order, gathered one cell at a time or many, are one teacher."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(gather, "GROUP_BYTES", int(rng.integers(1, 2000)))
+    stores, served = [], set()
+    for number in range(3):
+        ids = np.sort(rng.choice(ALL, rng.integers(4, 40), replace=False))
+        ids = ids if number % 2 else rng.permutation(ids)
+        stores.append(make(tmp_path / f"{number}", ids, "x"))
+        if number == 1:  # its teacher gets a mask
+            merge(tmp_path / "masked", stores.pop(), make(tmp_path / "all", ALL, "other"))
+            stores.append(tmp_path / "masked")
+        served |= set(ids.tolist())
+    merged = merge(tmp_path / "m", *stores)
+    assert merged.served["x"] == len(served)
+    store = open_store(tmp_path / "m")
+    of_key = dict(zip(keys_of(ALL).tolist(), ALL.tolist(), strict=True))
+    ids = np.array([of_key[key] for key in store.keys.tolist()])
+    for view in range(V):
+        slab = store.teacher("x").slab(view)
+        mask = slab.get("mask", np.ones(len(ids), np.bool_))
+        assert set(ids[mask].tolist()) == served
+        np.testing.assert_array_equal(slab["logit"][mask], answers(ids, view)["logit"][mask])
+    assert verify_store(tmp_path / "m") == []
+
+
+def test_rows_that_a_source_masks_are_taken_of_the_one_that_serves_them(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a", ALL[:25], "x"), make(tmp_path / "b", ALL[20:], "y")
+    merge(tmp_path / "c", a, b)
+    merged = merge(tmp_path / "d", tmp_path / "c", make(tmp_path / "rest", ALL[20:], "x"))
+    slab = open_store(tmp_path / "d").teacher("x").slab(1)
+    assert merged.served == {"x": 40, "y": 20}
+    np.testing.assert_array_equal(slab["logit"], answers(ALL, 1)["logit"])
+    assert slab["mask"].all()
 
 
 FOLDS = ALL % 3

@@ -3,7 +3,7 @@
 Shapes: B rows, C classes, N examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, wi
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.spelling import unknown
 from logitbank.stores import Store, StoreError, Teacher
+from logitbank.stores.read.gather import RowReader
+
+DECODED_BYTES = 2**23
+"""Of logits that are decoded together where rows are gone through one after the other."""
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -82,6 +86,28 @@ class TeacherRows:
     ) -> Tensor:
         """As ``decode``, with masked classes far below the others instead of at -inf."""
         return finite(self.decode(arrays, rows_B, student_BC=student_BC, temperature=temperature))
+
+    def decoded(self, view: int, rows_N: npt.NDArray[np.int64]) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows of a view, in the order given, a batch at a time: what is held does not grow with their number.
+
+        Args:
+            view: Which view.
+            rows_N: Row numbers.
+
+        Yields:
+            Which of ``rows_N``, and their logits float32 [B, C]; -inf for a masked class. Batches depend on the number
+            of classes alone.
+        """
+        reader = RowReader(self.teacher, self.names)
+        step = max(16, DECODED_BYTES // (4 * self.encoding.num_classes))
+        group = max(step, reader.group_rows // step * step)
+        for start in range(0, len(rows_N), group):
+            rows_G = rows_N[start : start + group]
+            arrays = {name: torch.from_numpy(array) for name, array in reader.answers(view, rows_G).items()}
+            for first in range(0, len(rows_G), step):
+                here = slice(first, min(first + step, len(rows_G)))
+                few = {name: array[here] for name, array in arrays.items()}
+                yield slice(start + here.start, start + here.stop), self.decode(few, torch.from_numpy(rows_G[here]))
 
     def prepared(self, arrays: Mapping[str, npt.NDArray[np.generic]], rows: slice) -> Arrays:
         """Arrays of some rows, with the shift of their tails where the store does not hold it."""

@@ -3,42 +3,18 @@
 Shapes: N examples that both answer, B batch, C classes.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
-from logitbank.stores import Store, Teacher
+from logitbank.pipeline.encoding import finite
+from logitbank.stores import Store
 from logitbank.stores.write.match import match_rows
 
-_BATCH = 4096
 _IDENTITY = ("architecture", "weights_sha256", "preprocessing", "precision")
-
-
-class Answers:
-    """One teacher's dense logits for any rows of one view.
-
-    Args:
-        store: A finished store.
-        teacher: One of its teachers.
-        view: Which view.
-    """
-
-    def __init__(self, store: Store, teacher: Teacher, view: int = 0) -> None:
-        self._decoder = TeacherRows(store, teacher)
-        self.served = self._decoder.served(view)
-        slab = teacher.slab(view, self._decoder.names)
-        teacher.check_rows(view, 0, slab)
-        self._slab = {name: torch.from_numpy(array) for name, array in slab.items()}
-
-    def logits(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Finite logits, float32 [B, C]."""
-        rows_B = torch.from_numpy(rows)
-        return self._decoder.logits({name: array[rows_B] for name, array in self._slab.items()}, rows_B)
 
 
 def diff_teachers(
@@ -66,17 +42,16 @@ def diff_teachers(
     for store in stores:
         if not 0 <= view < store.num_views:
             raise ValueError(f"--view is {view}; {store.path} has views 0 to {store.num_views - 1}")
-    answers = [Answers(store, teacher, view) for store, teacher in zip(stores, teachers, strict=True)]
+    answers = [TeacherRows(store, teacher) for store, teacher in zip(stores, teachers, strict=True)]
     matched = match_rows(stores[0].keys, stores[0].labels, stores[0].folds, stores[1])
     if (matched >= 0).sum() < stores[0].num_examples and stores[0].folds is not None:
         matched = match_rows(stores[0].keys, stores[0].labels, None, stores[1])
-    both = np.flatnonzero((matched >= 0) & answers[0].served)
-    both = both[answers[1].served[matched[both]]]
+    both = np.flatnonzero((matched >= 0) & answers[0].served(view))
+    both = both[answers[1].served(view)[matched[both]]]
     if not len(both):
         raise ValueError("the two teachers have no example in common; choose stores of the same data")
-    rows = _Rows(answers[0], answers[1], both, matched[both], temperature)
-    labels = np.asarray(stores[0].labels)[both]
-    names = stores[0].dataset.get("class_names") or []
+    measured = _measured((answers[0], answers[1]), view, both, matched[both], temperature)
+    labels = np.asarray(stores[0].labels)[both].astype(np.int64)
     return {
         "first": f"{stores[0].path}: {teachers[0].name}",
         "second": f"{stores[1].path}: {teachers[1].name}",
@@ -87,52 +62,80 @@ def diff_teachers(
         "num_examples": [store.num_examples for store in stores],
         "view": view,
         "temperature": temperature,
-        **rows.measures(labels, np.ones(len(both), np.bool_)),
-        "per_class": [
-            {"class": int(label), "name": names[label] if label < len(names) else "", **rows.measures(labels, here)}
-            for label in np.unique(labels[labels >= 0])
-            if (here := labels == label).any()
-        ],
+        **_of_all(measured, labels),
+        "per_class": _of_classes(measured, labels, stores[0].dataset.get("class_names") or []),
     }
 
 
-class _Rows:
+class _Measured(NamedTuple):
     """Measures of each row that both teachers answer."""
 
-    def __init__(
-        self, first: Answers, second: Answers, rows: npt.NDArray[Any], other: npt.NDArray[Any], temperature: float
-    ) -> None:
-        found = [
-            np.concatenate(parts) for parts in zip(*_measured(first, second, rows, other, temperature), strict=True)
-        ]
-        self._kl, self._reverse, self._best, self._best_other = found
-
-    def measures(self, labels: npt.NDArray[Any], here: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        best, other = self._best[here], self._best_other[here]
-        known = labels[here] >= 0
-        measured: dict[str, Any] = {
-            "num_rows": int(here.sum()),
-            "agreement": float((best == other).mean()),
-            "kl": float(self._kl[here].mean()),
-            "kl_reverse": float(self._reverse[here].mean()),
-        }
-        if known.any():
-            wanted = labels[here][known]
-            measured["accuracy"] = [float((found[known] == wanted).mean()) for found in (best, other)]
-        return measured
+    kl_N: npt.NDArray[np.float64]
+    reverse_N: npt.NDArray[np.float64]
+    best_N: npt.NDArray[np.int64]
+    other_N: npt.NDArray[np.int64]
 
 
 def _measured(
-    first: Answers, second: Answers, rows: npt.NDArray[Any], other: npt.NDArray[Any], temperature: float
-) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-    for start in range(0, len(rows), _BATCH):
-        here = slice(start, start + _BATCH)
-        a_BC, b_BC = first.logits(rows[here]).double(), second.logits(other[here]).double()
+    teachers: tuple[TeacherRows, TeacherRows],
+    view: int,
+    rows_N: npt.NDArray[np.int64],
+    other_rows_N: npt.NDArray[np.int64],
+    temperature: float,
+) -> _Measured:
+    """Goes through both teachers side by side, a batch at a time."""
+    size = len(rows_N)  # one place for all rows: small arrays made batch by batch would pin what lies between them
+    measured = _Measured(np.empty(size), np.empty(size), np.empty(size, np.int64), np.empty(size, np.int64))
+    pairs = zip(teachers[0].decoded(view, rows_N), teachers[1].decoded(view, other_rows_N), strict=True)
+    for (here, first_BC), (_, second_BC) in pairs:
+        a_BC, b_BC = finite(first_BC).double(), finite(second_BC).double()
         log_a_BC, log_b_BC = (a_BC / temperature).log_softmax(1), (b_BC / temperature).log_softmax(1)
         gap_BC = log_a_BC - log_b_BC
         kl_B = temperature**2 * (log_a_BC.exp() * gap_BC).sum(1)
         reverse_B = temperature**2 * -(log_b_BC.exp() * gap_BC).sum(1)
-        yield kl_B.numpy(), reverse_B.numpy(), a_BC.argmax(1).numpy(), b_BC.argmax(1).numpy()
+        for values_N, values_B in zip(measured, (kl_B, reverse_B, a_BC.argmax(1), b_BC.argmax(1)), strict=True):
+            values_N[here] = values_B.numpy()
+    return measured
+
+
+def _of_all(measured: _Measured, labels_N: npt.NDArray[np.int64]) -> dict[str, Any]:
+    known_N = labels_N >= 0
+    found: dict[str, Any] = {
+        "num_rows": len(labels_N),
+        "agreement": float((measured.best_N == measured.other_N).mean()),
+        "kl": float(measured.kl_N.mean()),
+        "kl_reverse": float(measured.reverse_N.mean()),
+    }
+    if known_N.any():
+        both = measured.best_N, measured.other_N
+        found["accuracy"] = [float((best_N == labels_N)[known_N].mean()) for best_N in both]
+    return found
+
+
+def _of_classes(measured: _Measured, labels_N: npt.NDArray[np.int64], names: Sequence[Any]) -> list[dict[str, Any]]:
+    """The same of the rows of each label, all classes in one pass."""
+    known_N = labels_N >= 0
+    labels = labels_N[known_N]
+    counts_C = np.bincount(labels)
+
+    def means(values_N: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        sums_C = np.bincount(labels, weights=values_N[known_N])
+        return np.divide(sums_C, counts_C, out=np.zeros(len(counts_C)), where=counts_C > 0)
+
+    agreement_C, kl_C, reverse_C = map(means, (measured.best_N == measured.other_N, measured.kl_N, measured.reverse_N))
+    accuracy_C = [means(best_N == labels_N) for best_N in (measured.best_N, measured.other_N)]
+    return [
+        {
+            "class": label,
+            "name": names[label] if label < len(names) else "",
+            "num_rows": int(counts_C[label]),
+            "agreement": float(agreement_C[label]),
+            "kl": float(kl_C[label]),
+            "kl_reverse": float(reverse_C[label]),
+            "accuracy": [float(of_C[label]) for of_C in accuracy_C],
+        }
+        for label in np.flatnonzero(counts_C).tolist()
+    ]
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], keys: tuple[str, ...] | None) -> dict[str, list[Any]]:

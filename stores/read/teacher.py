@@ -174,25 +174,24 @@ class Teacher:
 
     def answers(self, view: int, block: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """`block`, for those who use what rows mean: refused when a row cannot be an answer to its example."""
-        values = self.block(view, block, names)
-        self.check_rows(view, self.rows(block).start, values)
+        values, rows = self.block(view, block, names), self.rows(block)
+        self.check_rows(view, np.arange(rows.start, rows.stop), values)
         return values
 
-    def check_rows(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def check_rows(self, view: int, rows_R: npt.NDArray[np.int64], arrays: Mapping[str, np.ndarray]) -> None:
         """Raise StoreError when a row contradicts itself or its example.
 
         Args:
             view: Whose rows.
-            start: Number of the first.
-            arrays: Arrays [R, *row_shape] of rows in order, by name.
+            rows_R: Their numbers.
+            arrays: Arrays [R, *row_shape] by name.
         """
-        num_rows = len(next(iter(arrays.values())))
-        arrays, every_R = self._with_mask(view, start, arrays), np.arange(num_rows)
-        some_R = np.unique(np.linspace(0, num_rows - 1, _SHIFTS_READ).round().astype(np.int64))
+        arrays, every_R = self._with_mask(view, rows_R, arrays), np.arange(len(rows_R))
+        some_R = np.unique(np.linspace(0, len(rows_R) - 1, _SHIFTS_READ).round().astype(np.int64))
         shifted = {name: array[some_R] for name, array in arrays.items()} if "tail_shift" in arrays else {}
-        for part, rows_R in ((arrays, every_R), (shifted, some_R)):
-            for words, broken in self.broken_rows(start + rows_R, part, every_class=part is shifted) if part else ():
-                row = start + int(rows_R[broken[0]])
+        for part, own_R in ((arrays, every_R), (shifted, some_R)):
+            for words, broken in self.broken_rows(rows_R[own_R], part, every_class=part is shifted) if part else ():
+                row = rows_R[own_R[broken[0]]]
                 raise StoreError(f"{self._where}: view {view} row {row} {words}; do not use this store")
 
     def broken_rows(
@@ -210,14 +209,17 @@ class Teacher:
         labels_R = self._examples.labels[rows_R]
         yield from broken_rows(arrays, labels_R, self.num_classes, tails=tails, folds_R=folds_R)
 
-    def _with_mask(self, view: int, start: int, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def _with_mask(
+        self, view: int, rows_R: npt.NDArray[np.int64], arrays: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
         """The arrays with the rows' `mask`, where there is one."""
         if "mask" in arrays or "mask" not in self.row_arrays:
             return arrays
-        stop = start + len(next(iter(arrays.values())))
-        blocks = range(start // self.block_rows, -(-stop // self.block_rows))
-        mask = np.concatenate([self.block(view, block, ["mask"])["mask"] for block in blocks])
-        return {**arrays, "mask": mask[start - blocks.start * self.block_rows :][: stop - start]}
+        mask_R, block_R = np.empty(len(rows_R), np.bool_), rows_R // self.block_rows
+        for block in np.unique(block_R).tolist():
+            own = block_R == block
+            mask_R[own] = self.block(view, block, ["mask"])["mask"][rows_R[own] - self.rows(block).start]
+        return {**arrays, "mask": mask_R}
 
     def bytes_on_disk(self) -> int:
         """Bytes of all files of this teacher."""

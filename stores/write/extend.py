@@ -5,16 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from logitbank.stores.format.documents import read_document
-from logitbank.stores.format.layout import file_name
 from logitbank.stores.format.schema import StoreError
 from logitbank.stores.read.lineage import own_attributes, with_lineage
 from logitbank.stores.read.reader import Store
 from logitbank.stores.read.teacher import Teacher
 from logitbank.stores.write.create import create_store
+from logitbank.stores.write.link import cell_files, same_layout
 from logitbank.stores.write.writer import TeacherWriter
-
-_LAYOUT = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value")  # what files mean
 
 
 def extendable(store: Store, num_views: int) -> Teacher:
@@ -92,23 +89,8 @@ def extend_store(store: Store, out: str | Path, *, num_views: int, probes: Mappi
         constants=teacher.constants(),
         block_rows=teacher.block_rows,
     )
-    same = _same_layout(store.path.resolve(), Path(out).resolve(), teacher)
+    same = same_layout(store.path.resolve(), teacher, Path(out).resolve(), teacher.name, teacher.arrays)
     for cell in writer.pending():
         if cell.view < store.num_views:
-            there = {
-                name: folder / file_name((*cell, *(0 for _ in teacher.row_arrays[name].row_shape)))
-                for name, folder in same.items()
-            }
-            writer.write(cell, teacher.block(*cell), same_files=there)
+            writer.write(cell, teacher.block(*cell), same_files=cell_files(same, teacher, cell))
     return writer
-
-
-def _same_layout(root: Path, out: Path, teacher: Teacher) -> dict[str, Path]:
-    """Folders of those arrays whose files mean the same in both stores, by name."""
-    folders = {}
-    for name in teacher.arrays:
-        folder = f"teachers/{teacher.name}/{name}"
-        ours, theirs = read_document(out, folder), read_document(root, folder)
-        if all(ours.get(key) == theirs.get(key) for key in _LAYOUT):
-            folders[name] = root / folder
-    return folders

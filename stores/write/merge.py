@@ -13,26 +13,18 @@ import numpy as np
 
 from logitbank.stores.format.address import check_folder
 from logitbank.stores.format.documents import raw_sha256
-from logitbank.stores.format.schema import RowArray, StoreError, check_name
+from logitbank.stores.format.schema import StoreError, check_name
 from logitbank.stores.read.lineage import last_step, own_attributes, with_lineage
 from logitbank.stores.read.reader import Store, open_store
 from logitbank.stores.read.teacher import Teacher
 from logitbank.stores.write.building import build
 from logitbank.stores.write.create import create_store, first_difference
+from logitbank.stores.write.gathered import Gathered, SourceRows
 from logitbank.stores.write.match import match_rows, merged_examples, merged_probes, pick, twins
 from logitbank.stores.write.writer import TeacherWriter
 
 Describe = Callable[[Mapping[str, Any], Mapping[str, Any], np.ndarray, np.ndarray], Mapping[str, Any]]
 """(dataset, views, keys, labels) -> the dataset attributes of these examples; ValueError when views forbid it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceRows:
-    """Rows of a source for a teacher of the result: `rows` [N], -1 where the source has none."""
-
-    teacher: Teacher
-    rows: np.ndarray
-    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +98,7 @@ def subset_store(
         )
     keys, labels = store.keys[rows], store.labels[rows]
     names = store.teachers if teachers is None else tuple(teachers)
-    chosen = {name: [SourceRows(teacher=store.teacher(name), rows=rows, digest=_digest(store))] for name in names}
+    chosen = {name: [SourceRows(store, store.teacher(name), rows)] for name in names}
     step = {"operation": "subset", **_origin(store, names), "rows_sha256": raw_sha256(rows.astype("<i8"))}
     step["twins"] = twins(store, rows)
     arrays = {name: pick([store], [rows], name) for name in ("folds", "groups")}
@@ -152,7 +144,7 @@ def _named(stores: Sequence[Store], rows: Sequence[np.ndarray], names: Sequence[
         raise StoreError(f"the stores have {len(pairs)} teachers ({had}), found {len(names)} new names; name each")
     teachers: dict[str, list[SourceRows]] = {}
     for (store, found, old), name in zip(pairs, names or [name for _, _, name in pairs], strict=True):
-        part = SourceRows(teacher=store.teacher(old), rows=found, digest=_digest(store))
+        part = SourceRows(store, store.teacher(old), found)
         for other in teachers.setdefault(check_name(name, "teacher"), []):
             _check_same_teacher(name, other.teacher, part.teacher)
         teachers[name].append(part)
@@ -198,7 +190,7 @@ def _write(
     def make(built: Path) -> None:
         create_store(built, **examples, probes=probes, attributes=with_lineage(attributes, step))
         for name, parts in teachers.items():
-            _write_teacher(built, name, parts, examples["views"]["num_views"])
+            _write_teacher(built, name, parts)
 
     def same(there: Path) -> bool:
         with contextlib.suppress(StoreError):
@@ -207,58 +199,27 @@ def _write(
         return False
 
     written = build(out, make, request=step, same=same)
-    served = {name: int(np.any([part.rows >= 0 for part in parts], axis=0).sum()) for name, parts in teachers.items()}
+    served = {name: int(np.any([part.served for part in parts], axis=0).sum()) for name, parts in teachers.items()}
     return Merged(num_examples=len(examples["keys"]), served=served, already_there=not written)
 
 
-def _write_teacher(folder: Path, name: str, parts: Sequence[SourceRows], num_views: int) -> None:
-    first = parts[0].teacher
-    served = np.any([part.rows >= 0 for part in parts], axis=0)
-    arrays = dict(first.row_arrays)
-    if not all("tail_shift" in part.teacher.row_arrays for part in parts):
-        arrays.pop("tail_shift", None)  # a part is of version 1: readers compute it
-    if not served.all():
-        arrays["mask"] = RowArray(dtype="bool")
+def _write_teacher(folder: Path, name: str, parts: Sequence[SourceRows]) -> None:
+    first, gathered = parts[0].teacher, Gathered(parts)
     writer = TeacherWriter(
         folder,
         name,
         identity=first.identity,
         encoding=first.encoding,
-        arrays=arrays,
+        arrays=gathered.arrays,
         folds=first.folds,
         constants=first.constants(),
+        block_rows=gathered.block_rows,
     )
-    for view in range(num_views):
-        cells = [cell for cell in writer.pending() if cell.view == view]
-        if not cells:
-            continue
-        slab = _gathered(parts, view, arrays, len(served))
-        for cell in cells:
-            writer.write(cell, {key: values[writer.rows(cell.block)] for key, values in slab.items()})
+    gathered.write(writer, folder)
     summary = first.summary
-    if len(parts) > 1 or len(served) != first.num_examples:
-        summary = {**summary, "measured_on": parts[0].digest}
+    if len(parts) > 1 or len(parts[0].rows) != first.num_examples:
+        summary = {**summary, "measured_on": _digest(parts[0].store)}
     writer.finish(fidelity=first.fidelity, summary=summary)
-
-
-def _gathered(
-    parts: Sequence[SourceRows], view: int, arrays: Mapping[str, RowArray], num_rows: int
-) -> dict[str, np.ndarray]:
-    """All rows of a view; a row that no part serves holds a copy of one that is served, behind the mask."""
-    slab: dict[str, np.ndarray] = {}
-    for part in reversed(parts):  # the first that has a row wins
-        here = part.rows >= 0
-        for name in (key for key in arrays if key != "mask"):
-            values = part.teacher.slab(view, [name])[name]
-            if name not in slab:
-                slab[name] = values[np.where(here, part.rows, part.rows.max(initial=0))]
-            else:
-                slab[name][here] = values[part.rows[here]]
-        if "mask" in arrays:
-            own = part.teacher.slab(view, ["mask"])["mask"] if "mask" in part.teacher.arrays else None
-            mask = slab.setdefault("mask", np.zeros(num_rows, dtype=np.bool_))
-            mask[here] = True if own is None else own[part.rows[here]]
-    return slab
 
 
 def _digest(store: Store) -> str:

@@ -92,7 +92,7 @@ class TeacherWriter:
         self._root = Path(path).resolve()
         self._where = self._root / "teachers" / check_name(name, "teacher")
         self.name = name
-        self._arrays = dict(arrays)
+        self.arrays: Mapping[str, RowArray] = dict(arrays)
         attributes = {
             "identity": as_json(dict(identity), "identity"),
             "encoding": as_json(dict(encoding), "encoding"),
@@ -112,12 +112,7 @@ class TeacherWriter:
         self._teacher = self._load()
         self.block_rows: int = self._teacher.block_rows
         self.num_blocks: int = self._teacher.num_blocks
-        self._targets = {key: open_array(self._root, f"teachers/{name}/{key}") for key in self._arrays}
-
-    @property
-    def arrays(self) -> Mapping[str, RowArray]:
-        """Arrays of a row."""
-        return self._arrays
+        self._targets = {key: open_array(self._root, f"teachers/{name}/{key}") for key in self.arrays}
 
     def cells(self) -> list[Cell]:
         """All cells, in order."""
@@ -138,7 +133,7 @@ class TeacherWriter:
     def files(self, cell: Cell) -> list[Path]:
         """The files of a cell in the order in which they are written: its rows, its checksums, its commit."""
         checksum = self._where / "checksum" / file_name((*cell, 0))
-        return [*(self._row_path(name, cell) for name in sorted(self._arrays)), checksum, self._commit_path(cell)]
+        return [*(self._row_path(name, cell) for name in sorted(self.arrays)), checksum, self._commit_path(cell)]
 
     def reserve(self, cell: Cell) -> bool:
         """Whether nobody else answers a cell: in a folder that all share, locks beside the store say that."""
@@ -170,7 +165,7 @@ class TeacherWriter:
         if not 0 <= view < self._store.num_views:
             raise StoreError(f"view must be 0 to {self._store.num_views - 1}, found {view}")
         self._check_rows(arrays, rows.stop - rows.start)
-        checksums = np.array([checksum_value(arrays[name]) for name in sorted(self._arrays)], dtype=np.uint32)
+        checksums = np.array([checksum_value(arrays[name]) for name in sorted(self.arrays)], dtype=np.uint32)
         commit = commit_value(checksums)
         found = self._committed(cell)
         if found == commit:
@@ -237,14 +232,14 @@ class TeacherWriter:
         summary: dict[str, Any],
     ) -> None:
         for name in constants:
-            if check_name(name, "constant") in {*self._arrays, *CELL_ARRAYS}:
+            if check_name(name, "constant") in {*self.arrays, *CELL_ARRAYS}:
                 raise StoreError(f"constant {name!r} has the name of an array per row; rename it")
         statics = {name: static_array(name, values, constant_spec(name)) for name, values in constants.items()}
         remove_abandoned(self._where.parent)
         if not self._where.exists():
             size = self._store.num_examples, self._store.num_views
-            chosen = default_block_rows(size[0], self._arrays, num_views=size[1], num_writers=num_writers)
-            rows = check_block_rows(chosen if block_rows is None else block_rows, *size, self._arrays)
+            chosen = default_block_rows(size[0], self.arrays, num_views=size[1], num_writers=num_writers)
+            rows = check_block_rows(chosen if block_rows is None else block_rows, *size, self.arrays)
             top = {
                 **attributes,
                 "examples_sha256": self._store.examples_sha256,
@@ -254,8 +249,8 @@ class TeacherWriter:
                 "summary": summary,
             }
             documents = {"": group_document(top)}
-            for name in (*sorted(self._arrays), *CELL_ARRAYS):
-                documents[name] = array_plan(name, self._arrays, self._store.num_views, self._store.num_examples, rows)[
+            for name in (*sorted(self.arrays), *CELL_ARRAYS):
+                documents[name] = array_plan(name, self.arrays, self._store.num_views, self._store.num_examples, rows)[
                     1
                 ]
             documents |= {name: document for name, (_, document) in statics.items()}
@@ -288,9 +283,9 @@ class TeacherWriter:
             remove_abandoned(folder)
 
     def _check_rows(self, arrays: Mapping[str, np.ndarray], num_rows: int) -> None:
-        if set(arrays) != set(self._arrays):
-            raise StoreError(f"a cell must have {', '.join(sorted(self._arrays))}, found {', '.join(sorted(arrays))}")
-        for name, array in self._arrays.items():
+        if set(arrays) != set(self.arrays):
+            raise StoreError(f"a cell must have {', '.join(sorted(self.arrays))}, found {', '.join(sorted(arrays))}")
+        for name, array in self.arrays.items():
             shape, found = (num_rows, *array.row_shape), arrays[name]
             if found.shape != shape or found.dtype != np.dtype(array.dtype):
                 want = f"{array.dtype} {list(shape)}"
@@ -316,7 +311,7 @@ class TeacherWriter:
         return value
 
     def _row_path(self, name: str, cell: Cell) -> Path:
-        return self._where / name / file_name((*cell, *(0 for _ in self._arrays[name].row_shape)))
+        return self._where / name / file_name((*cell, *(0 for _ in self.arrays[name].row_shape)))
 
     def _commit_path(self, cell: Cell) -> Path:
         return self._where / "committed" / file_name(cell)

@@ -132,7 +132,7 @@ def write_page(docs: Path, rows: dict[tuple[str, int, int], Comparison], argumen
     page = docs / "explanation" / "views.md"
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    seeds = f"Seeds 0 to {arguments.seeds - 1}; {library_versions()['torch']} of torch, one CPU thread."
+    seeds = f"Seeds 0 to {arguments.seeds - 1}; torch {library_versions()['torch']}, one CPU thread."
     page.write_text(f"{before}{BEGIN}\n{table(rows)}\n\n{seeds}\n{END}{after}")
     plot(rows, docs / "explanation" / "views.png")
 
@@ -164,7 +164,7 @@ def main() -> int:
         for epochs in lengths
         for count in sorted({*(view for view in views if view < epochs), epochs})
     ]
-    data = f"{arguments.data}&limit={arguments.rows}"
+    data = f"{arguments.data}{'&' if '?' in arguments.data else '?'}limit={arguments.rows}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     make_stores(arguments.out, data, arguments.weights, sorted({count for _, _, count in plans}))
     rows = compared(train_all(arguments.out, data, plans, arguments.seeds))

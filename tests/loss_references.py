@@ -346,6 +346,36 @@ def sel_slow(s: Row, z: Row, y: int, c: float = 0.01, floor: float = 1e-3, smoot
     return float(((s - (z + np.array(gamma) * surprise)) ** 2).mean())
 
 
+def sel_minimax(
+    s: Row,
+    z: Row,
+    y: int,
+    uncertainty: str = "relative",
+    width: float = 2.0,
+    mix: float = 0.5,
+    smoothing: float = 0.0,
+) -> float:
+    p = (1 - smoothing) * softmax(z) + smoothing / len(z)
+    gamma = []
+    for own in p:
+        ends = {
+            "relative": (max(own / (1 + width), 1e-6), own * (1 + width)),
+            "power": (max(own, 1e-6), own ** (1 / width)),
+            "absolute": (max(own - width, 1e-3), own + width),
+        }[uncertainty]
+        truth = np.linspace(ends[0], min(ends[1], 1.0), 10)
+
+        def slope(g: float, own: float = own, truth: Row = truth) -> float:
+            """Of the largest of the risks, at g."""
+            error, scale = g * (truth - own) - np.log(truth / own), 1 / mix - 1 + g
+            worst = int((error**2 + scale**2 * truth * (1 - truth)).argmax())
+            return float(error[worst] * (truth[worst] - own) + scale * truth[worst] * (1 - truth[worst]))
+
+        inside = slope(-10) < 0 < slope(10)
+        gamma.append(brentq(slope, -10, 10, xtol=1e-13) if inside else 10.0 if slope(10) <= 0 else -10.0)
+    return float(((s - (z + np.array(gamma) * (one_hot(y, len(z)) - p))) ** 2).mean())
+
+
 def sel_gamma(s: Row, z: Row, y: int, gamma: str = "one", smoothing: float = 0.0) -> float:
     p = (1 - smoothing) * softmax(z) + smoothing / len(z)
     size = 1.0 if gamma == "one" else 1 - p
@@ -408,6 +438,7 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "sel_corrected": sel_corrected,
     "sel_slow": sel_slow,
     "sel_gamma": sel_gamma,
+    "sel_minimax": sel_minimax,
     "sel_ortho": sel_ortho,
     "ce_ortho": ce_ortho,
 }

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench import views
 from docs import semiparametric, students
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.weights import save_weights
+from logitbank.stores import open_store
 
 
 @pytest.fixture
@@ -120,3 +122,40 @@ def test_students_of_stores_and_of_the_online_teacher(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == results
     table = said[said.index("method ") :]
     assert capsys.readouterr().out == table, "what is finished is not done again"
+
+
+def test_what_stored_views_are_worth_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each number of views with the same steps; what is finished is not done again; the page around stays."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "cifar.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
+    split = load_split(f"npz:{tmp_path}/cifar.npz")
+    weights = tmp_path / "resnet20.safetensors"
+    save_weights(weights, build_model("resnet20", split), {"architecture": "resnet20", "num_classes": 10}, split.keys)
+    page = tmp_path / "docs" / "explanation" / "views.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(f"before\n\n{views.BEGIN}\nold\n{views.END}\n\nafter\n")
+    arguments = [tmp_path / "out", "--data", f"npz:{tmp_path}/cifar.npz", "--weights", weights, "--rows", 30]
+    arguments += ["--views", "1,2", "--epochs", "3", "--losses", "kd,ce", "--seeds", 2, "--page", tmp_path / "docs"]
+    run(monkeypatch, views, *arguments)
+    said = capsys.readouterr().out
+    runs = {
+        f"{loss}-epochs3-views{count}-seed{seed}" for loss in ("kd", "ce") for count in (1, 2, 3) for seed in (0, 1)
+    }
+    assert {path.name for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir()} == runs
+    assert [line.count("|") for line in said.splitlines() if line.startswith("| `")] == [9] * 6
+    assert {open_store(tmp_path / "out" / f"views-{count}.zarr").num_views for count in (1, 2, 3)} == {1, 2, 3}
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
+    steps = {len((path.parent / "history.csv").read_text().splitlines()) for path in results}
+    assert steps == {1 + 3}
+    text = page.read_text()
+    assert text.startswith("before\n\n")
+    assert text.endswith("\n\nafter\n")
+    assert "old" not in text
+    assert "| `kd` | 3 | 3 | 1 | 2 |" in text
+    assert page.with_name("views.png").stat().st_size > 1000
+    run(monkeypatch, views, *arguments)
+    assert {path: path.stat().st_mtime_ns for path in results} == results
+    assert page.read_text() == text

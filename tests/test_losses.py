@@ -56,6 +56,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sel_slow", {"c": 10.0, "smoothing": 0.1}),
     ("sel_gamma", {"gamma": "one_minus_p"}),
     ("sel_gamma", {"smoothing": 0.1}),
+    ("sel_minimax", {"uncertainty": "power", "mix": 0.3}),
+    ("sel_minimax", {"uncertainty": "absolute", "width": 0.05, "smoothing": 0.1}),
     ("apl", {"passive": "mae", "a": 10.0}),
     ("akl", {"head": 0.9}),
     ("mlkd", {"instance": 0.0}),

@@ -14,12 +14,13 @@ class Waiting:
     Args:
         what: What it waits for.
         advice: What to do when it lasts.
+        soon: Seconds before it is said for the first time.
     """
 
-    def __init__(self, what: str, advice: str) -> None:
+    def __init__(self, what: str, advice: str, *, soon: float = SOON_SECONDS) -> None:
         self._what, self._advice = what, advice
         self._since = time.monotonic()
-        self._next = SOON_SECONDS
+        self._next = self._soon = soon
 
     @property
     def quiet_seconds(self) -> float:
@@ -31,6 +32,6 @@ class Waiting:
         if self.quiet_seconds:
             return
         passed = time.monotonic() - self._since
-        lasting = "" if self._next == SOON_SECONDS else f", for {passed / 60:.0f} min so far; {self._advice}"
+        lasting = "" if self._next == self._soon else f", for {passed / 60:.0f} min so far; {self._advice}"
         _log.warning("waiting for %s%s", self._what, lasting)
         self._next = passed + EVERY_SECONDS

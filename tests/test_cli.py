@@ -20,7 +20,7 @@ OPTIONS = {
     " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
     "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed encoding top-k tail-bits bits"
     " kl-budget temperatures predictor-rows views transform view-seed batch-size precision"
-    " channels-last compile workers part limit dry-run log-json mean std input-transform device threads",
+    " channels-last compile workers part ray limit dry-run log-json mean std input-transform device threads",
     "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
     " device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
@@ -47,7 +47,7 @@ OPTIONS = {
     "datasets": "",
     "demo": "out seeds",
 }
-OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs"
+OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs ray gpus-per-run"
 OPTIONS["generations"] = (
     OPTIONS["train-student"].replace(" leave-out", "").replace(" logger log-json", "")
     + " rounds anchor label-weight stop-after"

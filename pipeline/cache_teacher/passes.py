@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.cache_teacher.cells import EncodedRows
-from logitbank.pipeline.cache_teacher.progress import Progress
+from logitbank.pipeline.cache_teacher.progress import Progress, Tally
 from logitbank.pipeline.cache_teacher.sample import zero_warnings
 from logitbank.pipeline.cache_teacher.summary import summarise
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
@@ -61,6 +62,15 @@ class Pass:
     def cells(self) -> list[Cell]:
         """Those that nobody has committed yet, in order."""
         return self.writer.pending()
+
+    def left(self) -> dict[Cell, int]:
+        """The number of rows of each of `cells`."""
+        return {cell: len(self.rows(cell)) for cell in self.cells()}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all cells."""
+        return len(self.teacher.split) * self.teacher.views.num_views
 
     def rows(self, cell: Cell) -> npt.NDArray[np.int64]:
         """Row numbers of a cell."""
@@ -150,7 +160,7 @@ def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None]
 
     A second thread encodes and writes one cell while the teacher answers the next.
     """
-    tally = _Tally(begun, on_progress)
+    tally = Tally(begun.left(), begun.num_rows, on_progress)
     with ExitStack() as claims, ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
         behind: list[tuple[Cell, ExitStack, Future[Count]]] = []
 
@@ -161,7 +171,7 @@ def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None]
 
         for cell, claim in _claimed(begun, rank, tally):
             claims.callback(claim.close)
-            encoded = begun.answer(cell, background, tally.answered)
+            encoded = begun.answer(cell, background, partial(tally.answered, cell))
             if behind:
                 settle()
             behind.append((cell, claim, background.submit(begun.keep, cell, encoded)))
@@ -169,7 +179,7 @@ def write_cells(begun: Pass, rank: Rank, on_progress: Callable[[Progress], None]
             settle()
 
 
-def _claimed(begun: Pass, rank: Rank, tally: "_Tally") -> Iterator[tuple[Cell, ExitStack]]:
+def _claimed(begun: Pass, rank: Rank, tally: Tally) -> Iterator[tuple[Cell, ExitStack]]:
     """Cells that are this process's to write, with their claims. Processes that know of each other start apart.
 
     Cells are gone through again until none can be claimed: who had claimed one may have been killed.
@@ -181,42 +191,8 @@ def _claimed(begun: Pass, rank: Rank, tally: "_Tally") -> Iterator[tuple[Cell, E
         for number in range(len(cells)) if rank.count == 1 else shuffled.permutation(len(cells)):
             claim = begun.claim(cells[number])
             if claim is None:
-                tally.look(cells[number])
+                if begun.writer.is_committed(cells[number]):
+                    tally.found(cells[number])
             else:
                 found = True
                 yield cells[number], claim
-
-
-class _Tally:
-    """How far a pass is, as this process knows it."""
-
-    def __init__(self, begun: Pass, on_progress: Callable[[Progress], None] | None) -> None:
-        self._begun, self._on_progress = begun, on_progress
-        self._total = len(begun.teacher.split) * begun.teacher.views.num_views
-        self._left = {cell: len(begun.rows(cell)) for cell in begun.cells()}
-        self._correct, self._labelled, self._under_way = 0, 0, 0
-
-    def look(self, cell: Cell) -> None:
-        """Another process has the cell, or has written it."""
-        if self._begun.writer.is_committed(cell):
-            self._left.pop(cell, None)
-
-    def add(self, cell: Cell, correct: int, labelled: int) -> None:
-        """This process has written the cell."""
-        self._left.pop(cell, None)
-        self._correct, self._labelled = self._correct + correct, self._labelled + labelled
-        rows = len(self._begun.rows(cell))
-        self._under_way -= rows
-        self._say(rows)
-
-    def answered(self, rows: int) -> None:
-        """The teacher has answered rows that are not written yet."""
-        self._under_way += rows
-        self._say(0)
-
-    def _say(self, rows: int) -> None:
-        if self._on_progress is not None:
-            done = self._total - sum(self._left.values())
-            accuracy = self._correct / self._labelled if self._labelled else None
-            ahead = min(self._under_way, self._total - done)
-            self._on_progress(Progress(done=done, total=self._total, rows=rows, under_way=ahead, accuracy=accuracy))

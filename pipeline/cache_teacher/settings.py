@@ -13,12 +13,15 @@ from logitbank.pipeline.domains import (
     ENCODINGS,
     FOLD_STRATEGIES,
     FOLDS,
+    MEANS,
     NOT_NEGATIVE,
     PRECISIONS,
     SEED,
+    STDS,
     TAIL_BITS,
     TEMPERATURES,
     VIEWS,
+    check_input,
 )
 
 if TYPE_CHECKING:
@@ -72,8 +75,12 @@ class Folding:
 
 @dataclass(frozen=True, kw_only=True)
 class Caching:
-    """A pass: who answers, about which views, and what is kept of it; each setting says what it is."""
+    """A pass: who answers, about which views of which data, and what is kept of it; each setting says what it is.
 
+    All of it is text and numbers, fit for another process.
+    """
+
+    data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
     teacher: str = option(
         "mlp",
         help="A network of `cli models`, array:FILE.npy, export:FILE.npz, tinyvit:DIR or sklearn:NAME?option=value",
@@ -101,9 +108,21 @@ class Caching:
     view_seed: int = option(0, help="Seed of the views", domain=SEED)
     compute: Compute = part(Compute)
     limit: int = option(0, help="A trial on n examples; stage two reads them with DATA?limit=n", domain=COUNT)
+    mean: str = option("", help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406", domain=MEANS)
+    std: str = option("", help="Input standard deviation, likewise", domain=STDS)
+    input_transform: str = option(
+        "",
+        help="Over the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
+        " parts that are left out stay",
+    )
+    device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
+    threads: int = option(
+        0, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1", domain=COUNT, decides=False
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_input(self.mean, self.std, self.input_transform)
 
     def idle(self) -> Iterator[Idle]:
         """Settings that do nothing beside the others; `choose` knows those beside the encoding."""

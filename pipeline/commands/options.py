@@ -131,6 +131,9 @@ TeacherArch = Annotated[
 OneTeacher = Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")]
 SomeTeachers = Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")]
 FirstViews = Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")]
+Ray = Annotated[
+    str, typer.Option(help="local, or a Ray cluster's HOST:PORT or auto: run there (pip install logitbank[ray])")
+]
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 
 

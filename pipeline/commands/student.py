@@ -1,14 +1,24 @@
 """Stage two: one student, many students, their comparison."""
 
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from logitbank.pipeline.commands.options import here, option, read_names, refuse_idle_tail, takes, wrote
-from logitbank.pipeline.domains import AT_LEAST_ONE, COMPARED, COUNT
+from logitbank.pipeline.commands.options import (
+    Ray,
+    here,
+    option,
+    read_names,
+    refuse_idle,
+    refuse_idle_tail,
+    takes,
+    wrote,
+)
+from logitbank.pipeline.domains import AT_LEAST_ONE, COMPARED, COUNT, NOT_NEGATIVE
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.train_student.spec import Run, read_settings
@@ -77,6 +87,7 @@ def train_student(
 @takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"))
 def sweep(
     *,
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the sweep: one folder a run; the same command goes on")],
     loss: Annotated[str, typer.Option(help="Losses with commas between")] = "ce,kd",
     student: Annotated[str, typer.Option(help="Students with commas between")] = "mlp:32",
@@ -86,10 +97,18 @@ def sweep(
     seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
     threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
+    ray: Ray = "",
+    gpus_per_run: Annotated[
+        float, option(NOT_NEGATIVE, help="With --ray: GPUs of each run, such as 0.5; 0: one where there are any")
+    ] = 0.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
     run: Run,
 ) -> None:
     """Train every loss x student x setting x seed; all other options are those of train-student."""
+    if ray:
+        refuse_idle(context, ("jobs",), "with --ray the cluster's resources say how many train at a time")
+    else:
+        refuse_idle(context, ("gpus_per_run",), "--ray is not given")
     losses, students = read_names("--loss", loss), read_names("--student", student)
     grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
     from logitbank.pipeline.processes.bar import progress_bar
@@ -97,10 +116,12 @@ def sweep(
     from logitbank.pipeline.train_student.planned import Event
     from logitbank.pipeline.train_student.sweep import plan_runs, run_sweep, total_epochs
 
-    run = replace(run, store=str(here(Path(run.store))))
+    if not ray:  # else each machine has a cache of its own
+        run = replace(run, store=str(here(Path(run.store))))
     planned = plan_runs(run, out, losses=losses, students=students, grid=grid, seeds=seeds)
     failed: list[Event] = []
     warned: set[str] = set()
+    trained: Counter[str] = Counter()  # epochs; a run that goes on in another process tells of all of them
     say = _as_json if log_json else _say_nothing
     with progress_bar(total_epochs(planned), "epoch", silent=log_json) as bar:
         counts = {"done": 0, "skipped": 0, "failed": 0, "elsewhere": 0}
@@ -109,7 +130,8 @@ def sweep(
             facts = asdict(event)
             say(facts.pop("kind"), **facts)
             if event.kind == "epoch":
-                bar.update()
+                bar.update(max(0, event.epoch - trained[event.run]))
+                trained[event.run] = max(event.epoch, trained[event.run])
                 return
             if event.kind == "warning":
                 if event.text not in warned:  # other seeds have the same
@@ -125,9 +147,10 @@ def sweep(
             bar.set_postfix(runs=len(planned), **counts)
 
         try:
+            gpus = gpus_per_run or (0.0 if run.device == "cpu" else None)
             with grouped(run.logger, out) as loggers:
                 planned = [replace(each, run=replace(each.run, logger=loggers)) for each in planned]
-                run_sweep(planned, out, jobs=jobs, threads=threads, on_event=report)
+                run_sweep(planned, out, jobs=jobs, threads=threads, ray=ray, gpus_per_run=gpus, on_event=report)
         except KeyboardInterrupt:
             bar.close()
             typer.echo(f"stopped; the same command goes on in {out}", err=True)

@@ -16,13 +16,15 @@ from typing import Any
 from logitbank.pipeline.described import changed
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.models import spell_model
+from logitbank.pipeline.processes.ray_cluster import Resources
 from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
 from logitbank.pipeline.train_student.losses import takes_setting
+from logitbank.pipeline.train_student.on_ray import train_on_ray
 from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
 from logitbank.pipeline.train_student.planned import Event, Planned
 from logitbank.pipeline.train_student.pool import train_all
 from logitbank.pipeline.train_student.spec import Run
-from logitbank.stores import open_store
+from logitbank.stores import local_store, open_store
 
 SWEEP = "sweep.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=+-]+")
@@ -56,7 +58,7 @@ def plan_runs(
         raise ValueError(f"--seeds is {seeds}; expected at least 1")
     grid = {**{key: [str(value)] for key, value in base.settings.items()}, **grid}
     own = {name: loss for text in losses for name, loss in load_losses(text).items()}
-    num_classes = open_store(Path(base.store)).num_classes if own else None
+    num_classes = open_store(local_store(Path(base.store))).num_classes if own else None
     known = {loss: [key for key in grid if takes_setting(loss, key, grid[key][0], own)] for loss in losses}
     for key, values in grid.items():
         if not any(key in keys for keys in known.values()):
@@ -101,6 +103,8 @@ def run_sweep(
     *,
     jobs: int,
     threads: int,
+    ray: str = "",
+    gpus_per_run: float | None = None,
     on_event: Callable[[Event], None],
 ) -> None:
     """Trains what is not there yet, ``jobs`` students at a time.
@@ -108,16 +112,22 @@ def run_sweep(
     Args:
         planned: The runs.
         out: Folder of the sweep; ``sweep.json`` in it lists the runs.
-        jobs: Processes.
-        threads: CPU threads of each; 0 shares the cores out.
+        jobs: Processes of this machine.
+        threads: CPU threads of each; 0 shares the cores out, and is 1 on a Ray cluster.
+        ray: Instead of ``jobs``: the address of a Ray cluster, or local.
+        gpus_per_run: Of the cluster, which may be a part of one; None is one where there are any.
         on_event: Told what happens, in this process.
     """
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; expected at least 1")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SWEEP, {"runs": [run.folder.name for run in planned]})
-    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
-    for event in train_all(planned, min(jobs, len(planned)), threads):
+    if ray:
+        events = train_on_ray(planned, ray, Resources(cpus=max(1, threads), gpus=gpus_per_run))
+    else:
+        threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+        events = train_all(planned, min(jobs, len(planned)), threads)
+    for event in events:
         on_event(event)
 
 

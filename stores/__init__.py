@@ -2,7 +2,8 @@
 
 Format and engine need numpy and zarr, never torch. `README.md` beside this file is the format.
 
-    format/   what a store may hold: arrays, documents, layout of files; with files.py, folders.py and locks.py
+    format/   what a store may hold: arrays, documents, layout of files; with files.py, folders.py,
+              locks.py and waiting.py
     read/     opening, checked rows, verifying
     write/    creating, cells, stores out of stores
     share/    elsewhere: zip files, web servers, buckets

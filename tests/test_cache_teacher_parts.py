@@ -1,8 +1,11 @@
 """Stage one in several processes: killed, resumed, cut into other parts, and always the same bytes."""
 
 import contextlib
+import json
 import multiprocessing
 import signal
+import subprocess
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -130,6 +133,38 @@ def test_ranks_of_torchrun_are_parts(undisturbed: Path, fold_teachers: Path, tmp
     ranks = [Worker(out, fold_teachers, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
     assert "finished" in {rank.wait()[-1] for rank in ranks}
     check_same(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_launchers_of_torchrun_write_one_store(tmp_path: Path) -> None:
+    """Four processes, of which the two of a launcher know of each other alone; no cell is answered twice."""
+    call = [
+        "logitbank",
+        "cache-teacher",
+        "--teacher",
+        "cnn",
+        "--weights",
+        "random-init",
+        "--views",
+        "6",
+        "--threads",
+        "1",
+    ]
+    call += ["--views", "6", "--transform", "flip-crop", "--log-json", "--out"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *call]
+
+    def start(*words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=tmp_path, stdout=-1, stderr=-1, text=True)
+
+    launchers = [start(*torchrun, "s.zarr") for _ in range(2)]
+    ended = [launcher.communicate() for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], ended
+    events = [json.loads(line) for said, _ in ended for line in said.splitlines() if '"rows"' in line]
+    assert len(events) == 4
+    assert sum(event["rows"] for event in events) == 6 * 1437
+    alone = start(*call, "alone.zarr")
+    assert "finished" in alone.communicate()[0]
+    check_same(tmp_path / "s.zarr", tmp_path / "alone.zarr")
 
 
 def test_killed_and_resumed_by_others(undisturbed: Path, fold_teachers: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ CONTROL = "cache-teacher --teacher mlp:16 --weights random-init"
 def test_processes_of_a_job_array(type_in: Terminal, tmp_path: Path) -> None:
     """A process leaves what another one has claimed, and says only what it wrote itself."""
     views = "--views 2 --transform flip-crop"
-    with locked(tmp_path / "s.zarr.teacher.1-0"):
+    with locked(tmp_path / "s.zarr.teacher@1-0"):
         said = type_in(f"{CONTROL} {views} --out s.zarr --part 1/2")
         assert said == "wrote 1850 rows of s.zarr; other processes still write the rest\n"
         said = type_in(f"{CONTROL} {views} --out s.zarr --part 0/2")

@@ -137,7 +137,7 @@ def test_killed_it_goes_on_to_the_same_bytes(digits: Split, plain_teacher: Path,
 
 def test_several_processes_write_it_together(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
     path, out = cached(digits, plain_teacher, tmp_path / "two.zarr"), tmp_path / "four.zarr"
-    with locked(tmp_path / "four.zarr.teacher.3-1"):
+    with locked(tmp_path / "four.zarr.teacher@3-1"):
         extended(digits, plain_teacher, path, out, rank=Rank(number=1, count=2))
         assert open_store(out, allow_incomplete=True).teacher().uncommitted() == [(3, 1)]
     extended(digits, plain_teacher, path, out, rank=Rank(number=0, count=2))
@@ -207,7 +207,7 @@ def test_only_finished_and_sound_stores_grow(digits: Split, plain_teacher: Path,
     with pytest.raises(StoreError, match=r"has 0 teachers \(none\)"):
         extendable(open_store(tmp_path / "none.zarr", allow_incomplete=True), 4)
     half = tmp_path / "half.zarr"
-    with locked(tmp_path / "half.zarr.teacher.2-0"):
+    with locked(tmp_path / "half.zarr.teacher@2-0"):
         extended(digits, plain_teacher, path, half)
     with pytest.raises(StoreError, match="'teacher' is unfinished"):
         extended(digits, plain_teacher, half, tmp_path / "out.zarr", 5)

@@ -1,6 +1,7 @@
 """Ray: a real cluster on this machine, whose processes are killed, writes and trains what one process does."""
 
 import filecmp
+import json
 import os
 import secrets
 import signal
@@ -22,16 +23,19 @@ SECRET = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **SECRET}
 CLUSTER = """
 import logging, sys, ray
-ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
-CACHE = "cache-teacher --teacher cnn --weights random-init --views 6 --transform flip-crop --threads 1 --log-json --out"
+CACHE = (
+    "cache-teacher --teacher cnn --weights random-init --views 6 --transform flip-crop --device cpu --threads 1"
+    " --log-json --out"
+)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a cluster that lives as long as the tests here."""
+    """The address of a cluster that lives as long as the tests here; its GPU is a number to Ray, and nothing else."""
     command = [sys.executable, "-c", CLUSTER]
     with subprocess.Popen(command, env=ENVIRONMENT, stdin=-1, stdout=-1, stderr=-3, text=True) as process:
         assert process.stdout is not None
@@ -110,7 +114,7 @@ def test_a_sweep_trains_what_the_local_pool_trains(cluster: str, alone: Path, tm
     sweep = ["sweep", "--store", str(alone), "--loss", "ce,kd", "--student", "mlp:8", "--seeds", "1", "--epochs", "2"]
     sweep += ["--threads", "1", "--out"]
     run(tmp_path, *sweep, "pool")
-    assert "2 runs trained" in run(tmp_path, *sweep, "ray", "--ray", cluster)
+    assert "2 runs trained" in run(tmp_path, *sweep, "ray", "--ray", cluster, "--gpus-per-run", "0.5")
     results = {path.parent.name: read_json(path) for path in (tmp_path / "ray").rglob(RESULT)}
     assert len(results) == 2
     for name, found in results.items():
@@ -120,6 +124,31 @@ def test_a_sweep_trains_what_the_local_pool_trains(cluster: str, alone: Path, tm
     said, error = refused.communicate()
     assert (refused.returncode, said) == (2, "")
     assert f"error: --ray {cluster}: each process takes 1 CPUs and 7 GPUs, and no machine has them" in error
+
+
+@pytest.mark.slow
+def test_twelve_students_are_the_same_whoever_trains_them(cluster: str, alone: Path, tmp_path: Path) -> None:
+    """The local pool, Ray, and two machines that share a folder."""
+    sweep = ["sweep", "--store", str(alone), "--loss", "ce,kd", "--student", "mlp:8,mlp:16", "--seeds", "3"]
+    sweep += ["--epochs", "5", "--threads", "1", "--log-json", "--out"]
+    run(tmp_path, *sweep, "pool", "--jobs", "2")
+    run(tmp_path, *sweep, "ray", "--ray", cluster)
+    (tmp_path / "disk").mkdir()
+    for machine in ("a", "b"):
+        (tmp_path / machine).mkdir()
+        (tmp_path / machine / "shared").symlink_to(tmp_path / "disk")
+    both = [start(tmp_path / machine, *sweep, "shared/sweep") for machine in ("a", "b")]
+    ended = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    counts = [json.loads(said.splitlines()[-1]) for said, _ in ended]
+    assert sum(count["done"] for count in counts) == 12  # nothing is trained twice
+    assert all(count["done"] for count in counts)
+    pool, ray, disk = (
+        {path.parent.name: {**read_json(path), "seconds": 0} for path in (tmp_path / folder).rglob(RESULT)}
+        for folder in ("pool", "ray", "disk")
+    )
+    assert len(pool) == 12
+    assert pool == ray == disk
 
 
 def test_a_mistake_in_a_process_of_ray_is_one_line(cluster: str, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def cache_on_ray(
         tally = Tally(left, num_rows, on_progress)
         going_on = True
         while left and going_on:
-            going_on = _write(crew, left, tally)
+            going_on, before = _write(crew, left, tally), left
             left, _ = crew.one("left")
+            for cell in before.keys() - left.keys():
+                tally.found(cell)
         return crew.one("finish"), num_rows
 
 

@@ -138,19 +138,8 @@ def test_ranks_of_torchrun_are_parts(undisturbed: Path, fold_teachers: Path, tmp
 @pytest.mark.slow
 def test_two_launchers_of_torchrun_write_one_store(tmp_path: Path) -> None:
     """Four processes, of which the two of a launcher know of each other alone; no cell is answered twice."""
-    call = [
-        "logitbank",
-        "cache-teacher",
-        "--teacher",
-        "cnn",
-        "--weights",
-        "random-init",
-        "--views",
-        "6",
-        "--threads",
-        "1",
-    ]
-    call += ["--views", "6", "--transform", "flip-crop", "--log-json", "--out"]
+    call = ["logitbank", "cache-teacher", "--teacher", "cnn", "--weights", "random-init", "--threads", "1"]
+    call += ["--transform", "flip-crop", "--views", "6", "--log-json", "--out"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *call]
 
     def start(*words: str) -> "subprocess.Popen[str]":

@@ -155,7 +155,7 @@ def test_a_mistake_in_a_process_of_ray_is_one_line(cluster: str, tmp_path: Path)
     done = start(tmp_path, *CACHE.split(), "s.zarr", "--ray", cluster, "--data", "npz:none.npz")
     said, error = done.communicate()
     assert (done.returncode, said, error.count("\n")) == (2, "", 1)
-    assert error.startswith("error: none.npz")
+    assert error.startswith("error: npz:none.npz")
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def test_a_mistake_in_a_process_of_ray_is_one_line(cluster: str, tmp_path: Path)
         (("cache-teacher", "--out", "s", "--ray", "local", "--part", "0/2"), "--part does nothing here, because --ray"),
         (("cache-teacher", "--out", "s", "--ray", "local", "--dry-run"), "--dry-run does nothing here, because --ray"),
         (("cache-teacher", "--out", "s", "--ray", "ray://host:10001"), "expected local, auto, or HOST:PORT"),
+        (("cache-teacher", "--out", "s3://bucket/s.zarr", "--ray", "local"), "a folder that all machines share"),
         (("sweep", "--store", "s", "--out", "o", "--gpus-per-run", "1"), "--ray is not given"),
         (("sweep", "--store", "s", "--out", "o", "--ray", "local", "--jobs", "2"), "--jobs does nothing here"),
     ],

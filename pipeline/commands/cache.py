@@ -55,6 +55,7 @@ def cache_teacher(
     """Stage one: run the teacher over every view once and write its answers to a Zarr store."""
     from logitbank.pipeline.cache_teacher.begin import is_finished
     from logitbank.pipeline.processes.rank import Rank
+    from logitbank.stores.format.address import is_url
 
     rank = Rank.find(part)
     given = [name for name in context.params if is_given(context, name)]
@@ -62,6 +63,8 @@ def cache_teacher(
         refuse_idle(context, ("part", "dry_run"), "--ray is given")
         if rank.together:
             raise ValueError("--ray and torchrun both start processes; use one of them")
+        if is_url(out):
+            raise ValueError(f"--ray writes to a folder that all machines share, found {out}; for a bucket use --part")
     if dry_run:
         _try_out(caching, given, as_json=log_json)
         return

@@ -73,7 +73,7 @@ SOURCES: dict[str, Source] = {
         load=load_webdataset,
         takes_name=True,
         example="webdataset:train-*.tar?test=PATTERN",
-        about="tar shards of pictures, 000001.jpg and 000001.cls, read in any order; label=cls",
+        about="tar shards of pictures, 000001.jpg and 000001.cls, here, in a bucket or on a web server; label=cls",
     ),
     "imagefolder": Source(
         load=load_image_folder,

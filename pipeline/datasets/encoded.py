@@ -9,7 +9,7 @@ Shapes: N pictures.
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -82,6 +82,18 @@ class EncodedPictures:
                 f"{self.blobs.name(number)} cannot be decoded ({error}); mend or remove it, or pass on_error=skip to"
                 " mask its row"
             ) from error
+
+    @property
+    def near(self) -> tuple[int, int] | None:
+        """Rows that come at once, and how many such blocks can be mixed; None: any row comes as fast as another."""
+        own: tuple[int, int] | None = getattr(self.blobs, "near", None)
+        return own
+
+    def announce(self, groups: Sequence[Rows]) -> None:
+        """Which rows will be read, group after group."""
+        tell_blobs = getattr(self.blobs, "announce", None)
+        if tell_blobs is not None:
+            tell_blobs([self.rows[group] for group in groups])
 
     def subset(self, rows: Rows) -> "EncodedPictures":
         return EncodedPictures(self.blobs, self.size, self.rows[rows], self.broken)

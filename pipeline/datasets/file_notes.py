@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from logitbank.pipeline.datasets.remote_files import RemoteFile
 from logitbank.stores.files import whole_file
 from logitbank.stores.folders import default_cache
 
@@ -46,7 +47,7 @@ class Notes:
         about: What the bytes are.
     """
 
-    def __init__(self, paths: Sequence[Path], about: str) -> None:
+    def __init__(self, paths: Sequence[Path | RemoteFile], about: str) -> None:
         listed = hashlib.blake2b(about.encode(), digest_size=16)
         for path in paths:
             listed.update(b"\0" + os.fsencode(path.absolute()))

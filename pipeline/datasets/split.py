@@ -4,6 +4,7 @@ Shapes: N examples, H x W x C pixels, D features.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -145,6 +146,18 @@ class Split:
         """The samples, where they are pictures of any sizes."""
         samples: Any = self.samples
         return samples if isinstance(samples, Originals) else None
+
+    @property
+    def near(self) -> tuple[int, int] | None:
+        """Rows of a block that comes at once, and how many blocks can be mixed; None: any row comes as fast."""
+        found: tuple[int, int] | None = getattr(getattr(self.samples, "source", None), "near", None)
+        return found
+
+    def announce(self, groups: Sequence[npt.NDArray[np.integer]]) -> None:
+        """Says which rows will be read, group after group, so that they come sooner."""
+        source: Any = getattr(self.samples, "source", None)
+        if self.near is not None:
+            source.announce(groups)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -7,14 +7,17 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from logitbank.pipeline.datasets.file_cache import shared_cache
 from logitbank.pipeline.datasets.file_notes import Notes
 from logitbank.pipeline.datasets.pictures import SUFFIXES
+from logitbank.pipeline.datasets.remote_files import Ahead, RemoteFile
 from logitbank.pipeline.datasets.spec import shown, tell
 
 MOST_LABEL = 4096  # bytes
@@ -34,7 +37,7 @@ class Shards:
         labels: Texts [N], empty where a sample has none.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Path | RemoteFile]
     places: npt.NDArray[np.void]
     labels: npt.NDArray[np.str_]
 
@@ -44,6 +47,7 @@ class Shards:
     def read(self, number: int) -> bytes:
         place = self.places[number]
         path, start, size = self.paths[int(place["file"])], int(place["start"]), int(place["size"])
+        self._ahead.reading(number, int(place["file"]))
         try:
             with path.open("rb") as file:
                 file.seek(start)
@@ -54,6 +58,25 @@ class Shards:
             raise ValueError(f"{path}: is shorter than it was; fetch it again")
         return data
 
+    @cached_property
+    def _ahead(self) -> Ahead:
+        return Ahead(self.paths)
+
+    @property
+    def near(self) -> tuple[int, int] | None:
+        """Rows of a shard, on average, and how many shards can be mixed while others are fetched; None: all are here.
+
+        A quarter of what may lie here is mixed, and as much fetched meanwhile.
+        """
+        sizes = [path.size for path in self.paths if isinstance(path, RemoteFile)]
+        if not sizes or sum(sizes) <= shared_cache().limit // 2:
+            return None
+        return max(1, len(self) // len(self.paths)), max(1, shared_cache().limit // 4 // max(sizes))
+
+    def announce(self, groups: Sequence[npt.NDArray[np.integer]]) -> None:
+        """Which pictures will be read, group after group."""
+        self._ahead.announce([frozenset(np.unique(self.places["file"][group]).tolist()) for group in groups])
+
     def name(self, number: int) -> str:
         place = self.places[number]
         return f"{self.paths[int(place['file'])]}: the picture at byte {int(place['start'])}"
@@ -62,7 +85,7 @@ class Shards:
         return Notes(self.paths, f"{_ABOUT}, {about}")
 
 
-def open_shards(paths: Sequence[Path], label: str, spec: str) -> Shards:
+def open_shards(paths: Sequence[Path | RemoteFile], label: str, spec: str) -> Shards:
     """Shards with their index, which is kept in the cache folder as long as no shard changes.
 
     Args:
@@ -83,7 +106,9 @@ def open_shards(paths: Sequence[Path], label: str, spec: str) -> Shards:
     places: list[tuple[int, int, int]] = []
     labels: list[str] = []
     without, unread = _Left("samples hold no picture, and are no rows"), _Left("members are not read")
+    ahead = Ahead(paths)
     for number, path in enumerate(paths):
+        ahead.reading(number, number)  # each is read whole once
         for start, size, text in _samples(path, label, without, unread):
             places.append((number, start, size))
             labels.append(text)
@@ -135,7 +160,7 @@ class _Sample:
     label: str = ""
 
 
-def _samples(path: Path, label: str, without: _Left, unread: _Left) -> Iterator[tuple[int, int, str]]:
+def _samples(path: Path | RemoteFile, label: str, without: _Left, unread: _Left) -> Iterator[tuple[int, int, str]]:
     """Start and size of each picture, and its label."""
     try:
         with path.open("rb") as file:
@@ -151,7 +176,7 @@ def _samples(path: Path, label: str, without: _Left, unread: _Left) -> Iterator[
         raise ValueError(f"{path}: no sound tar file ({reason}); fetch it again, uncompressed") from error
 
 
-def _walk(path: Path, file: BinaryIO, label: str, unread: _Left) -> Iterator[_Sample]:
+def _walk(path: Path | RemoteFile, file: BinaryIO, label: str, unread: _Left) -> Iterator[_Sample]:
     current = _Sample("")
     bounded = _Bounded(file)
     with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
@@ -186,13 +211,13 @@ def _walk(path: Path, file: BinaryIO, label: str, unread: _Left) -> Iterator[_Sa
     yield _finished(path, current)
 
 
-def _finished(path: Path, sample: _Sample) -> _Sample:
+def _finished(path: Path | RemoteFile, sample: _Sample) -> _Sample:
     if sample.picture is None and sample.label:
         raise ValueError(f"{path}: sample {shown([sample.key])} has a label and no picture; mend or remove it")
     return sample
 
 
-def _read_label(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> str:
+def _read_label(path: Path | RemoteFile, file: BinaryIO, member: tarfile.TarInfo) -> str:
     if member.size > MOST_LABEL:
         raise ValueError(f"{path}: label {shown([member.name])} has {member.size} bytes; expected a number or a name")
     back = file.tell()

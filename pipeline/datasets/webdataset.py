@@ -1,5 +1,6 @@
 """Tar shards of pictures and their labels, in the layout of WebDataset: ``000001.jpg``, ``000001.cls``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from logitbank.pipeline.datasets.encoded import ON_ERROR, encoded_samples
 from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.patterns import find_files
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
+from logitbank.pipeline.datasets.remote_files import RemoteFile, find_remote
 from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, spell
 from logitbank.pipeline.datasets.split import Split
 from logitbank.pipeline.datasets.tar_shards import open_shards
+from logitbank.stores.format.address import is_url, shown
 
 
 def load_webdataset(
@@ -30,7 +33,9 @@ def load_webdataset(
     and kept in the cache folder.
 
     Args:
-        path: A shard, or a pattern such as ``train-*.tar``; not compressed.
+        path: A shard, or a pattern such as ``train-*.tar``; not compressed. It may be in a bucket
+            (``s3://bucket/train-*.tar``) or on a web server (``https://host/train-{000..099}.tar``): then the shards
+            used last lie here, see ``remote_files``.
         split: "train" or "test".
         label: Ending of the members that hold a label: a class id or a name. A sample without one is unlabelled.
         test: The shards of the test split.
@@ -56,7 +61,7 @@ def load_webdataset(
     pixels = read_whole(spec, "size", size, 1, MAX_SIZE, f"1 to {MAX_SIZE} pixels") if size else 0
     from_one = read_one(spec, "first_label", first_label, ("0", "1")) == "1"
     what = "tar shards, such as train-*.tar"
-    parts = [open_shards(find_files(each, spec, what), label, spec) for each in (path, test) if each]
+    parts = [open_shards(_find(each, spec, what), label, spec) for each in (path, test) if each]
     chosen = 1 if split == "test" else 0
     texts = [read_labels(_numbers(part.labels), f"{spec}: labels", from_one=from_one) for part in parts]
     labels, num_classes, names = place_labels(texts, chosen, classes, spec)
@@ -71,6 +76,15 @@ def load_webdataset(
         class_names=names,
         readable=readable,
     )
+
+
+def _find(pattern: str, spec: str, what: str) -> Sequence[Path | RemoteFile]:
+    if not is_url(pattern):
+        return find_files(pattern, spec, what)
+    found = find_remote(pattern)
+    if not found:
+        raise ValueError(f"{spec}: nothing is at {shown(pattern)}; expected {what}")
+    return found
 
 
 def _numbers(texts: "np.ndarray[tuple[int], np.dtype[np.str_]]") -> np.ndarray:

@@ -22,6 +22,7 @@ class DistillationLoss(BatchLoss):
         self, objective: Objective, answers: Answers, split: Split, *, epochs: int, grouping: Grouping | None = None
     ) -> None:
         self.objective, self.answers, self.epochs, self.grouping = objective, answers, epochs, grouping
+        self._announce = split.announce
         self.labels = torch.from_numpy(split.labels)
 
     def order(
@@ -29,6 +30,7 @@ class DistillationLoss(BatchLoss):
     ) -> Tensor:
         """The same for every objective, so that students of one seed see the same rows, whatever they listen to."""
         groups = [] if self.grouping is None else self.grouping.groups(rows, generator)
+        self._announce([group.numpy() for group in _from(groups, shown)])
         if self.objective.uses_teacher:
             self.answers.read_ahead(view, _from(groups, shown))
             if next_view is not None and next_view != view:

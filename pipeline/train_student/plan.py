@@ -177,7 +177,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         device=device,
         memory_budget=run.budget,
     )
-    grouping = decide_grouping(out, answers, processes, device)
+    grouping = decide_grouping(out, answers, split, processes, device)
     warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
     warnings += cautions(objective, run.training, processes)
     if objective.uses_teacher:

@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Look": (look.inspect, look.verify, look.diff, look.card),
     "Hand on": (share.copy, share.merge, share.subset),
     "Use elsewhere": (exchange.decode, exchange.export),
-    "Find": (parts.demo, parts.datasets, parts.models, parts.losses),
+    "Find": (parts.demo, parts.datasets, parts.models, parts.losses, parts.recipes),
 }
 
 app = typer.Typer(

@@ -72,7 +72,7 @@ GROUPS = {
         "Step",
         "ExactAnswer",
     ),
-    "Stage two": ("Run", "Training", "Inputs", "train_student"),
+    "Stage two": ("Run", "Training", "from_recipe", "Inputs", "train_student"),
     "Many students": ("plan_runs", "Planned", "run_planned", "Event"),
     "Trained students": ("load_student", "Student", "export_student"),
 }

@@ -1,4 +1,4 @@
-"""Writes docs/reference/parts.md from the program's tables: data, models, views, estimators, folds, row weights.
+"""Writes docs/reference/parts.md from the program's tables: data, models, views, recipes, estimators, folds.
 
 `python -m docs.generate_parts` writes the page; a test compares it with what this module would write.
 """
@@ -13,6 +13,7 @@ from logitbank.pipeline.cache_teacher.teachers.estimators import ESTIMATORS
 from logitbank.pipeline.datasets import SOURCES
 from logitbank.pipeline.folds import STRATEGIES
 from logitbank.pipeline.models import MODELS
+from logitbank.pipeline.train_student.recipes import RECIPES, typed
 from logitbank.pipeline.views.transforms import TRANSFORMS
 
 PAGE = Path(__file__).parent / "reference" / "parts.md"
@@ -41,6 +42,12 @@ VIEWS = """## Views
 
 `--transform STEP+STEP?option=value`, or `file.py:factory`. A view is a function of the seed, the example's content key
 and the view's number, so stage two makes the same pixels again. Mixing steps stand last.
+"""
+
+RECIPES_ABOUT = """## Recipes
+
+`--recipe NAME` of `train-student`, `sweep` and `generations` stands for these options; what is typed beside it goes
+before. Data, student and loss stay yours. How to: [train-a-student.md](../how-to/train-a-student.md#recipes).
 """
 
 ESTIMATORS_ABOUT = """## Estimators
@@ -93,6 +100,13 @@ def views() -> Iterator[str]:
     yield from table(("step", "options", "what"), rows)
 
 
+def recipes() -> Iterator[str]:
+    """One line per recipe, with what it stands for."""
+    yield RECIPES_ABOUT
+    rows = [(f"`{name}`", recipe.about, f"`{typed(recipe)}`") for name, recipe in RECIPES.items()]
+    yield from table(("name", "what", "options"), rows)
+
+
 def folds() -> Iterator[str]:
     """One line per strategy, in the words of its function."""
     yield FOLDS
@@ -103,7 +117,7 @@ def folds() -> Iterator[str]:
 def page() -> str:
     """The whole page."""
     names = ", ".join(f"`{name}`" for name in ESTIMATORS)
-    parts = [INTRODUCTION, *data(), *models(), *views(), ESTIMATORS_ABOUT, f"{names}.\n", *folds()]
+    parts = [INTRODUCTION, *data(), *models(), *views(), *recipes(), ESTIMATORS_ABOUT, f"{names}.\n", *folds()]
     return "\n".join(parts).rstrip() + "\n"
 
 

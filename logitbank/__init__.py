@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.planned import Event as Event
     from logitbank.pipeline.train_student.planned import Planned as Planned
     from logitbank.pipeline.train_student.planned import run_planned as run_planned
+    from logitbank.pipeline.train_student.recipes import from_recipe as from_recipe
     from logitbank.pipeline.train_student.run import train_student as train_student
     from logitbank.pipeline.train_student.spec import Run as Run
     from logitbank.pipeline.train_student.sweep import plan_runs as plan_runs
@@ -83,6 +84,7 @@ _HOMES = {
     "Training": "pipeline.fit.training",
     "Inputs": "pipeline.train_student.inputs",
     "train_student": "pipeline.train_student.run",
+    "from_recipe": "pipeline.train_student.recipes",
     "plan_runs": "pipeline.train_student.sweep",
     "Planned": "pipeline.train_student.planned",
     "run_planned": "pipeline.train_student.planned",

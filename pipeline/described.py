@@ -110,12 +110,24 @@ def check_settings(described: Any) -> None:
         refuse_idle(described, *idle)
 
 
+class DoesNothing(ValueError):
+    """A setting does nothing beside the others.
+
+    Attributes:
+        setting: Its name.
+    """
+
+    def __init__(self, setting: Setting, because: str) -> None:
+        super().__init__(f"{setting.flag} does nothing here, because {because}; leave it out")
+        self.setting = setting.name
+
+
 def refuse_idle(described: Any, names: Iterable[str], because: str, given: Collection[str] = ()) -> None:
-    """Raises ValueError when one of the settings, which do nothing here, is given or is not as by default."""
+    """Raises DoesNothing when one of the settings, which do nothing here, is given or is not as by default."""
     values = values_of(described)
     for setting in settings_of(type(described)):
         if setting.name in names and (setting.name in given or values[setting.name] != setting.default):
-            raise ValueError(f"{setting.flag} does nothing here, because {because}; leave it out")
+            raise DoesNothing(setting, because)
 
 
 def refuse_given(described: Any, given: Collection[str]) -> None:
@@ -146,6 +158,18 @@ def from_values(described: type[Described], values: Mapping[str, Any]) -> Descri
         elif each.name in values:
             own[each.name] = values[each.name]
     return described(**own)
+
+
+def over(described: type[Described], values: Mapping[str, Any], others: Mapping[str, Any]) -> Described:
+    """An object of values, and of others for what they leave open, where these do something beside them."""
+    open_ones = {name: value for name, value in others.items() if name not in values}
+    while True:
+        try:
+            return from_values(described, {**open_ones, **values})
+        except DoesNothing as error:
+            if error.setting not in open_ones:
+                raise
+            del open_ones[error.setting]
 
 
 def changed(described: Described, values: Mapping[str, Any]) -> Described:

@@ -24,9 +24,9 @@ OPTIONS = {
     "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
     " device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
-    "train-student": "store out data eval-data student init student-bits loss set label-smoothing teacher combine tail"
-    " leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs layer-decay"
-    " weight-decay weight-decay-on grad-clip"
+    "train-student": "recipe store out data eval-data student init student-bits loss set label-smoothing teacher"
+    " combine tail leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs"
+    " layer-decay weight-decay weight-decay-on grad-clip"
     " ema-decay drop-path random-erasing mixup precision channels-last compile val-share select patience seed"
     " memory-budget eval-batch-size workers checkpoint-every logger log-json mean std input-transform device"
     " threads",
@@ -43,6 +43,7 @@ OPTIONS = {
     "export": "to teacher views dense",
     "decode": "out teacher view temperature tail rows",
     "losses": "",
+    "recipes": "",
     "models": "",
     "datasets": "",
     "demo": "out seeds",

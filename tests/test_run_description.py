@@ -188,8 +188,8 @@ def test_commands_offer_what_the_description_has() -> None:
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
     for command, own, left_out in (
-        ("train-student", {"out", "log_json"}, set[str]()),
-        ("sweep", {"out", "seeds", "jobs", "log_json"}, {"seed"}),
+        ("train-student", {"out", "log_json", "recipe"}, set[str]()),
+        ("sweep", {"out", "seeds", "jobs", "log_json", "recipe"}, {"seed"}),
     ):
         offered = {parameter.name: parameter for parameter in group.commands[command].params}
         assert offered.keys() - {"help"} == (SETTINGS_OF_RUN.keys() - left_out) | own

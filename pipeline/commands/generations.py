@@ -7,11 +7,12 @@ import typer
 
 from logitbank.pipeline.commands.options import takes
 from logitbank.pipeline.generations.settings import Generations
+from logitbank.pipeline.train_student.recipes import SETTINGS_OF
 from logitbank.pipeline.train_student.spec import Run
 
 
 @takes(Generations, "generations")
-@takes(Run, leave_out=("leave_out", "logger"))
+@takes(Run, leave_out=("leave_out", "logger"), recipes=SETTINGS_OF)
 def generations(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the rounds; the same command goes on with stopped ones")],

@@ -4,7 +4,7 @@ Heavy imports stay inside the functions, so that ``--help`` answers at once.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import wraps
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from logitbank.pipeline.described import Setting, from_values, refuse_given, settings_of
-from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain
+from logitbank.pipeline.described import Setting, over, refuse_given, settings_of
+from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain, Words
 
 if TYPE_CHECKING:
     from logitbank.pipeline.models import Given
@@ -61,7 +61,11 @@ _CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotati
 
 
 def takes(
-    described: type, name: str = "run", *, leave_out: Sequence[str] = ()
+    described: type,
+    name: str = "run",
+    *,
+    leave_out: Sequence[str] = (),
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The command is given an object of a description, whose fields are options in the place of the parameter.
 
@@ -69,6 +73,7 @@ def takes(
         described: A description of a run, see `pipeline.described`.
         name: The command's parameter that is given the object.
         leave_out: Fields that the command does not offer, or offers in a way of its own; they keep their defaults.
+        recipes: Values of fields by the name of a recipe, which ``--recipe`` takes; those that are typed go before.
     """
     offered = [setting for setting in settings_of(described) if setting.name not in leave_out]
 
@@ -78,20 +83,30 @@ def takes(
         @wraps(command)
         def called(**given: Any) -> None:
             context = given["context"] if "context" in own else given.pop("context")
+            recipe = given.pop("recipe") if recipes else ""
             values = {setting.name: _value(setting, given.pop(setting.name)) for setting in offered}
-            run: Any = from_values(described, values)
-            refuse_given(run, [setting.name for setting in offered if is_given(context, setting.name)])
+            typed = [setting.name for setting in offered if is_given(context, setting.name)]
+            chosen = {name: values[name] for name in typed} if recipe else values
+            run: Any = over(described, chosen, recipes[recipe] if recipes and recipe else {})
+            refuse_given(run, typed)
             command(**{name: run}, **given)
 
         parameters: list[inspect.Parameter] = [] if "context" in own else [_CONTEXT]
         for each in own.values():
             ours = each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             parameters += [_parameter(setting) for setting in offered] if each.name == name else [ours]
+        parameters += [_recipe_parameter(recipes)] if recipes else []
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
 
     return decorate
+
+
+def _recipe_parameter(recipes: Mapping[str, Any]) -> inspect.Parameter:
+    help = f"Settings that go together, see `cli recipes`: {', '.join(recipes)}; what is typed goes before"
+    annotation = Annotated[str, option(Words(("", *recipes)), help=help)]
+    return inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default="", annotation=annotation)
 
 
 def _value(setting: Setting, given: Any) -> Any:

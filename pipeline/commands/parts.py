@@ -37,6 +37,14 @@ def models() -> None:
     typer.echo(f"{'file.py:factory':14} your own: a function that gives a torch.nn.Module; package.module:factory too")
 
 
+def recipes() -> None:
+    """List the recipes of students, with the options that each stands for."""
+    from logitbank.pipeline.train_student.recipes import RECIPES, typed
+
+    for name, recipe in RECIPES.items():
+        typer.echo(f"{name:14} {recipe.about}\n{'':14} {typed(recipe)}")
+
+
 def datasets() -> None:
     """List the data sources and how to write them."""
     from logitbank.pipeline.datasets import SOURCES

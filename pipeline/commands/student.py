@@ -21,6 +21,7 @@ from logitbank.pipeline.commands.options import (
 from logitbank.pipeline.domains import AT_LEAST_ONE, COMPARED, COUNT, NOT_NEGATIVE
 from logitbank.pipeline.files.strict_json import to_json
 from logitbank.pipeline.fit import EpochRecord
+from logitbank.pipeline.train_student.recipes import SETTINGS_OF
 from logitbank.pipeline.train_student.spec import Run, read_settings
 
 
@@ -33,7 +34,7 @@ def _say_nothing(event: str, **facts: Any) -> None:
     """People are told otherwise."""
 
 
-@takes(Run)
+@takes(Run, recipes=SETTINGS_OF)
 def train_student(
     context: typer.Context,
     *,
@@ -84,7 +85,7 @@ def train_student(
     )
 
 
-@takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"))
+@takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"), recipes=SETTINGS_OF)
 def sweep(
     *,
     context: typer.Context,

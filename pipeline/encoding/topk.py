@@ -104,13 +104,14 @@ class TopK(Kind):
         elif tail.prediction is None:
             count_B = settings.num_classes - settings.top_k - rows.outside_B.long()
             shift_B = torch.where(count_B > 0, rows.log_rest_B - count_B.log(), -math.inf)
-            out_BC = shift_B[:, None].repeat(1, settings.num_classes)
+            out_BC = shift_B[:, None].repeat(1, settings.num_classes).clamp_(max=rows.limit_B[:, None])
         else:
             known = "tail_shift" in arrays
             shift_B = arrays["tail_shift"] if known else self._shift(arrays, labels_B, settings, tail, tail.prediction)
             code = self.tail_code(arrays)
-            out_BC = tail.prediction.predict(rows.index_BK, rows.head_BK, tail.folds_B, tail_code=code, shift_B=shift_B)
-        out_BC.clamp_(max=rows.limit_B[:, None])
+            out_BC = tail.prediction.predict(
+                rows.index_BK, rows.head_BK, tail.folds_B, tail_code=code, shift_B=shift_B, limit_B=rows.limit_B
+            )
         label_B1 = rows.label_or_best_B[:, None]
         if tail.rule == "bucket":
             out_BC = _bucket(out_BC, torch.cat([rows.index_BK, label_B1], 1), tail)

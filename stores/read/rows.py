@@ -8,7 +8,8 @@ Shapes: R rows, K kept classes, C classes, A answers (K beside `index`, else C).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +21,15 @@ from logitbank.stores.read.tails import Tails, wrong_shift
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-_AT_ONCE = 2**22  # numbers of one array that are looked at together: 16 MiB in float32
+_AT_ONCE = 2**17  # numbers of one array that are looked at together, and stay in a cache
+_FEW_KEPT = 24  # up to as many, comparing all pairs is faster than sorting
 _MASS = 1.05  # rounding adds less than 5 % to a row's mass
 _ABOVE_ZERO = 0.02  # nats by which rounding may raise a log-probability of 0
 _NOT_FINITE = tuple(name for name, spec in ROW_ARRAYS.items() if spec.finite)
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Some rows of one view, with the labels of their examples."""
 
     arrays: Mapping[str, np.ndarray]
@@ -34,12 +37,43 @@ class Rows(NamedTuple):
     num_classes: int
     tails: Tails | None = None
     folds_R: npt.NDArray[np.integer] | None = None
+    _floats: dict[str, Floats] = field(default_factory=dict)
 
     def floats(self, name: str) -> Floats:
-        return np.asarray(self.arrays[name], dtype=np.float32)
+        """An array in float32, made once."""
+        if name not in self._floats:
+            self._floats[name] = np.asarray(self.arrays[name], dtype=np.float32)
+        return self._floats[name]
 
     def has(self, *names: str) -> bool:
         return all(name in self.arrays for name in names)
+
+    @cached_property
+    def index_KR(self) -> np.ndarray:
+        """Classes of the head; one class of all rows after the other, since arithmetic is fast along rows."""
+        return np.ascontiguousarray(self.arrays["index"].T)
+
+    @cached_property
+    def place_R(self) -> npt.NDArray[np.int64]:
+        """Where in the head the label is; K where it is not."""
+        num_kept = len(self.index_KR)
+        here_KR = (self.index_KR == self.labels_R.astype(self.index_KR.dtype)) & (self.labels_R >= 0)
+        numbers_K1 = np.arange(1, num_kept + 1, dtype=np.uint8 if num_kept < 256 else np.uint32)[:, None]
+        place_R = (here_KR * numbers_K1).max(0).astype(np.int64)
+        return np.where(place_R > 0, place_R - 1, num_kept)
+
+    @cached_property
+    def head_KR(self) -> Floats | None:
+        """Log-probabilities of the head up to a constant per row, which is 0 in 16 bits; best first."""
+        if self.has("log_prob"):
+            return np.ascontiguousarray(self.floats("log_prob").T)
+        if not self.has("log_prob_code"):
+            return None
+        head_KR: Floats = _gap_drops()[np.ascontiguousarray(self.arrays["log_prob_code"].T)]
+        head_KR[0] = 0
+        for number in range(1, len(head_KR)):
+            head_KR[number] += head_KR[number - 1]
+        return head_KR
 
 
 class Law(NamedTuple):
@@ -105,14 +139,21 @@ def _gap_drops() -> Floats:
 def _unknown_class(rows: Rows) -> Bools | None:
     if not rows.has("index"):
         return None
+    if int(rows.arrays["index"].max(initial=0)) < rows.num_classes:
+        return None
     return np.asarray((rows.arrays["index"] >= rows.num_classes).any(1))
 
 
 def _class_twice(rows: Rows) -> Bools | None:
     if not rows.has("index"):
         return None
-    ordered = np.sort(rows.arrays["index"], axis=1)
-    return np.asarray((ordered[:, 1:] == ordered[:, :-1]).any(1))
+    index_KR = rows.index_KR
+    if len(index_KR) > _FEW_KEPT:
+        index_KR = np.sort(rows.arrays["index"], axis=1).T
+    broken_R = np.zeros(len(rows.labels_R), np.bool_)
+    for step in range(1, len(index_KR) if len(index_KR) <= _FEW_KEPT else 2):
+        broken_R |= (index_KR[step:] == index_KR[:-step]).any(0)
+    return broken_R
 
 
 def _not_finite(rows: Rows) -> Bools | None:
@@ -124,7 +165,7 @@ def _not_finite(rows: Rows) -> Bools | None:
             flat = values.reshape(len(values), -1)
             broken_R |= ~np.isfinite(flat).all(1)
         elif name in ("log_prob", "logit"):
-            best_R = values.max(1)  # NaN if one of them is
+            best_R = rows.floats(name).max(1)  # NaN if one of them is
             broken_R |= ~np.isfinite(best_R)
         elif name in ("log_tail_mass", "tail_shift"):
             broken_R |= np.isnan(values) | np.isposinf(values)
@@ -158,7 +199,8 @@ def _too_much_mass(rows: Rows) -> Bools | None:
     if rows.has("log_prob") and not rows.has("index") and rows.arrays["log_prob"].shape[1] == rows.num_classes:
         return np.asarray(np.exp(rows.floats("log_prob")).sum(1) > _MASS)
     if rows.has("log_prob_code", "log_prob_scale", "log_prob_floor"):
-        return np.asarray(np.exp(_dense_log_prob(rows)).sum(1) > _MASS * np.exp(_code_slack(rows)))
+        log_prob_RC = _dense_log_prob(rows)
+        return np.asarray(np.exp(log_prob_RC, out=log_prob_RC).sum(1) > _MASS * np.exp(_code_slack(rows)))
     return None
 
 
@@ -176,20 +218,29 @@ def _label_missing(rows: Rows) -> Bools | None:
 
 def _other_rank(rows: Rows) -> Bools | None:
     """The label's place among the stored classes is not its rank; ties may be counted either way."""
-    order_RA = _ordered(rows)
-    if order_RA is None or not rows.has("label_rank"):
+    if not rows.has("label_rank"):
         return None
     labelled_R, rank_R = rows.labels_R >= 0, rows.arrays["label_rank"].astype(np.int64)
     if rows.has("index"):
-        here_RK = rows.arrays["index"] == rows.labels_R[:, None]
-        stored_R, place_R = here_RK.any(1), here_RK.argmax(1)
+        if rows.head_KR is None:
+            return None
+        stored_R, num_stored = rows.place_R < len(rows.index_KR), len(rows.index_KR)
+        broken_R = labelled_R & ~stored_R & (rank_R <= num_stored)
+        doubtful = np.flatnonzero(stored_R & (rank_R != rows.place_R + 1))  # in a tie, the rank may be another one
+        order_SA, place_S = rows.head_KR[:, doubtful].T, rows.place_R[doubtful]
     else:
-        stored_R, place_R = labelled_R, np.maximum(rows.labels_R, 0)
-    own_R1 = np.take_along_axis(order_RA, place_R[:, None], 1)
-    above_R, least_R = (order_RA > own_R1).sum(1), (order_RA >= own_R1).sum(1)
-    num_stored = order_RA.shape[1]
-    wrong_R = (above_R >= rank_R) | (least_R < np.minimum(rank_R, num_stored))
-    return np.asarray(labelled_R & np.where(stored_R, wrong_R, rank_R <= num_stored))
+        order_RC = _ordered(rows)
+        if order_RC is None:
+            return None
+        broken_R, num_stored = np.zeros(len(rank_R), np.bool_), order_RC.shape[1]
+        place_R = np.maximum(rows.labels_R, 0).astype(np.int64)
+        least_R = (order_RC >= np.take_along_axis(order_RC, place_R[:, None], 1)).sum(1)
+        doubtful = np.flatnonzero(labelled_R & (least_R != rank_R))
+        order_SA, place_S = order_RC[doubtful], place_R[doubtful]
+    own_S1, rank_S = np.take_along_axis(order_SA, place_S[:, None], 1), rank_R[doubtful]
+    above_S, least_S = (order_SA > own_S1).sum(1), (order_SA >= own_S1).sum(1)
+    broken_R[doubtful] = (above_S >= rank_S) | (least_S < np.minimum(rank_S, num_stored))
+    return np.asarray(broken_R)
 
 
 def _other_log_prob(rows: Rows) -> Bools | None:
@@ -200,23 +251,24 @@ def _other_log_prob(rows: Rows) -> Bools | None:
     if not rows.has("index"):
         said = _label_of_all(rows)
         return None if said is None else np.asarray(labelled_R & _differ(own_R, *said))
-    head_RK = _head_log_prob(rows)
-    if head_RK is None:
+    if rows.head_KR is None or not rows.has("log_tail_mass", "logsumexp"):
         return None
-    slack_RK = 0.1 - head_RK * np.float32(0.1) + _steps(rows)[:, None]
-    here_RK = rows.arrays["index"] == rows.labels_R[:, None]
-    place_R1 = here_RK.argmax(1)[:, None]
-    said_R, slack_R = (np.take_along_axis(array, place_R1, 1)[:, 0] for array in (head_RK, slack_RK))
+    offset_R, last = _head_offset(rows), len(rows.head_KR) - 1
+    said_R, last_R = (
+        rows.head_KR[place, np.arange(len(own_R))] + offset_R for place in (np.minimum(rows.place_R, last), last)
+    )
+    slack_R, last_slack_R = (0.1 - each_R * np.float32(0.1) + _steps(rows) for each_R in (said_R, last_R))
     tail_R = rows.floats("log_tail_mass")
-    above_R = (own_R > head_RK[:, -1] + slack_RK[:, -1]) | (own_R > tail_R + 0.1 - tail_R * np.float32(2.0**-6))
-    return np.asarray(labelled_R & np.where(here_RK.any(1), _differ(own_R, said_R, slack_R), above_R))
+    above_R = (own_R > last_R + last_slack_R) | (own_R > tail_R + 0.1 - tail_R * np.float32(2.0**-6))
+    return np.asarray(labelled_R & np.where(rows.place_R <= last, _differ(own_R, said_R, slack_R), above_R))
 
 
 def _other_shift(rows: Rows) -> Bools | None:
     """The tail has another mass than the row says."""
-    head_RK = _head_log_prob(rows)
-    if rows.tails is None or head_RK is None or not rows.has("index", "tail_shift", "label_log_prob"):
+    needed = ("index", "tail_shift", "label_log_prob", "log_tail_mass", "logsumexp")
+    if rows.tails is None or not rows.has(*needed) or rows.head_KR is None:
         return None
+    head_RK = (rows.head_KR + _head_offset(rows)).T
     total_R, index_RK = rows.floats("logsumexp"), rows.arrays["index"].astype(np.int64)
     outside_R = (rows.labels_R >= 0) & ~(index_RK == rows.labels_R[:, None]).any(1)
     folds_R = np.zeros(len(total_R), np.int64) if rows.folds_R is None else rows.folds_R.astype(np.int64)
@@ -239,15 +291,13 @@ def _differ(own_R: Floats, said_R: Floats, slack_R: Floats) -> Bools:
 
 
 def _ordered(rows: Rows) -> np.ndarray | None:
-    """Numbers in the order of the stored classes' logits, [R, A]."""
+    """Numbers in the order of the logits of all classes, [R, C]."""
     if rows.has("logit"):
         return rows.arrays["logit"]
     if rows.has("log_prob"):
         return rows.floats("log_prob")
     if rows.has("log_prob_code", "log_prob_floor"):
         return rows.arrays["log_prob_code"]
-    if rows.has("log_prob_code", "index"):
-        return _gaps(rows)
     return None
 
 
@@ -271,17 +321,11 @@ def _label_of_all(rows: Rows) -> tuple[Floats, Floats] | None:
     return None
 
 
-def _head_log_prob(rows: Rows) -> Floats | None:
-    """Log-probabilities of the kept classes, [R, K]."""
-    if not rows.has("log_tail_mass", "logsumexp"):
-        return None
-    if rows.has("log_prob"):
-        return rows.floats("log_prob")
-    if not rows.has("log_prob_code"):
-        return None
-    gaps_RK = _gaps(rows)
-    head_R = np.log(-np.expm1(rows.floats("log_tail_mass"))) - np.log(np.exp(gaps_RK).sum(1))
-    return np.asarray(gaps_RK + head_R[:, None])
+def _head_offset(rows: Rows) -> Floats | np.float32:
+    """What makes log-probabilities of the head's numbers, [R]."""
+    if rows.has("log_prob") or rows.head_KR is None:
+        return np.float32(0)
+    return np.asarray(np.log(-np.expm1(rows.floats("log_tail_mass"))) - np.log(np.exp(rows.head_KR).sum(0)))
 
 
 def _steps(rows: Rows) -> Floats:
@@ -296,15 +340,10 @@ def _code_slack(rows: Rows) -> Floats:
     return np.where(scale_R <= 1.01 * least_R, 255 * scale_R, scale_R)
 
 
-def _gaps(rows: Rows) -> Floats:
-    drops_RK = _gap_drops()[rows.arrays["log_prob_code"]]
-    drops_RK[:, 0] = 0
-    return np.cumsum(drops_RK, axis=1, dtype=np.float32)
-
-
 def _dense_log_prob(rows: Rows) -> Floats:
     code_RC = rows.arrays["log_prob_code"]
-    values_RC = code_RC * rows.floats("log_prob_scale")[:, None] + rows.floats("log_prob_floor")[:, None]
+    values_RC = code_RC * rows.floats("log_prob_scale")[:, None]
+    values_RC += rows.floats("log_prob_floor")[:, None]
     values_RC[code_RC == 0] = -np.inf
     return np.asarray(values_RC, dtype=np.float32)
 

@@ -24,7 +24,7 @@ from logitbank.stores.read.memory import check_memory
 from logitbank.stores.read.rows import broken_rows
 from logitbank.stores.read.tails import Tails
 
-_SHIFTS_READ = 16  # of a block, whose shifts are judged whenever it is read; verify judges all
+_SHIFTS_READ = 4  # of a block, whose shifts are judged whenever it is read; verify judges all
 
 
 class Examples(Protocol):

@@ -29,9 +29,15 @@ class ReliabilityBin:
     accuracy: float
 
 
+def confidence_bins(confidence_N: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """The bin of each confidence, 0 to ``ECE_BINS`` - 1."""
+    bins_N = np.ceil(confidence_N * ECE_BINS).astype(np.int64)
+    return np.asarray(np.clip(bins_N - 1, 0, ECE_BINS - 1), np.int64)
+
+
 def reliability(confidence_N: npt.NDArray[np.floating], correct_N: npt.NDArray[np.bool_]) -> list[ReliabilityBin]:
     """Accuracy by confidence in ``ECE_BINS`` bins (left out where empty)."""
-    bins = np.clip(np.ceil(confidence_N * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    bins = confidence_bins(confidence_N)
     return [
         ReliabilityBin(
             count=int((bins == b).sum()),

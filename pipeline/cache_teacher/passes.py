@@ -22,6 +22,7 @@ from logitbank.pipeline.cache_teacher.cells import EncodedRows
 from logitbank.pipeline.cache_teacher.progress import Progress, Tally
 from logitbank.pipeline.cache_teacher.sample import zero_warnings
 from logitbank.pipeline.cache_teacher.summary import summarise
+from logitbank.pipeline.cache_teacher.sums import as_note, cell_sums
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
@@ -106,8 +107,15 @@ class Pass:
         if split.readable is not None:  # blank examples keep their place, and stage two leaves them out
             arrays["mask"] = split.readable[rows]
             counted_B = counted_B & split.readable[rows]
-        self.writer.write(cell, arrays)
+        self.writer.write(cell, arrays, note=as_note(self._sums(arrays, rows)))
         return int((counted_B & (best_B == split.labels[rows])).sum()), int(counted_B.sum())
+
+    def _sums(
+        self, arrays: Mapping[str, npt.NDArray[np.generic]], rows: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        folds_N = self.teacher.folds
+        folds_B, num_folds = (None, 1) if folds_N is None else (folds_N[rows], int(folds_N.max()) + 1)
+        return cell_sums(arrays, self.encoding, self.teacher.split.labels[rows], folds_B, num_folds)
 
     def finish(self) -> dict[str, Any]:
         """Declares the teacher complete, once and by one process; others wait for it.
@@ -126,7 +134,7 @@ class Pass:
                 self.check(stored)
                 return dict(stored.summary)
             fidelity = self.measure()
-            summary = summarise(store, stored.name, self.teacher.seen)
+            summary = summarise(store, stored.name, self.teacher.seen, self.writer.note)
             summary["warnings"] += zero_warnings(fidelity)
             if self.asked is not None:
                 summary["asked"] = dict(self.asked)

@@ -1,68 +1,67 @@
-"""How good the teacher's answers are, computed from the store itself once every block is written.
+"""How good the teacher's answers are, put together once every cell is written.
 
-Shapes: N examples, V views, C classes.
+Shapes: N examples, R rows of a block, F folds (1 without folds), B bins of confidence.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from logitbank.pipeline.answers.against_labels import label_warnings
-from logitbank.pipeline.cache_teacher.teachers.answering import held_rows
+from logitbank.pipeline.cache_teacher.sums import Spread, bins_of, cell_sums, from_note
 from logitbank.pipeline.cache_teacher.teachers.claims import SEEN, UNKNOWN, Seen
-from logitbank.pipeline.encoding import Encoding, decode
-from logitbank.pipeline.metrics import ReliabilityBin, expected_calibration_error, reliability
-from logitbank.stores import Store
+from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.metrics import ECE_BINS, ReliabilityBin, expected_calibration_error
+from logitbank.stores import Cell, Store, Teacher
 
 LEAK_LEVEL = 0.003  # chance that a store whose fold teachers are honest is accused
 _SPREAD, _SPREAD_FREEDOM = 0.25, 4  # of honest teachers' log NLL: what is assumed, and how many folds that is worth
 _EXPECTED_ERRORS = 10  # of a fold, below which luck alone explains a tiny NLL
 
 
-def summarise(store: Store, name: str, seen: Seen) -> dict[str, Any]:
+def summarise(
+    store: Store, name: str, seen: Seen, note: Callable[[Cell], bytes | None] | None = None
+) -> dict[str, Any]:
     """Accuracy, NLL (nats) and calibration over all views of all labelled rows; per fold when cross-fitted.
 
-    Because it reads what was written, a resumed pass gives the same numbers as an undisturbed one.
+    The same numbers, whoever wrote which cell and in which order: a resumed pass gives those of an undisturbed one.
 
     Args:
         store: Every cell of the teacher is written.
         name: The teacher.
         seen: Whether the teacher that answers a row was trained on it, int8 [N].
+        note: Gives what `cell_sums` found in a cell when it was written; a cell without it is read.
 
     Returns:
         ``kind`` says what the numbers are worth: "out-of-fold", "seen" (the teacher was trained on all these rows),
         "held out" (on none of them), "partly seen" or "training rows unknown"; ``seen`` has the counts.
     """
-    answered = _Answered(store, name, seen)
-    folds = store.teacher(name).row_folds
-    measured = answered.labelled if answered.labelled.any() else answered.served
-    kind = "out-of-fold" if folds is not None else _kind(seen[measured])
-    summary: dict[str, Any] = {"kind": kind, "seen": _counts(seen[measured]), **answered.measures(slice(None))}
-    if folds is not None:
-        summary["per_fold"] = [answered.measures(folds == fold) for fold in range(int(folds.max()) + 1)]
-        unknown = (seen[measured] == UNKNOWN).any()  # else it is known, and nothing has to be guessed
+    teacher = store.teacher(name)
+    figures = _Figures(store, teacher, seen, note or (lambda _: None))
+    cross_fitted = teacher.row_folds is not None
+    counts = figures.counts()
+    summary: dict[str, Any] = {
+        "kind": "out-of-fold" if cross_fitted else _kind(counts),
+        "seen": counts,
+        **figures.measures(None),
+    }
+    if cross_fitted:
+        summary["per_fold"] = [figures.measures(fold) for fold in range(figures.num_folds)]
+        unknown = counts["num_unknown"]  # else it is known, and nothing has to be guessed
         summary["leaks"] = suspected_leaks(summary["per_fold"]) if unknown else []
-    summary["warnings"] = label_warnings(store, store.teacher(name))
+    summary["warnings"] = label_warnings(store, teacher)
     return summary
 
 
-def _kind(seen: Seen) -> str:
-    if (seen == UNKNOWN).any():
+def _kind(counts: Mapping[str, int]) -> str:
+    if counts["num_unknown"]:
         return "training rows unknown"
-    if (seen == SEEN).all():
+    if counts["num_seen"] == counts["num_rows"]:
         return "seen"
-    return "partly seen" if (seen == SEEN).any() else "held out"
-
-
-def _counts(seen: Seen) -> dict[str, int]:
-    return {
-        "num_rows": len(seen),
-        "num_seen": int((seen == SEEN).sum()),
-        "num_unknown": int((seen == UNKNOWN).sum()),
-    }
+    return "partly seen" if counts["num_seen"] else "held out"
 
 
 def suspected_leaks(per_fold: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,58 +137,79 @@ def leak_warning(summary: dict[str, Any]) -> str | None:
     )
 
 
-class _Answered:
-    """Confidence, correctness and label log-probability of every view and row, [V, N]."""
+class _Figures:
+    """What the cells of a teacher add up to: sums by fold, of one fold where there are none."""
 
-    def __init__(self, store: Store, name: str, seen: Seen) -> None:
-        self.seen = seen
-        teacher = store.teacher(name)
-        encoding = Encoding.from_attributes(teacher.encoding)
-        shape, step = (store.num_views, store.num_examples), held_rows(encoding.num_classes)
-        self.labelled = np.asarray(store.labels) >= 0
-        self.served = np.ones(store.num_examples, np.bool_)
-        self.confidence = np.empty(shape, np.float32)
-        self.correct = np.empty(shape, np.bool_)
-        self.label_log_prob = np.empty(shape, np.float32)
+    def __init__(self, store: Store, teacher: Teacher, seen: Seen, note: Callable[[Cell], bytes | None]) -> None:
+        folds = teacher.row_folds
+        self._store, self._teacher, self._note = store, teacher, note
+        self._encoding = Encoding.from_attributes(teacher.encoding)
+        self._folds_N = np.zeros(store.num_examples, np.uint8) if folds is None else folds
+        self.num_folds = int(self._folds_N.max()) + 1
+        self._nll = Spread(self.num_folds)
+        self._seen_F3 = np.zeros((self.num_folds, 3), np.int64)  # labelled rows by what is known of their training
+        self._served_3 = np.zeros(3, np.int64)
+        self._sums_FB3 = np.zeros((self.num_folds, ECE_BINS, 3))
+        for block in range(teacher.num_blocks):
+            self._add_rows(block, seen[teacher.rows(block)])
         for view in range(store.num_views):
             for block in range(teacher.num_blocks):
-                start = block * teacher.block_rows
-                rows = slice(start, min(start + teacher.block_rows, store.num_examples))
-                arrays = {key: torch.from_numpy(value) for key, value in teacher.answers(view, block).items()}
-                labels = torch.from_numpy(np.asarray(store.labels[rows], dtype=np.int64))
-                mask = arrays.pop("mask", None)
-                if mask is not None:
-                    self.labelled[rows] &= mask.numpy()
-                    self.served[rows] &= mask.numpy()
-                self.label_log_prob[view, rows] = arrays["label_log_prob"].float().numpy()
-                for start in range(rows.start, rows.stop, step):
-                    some = slice(start, min(start + step, rows.stop))
-                    here = slice(some.start - rows.start, some.stop - rows.start)
-                    few = {key: array[here] for key, array in arrays.items()}
-                    # the best class and its probability do not depend on how the tail is shaped
-                    best = decode(few, labels[here], encoding, tail="uniform").log_softmax(dim=-1).max(dim=-1)
-                    self.confidence[view, some] = best.values.exp().numpy()
-                    self.correct[view, some] = (best.indices == labels[here]).numpy()
+                self._sums_FB3 += self._sums(Cell(view, block))
 
-    def measures(self, rows: slice | npt.NDArray[np.bool_]) -> dict[str, Any]:
-        chosen = np.zeros(len(self.labelled), np.bool_)
-        chosen[rows] = True
-        chosen &= self.labelled
-        if not chosen.any():
+    def counts(self) -> dict[str, int]:
+        """Of the labelled rows, or of those that are served where none is labelled."""
+        labelled_3 = self._seen_F3.sum(axis=0)
+        return _counts(labelled_3 if labelled_3.any() else self._served_3)
+
+    def measures(self, fold: int | None) -> dict[str, Any]:
+        """Of one fold, or of all together."""
+        count, nll, spread = self._nll.of_all() if fold is None else self._nll.of(fold)
+        if not count:
             return {"num_rows": 0}
-        confidence, correct = self.confidence[:, chosen].ravel(), self.correct[:, chosen].ravel()
-        bins = reliability(confidence, correct)
-        nll_N = -self.label_log_prob[:, chosen].mean(axis=0, dtype=np.float64)  # the views of a row are one example
+        sums_B3 = self._sums_FB3.sum(axis=0) if fold is None else self._sums_FB3[fold]
+        bins = bins_of(sums_B3)
+        total, right, _ = sums_B3.sum(axis=0).tolist()
         return {
-            "num_rows": int(chosen.sum()),
-            "num_seen": int((self.seen[chosen] == SEEN).sum()),
-            "num_unknown": int((self.seen[chosen] == UNKNOWN).sum()),
-            "accuracy": float(correct.mean()),
-            "nll": float(-self.label_log_prob[:, chosen].mean(dtype=np.float64)),
-            "nll_error": float(nll_N.std() / math.sqrt(len(nll_N))),
+            **_counts(self._seen_F3.sum(axis=0) if fold is None else self._seen_F3[fold]),
+            "accuracy": right / total,
+            "nll": nll,
+            "nll_error": spread / math.sqrt(count),
             "ece": expected_calibration_error(bins),
             "reliability": [_bin(b) for b in bins],
         }
+
+    def _add_rows(self, block: int, seen_R: Seen) -> None:
+        """NLL of a block's rows, whose views are one example, and whether the teacher was trained on them."""
+        rows = self._teacher.rows(block)
+        labels_R, folds_R = self._store.labels[rows], self._folds_N[rows].astype(np.int64)
+        served_R, log_prob_R = np.ones(len(labels_R), np.bool_), np.zeros(len(labels_R))
+        names = ["label_log_prob", *({"mask"} & set(self._teacher.arrays))]
+        for view in range(self._store.num_views):
+            arrays = self._teacher.block(view, block, names)
+            log_prob_R += arrays["label_log_prob"]
+            if "mask" in arrays:
+                served_R &= arrays["mask"]
+        counted_R = served_R & (labels_R >= 0)
+        folds_R = folds_R[counted_R]
+        self._nll.add(-log_prob_R[counted_R] / self._store.num_views, folds_R)
+        known_R = np.select([seen_R == SEEN, seen_R == UNKNOWN], [1, 2], 0)
+        np.add.at(self._seen_F3, (folds_R, known_R[counted_R]), 1)
+        self._served_3 += np.bincount(known_R[served_R], minlength=3)
+
+    def _sums(self, cell: Cell) -> npt.NDArray[np.float64]:
+        """Those that were left when the cell was written, or made again of its rows."""
+        noted = from_note(self._note(cell), self.num_folds)
+        if noted is not None:
+            return noted
+        rows = self._teacher.rows(cell.block)
+        arrays = self._teacher.answers(*cell)
+        return cell_sums(arrays, self._encoding, self._store.labels[rows], self._folds_N[rows], self.num_folds)
+
+
+def _counts(of_3: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Counts of rows that the teacher was not trained on, that it was, and of which that is unknown."""
+    _, num_seen, num_unknown = of_3.tolist()
+    return {"num_rows": int(of_3.sum()), "num_seen": num_seen, "num_unknown": num_unknown}
 
 
 def _bin(b: ReliabilityBin) -> dict[str, float]:

@@ -81,7 +81,8 @@ def verify(
     for problem in problems:
         typer.echo(f"{problem.array or store}: {problem.message}", err=True)
     if problems:
-        raise ValueError(f"{store}: {len(problems)} problems found; write the damaged blocks again or copy it anew")
+        said = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ValueError(f"{store}: {said} found; write the damaged blocks again or copy it anew")
     opened = open_store(store)
     if data:
         from logitbank.pipeline.alignment import check_data

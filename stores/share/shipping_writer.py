@@ -54,12 +54,17 @@ class ShippingWriter(TeacherWriter):
         return self._address.claim(f"{cell.view}-{cell.block}.{self._round}")
 
     def write(
-        self, cell: Cell, arrays: Mapping[str, np.ndarray], *, same_files: Mapping[str, Path] | None = None
+        self,
+        cell: Cell,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        same_files: Mapping[str, Path] | None = None,
+        note: bytes | None = None,
     ) -> None:
         """Write a cell and send it; as `TeacherWriter.write`."""
         if not self._has_rows(cell):
             self.files(cell)[-1].unlink(missing_ok=True)  # it was sent, and is there no more
-        super().write(cell, arrays, same_files=same_files)
+        super().write(cell, arrays, same_files=same_files, note=note)
         self._send(cell)
         self._slowest = max(self._slowest, time.monotonic() - self._begun.pop(cell, time.monotonic()))
 

@@ -1,10 +1,12 @@
 """Writing a teacher's rows: whole cells that are there or not there."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from logitbank.stores.files import (
@@ -35,6 +37,8 @@ from logitbank.stores.read.cells import array_plan, checksum_value, commit_value
 from logitbank.stores.read.reader import open_store
 from logitbank.stores.read.teacher import Teacher
 from logitbank.stores.write.create import build_folder, first_difference, static_array
+
+_NOTES = "notes"  # a folder that the format does not name, gone when the teacher is finished
 
 
 def link_file(there: Path, path: Path) -> bool:
@@ -143,7 +147,12 @@ class TeacherWriter:
         """Bring what `finish` needs: in a folder, it is there."""
 
     def write(
-        self, cell: Cell, arrays: Mapping[str, np.ndarray], *, same_files: Mapping[str, Path] | None = None
+        self,
+        cell: Cell,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        same_files: Mapping[str, Path] | None = None,
+        note: bytes | None = None,
     ) -> None:
         """Write the rows of one cell durably, then commit it.
 
@@ -154,6 +163,7 @@ class TeacherWriter:
             arrays: [rows, *row_shape] for every array of the teacher.
             same_files: Files that hold these very rows as this teacher would write them, by array name: they get
                 another name instead of being written, where the disk can do so.
+            note: What whoever finishes the teacher is to know of these rows.
 
         Raises:
             StoreError: an array is missing or of another shape or dtype, the disk refuses, or another writer
@@ -179,10 +189,21 @@ class TeacherWriter:
                 if there is None or not link_file(there, self._row_path(name, cell)):
                     self._targets[name][view, whole] = self._padded(values)
             write_file(self._where / "checksum" / file_name((view, block, 0)), encoded(checksums))
+            if note is not None:
+                write_file(self._note_path(cell), _note_file(note, commit))
             path = self._commit_path(cell)
             if not claim_file(path, encoded(np.array([commit]))) and self._committed(cell) != commit:
                 path.unlink(missing_ok=True)  # nobody knows whose bytes lie there now
                 raise self._disagreement(cell, "was given")
+
+    def note(self, cell: Cell) -> bytes | None:
+        """What was noted of the very rows that are committed in a cell; None where there is nothing sound."""
+        try:
+            data = self._note_path(Cell(*cell)).read_bytes()
+        except OSError:
+            return None
+        note = data[4:-4]
+        return note if data == _note_file(note, self._committed(Cell(*cell))) else None
 
     def finish(self, *, fidelity: Mapping[str, Any], summary: Mapping[str, Any] | None = None) -> None:
         """Declare the teacher complete and record what was measured.
@@ -217,6 +238,7 @@ class TeacherWriter:
         top = {**documents[""], "attributes": {**documents[""]["attributes"], **done}}
         with writing(str(self._where)):
             self._remove_abandoned()
+            shutil.rmtree(self._where / _NOTES, ignore_errors=True)  # a finished store does not tell how it was written
             write_document(self._where, sealed({**documents, "": top})[""])
 
     def _load(self) -> Teacher:
@@ -313,6 +335,9 @@ class TeacherWriter:
     def _row_path(self, name: str, cell: Cell) -> Path:
         return self._where / name / file_name((*cell, *(0 for _ in self.arrays[name].row_shape)))
 
+    def _note_path(self, cell: Cell) -> Path:
+        return self._where / _NOTES / file_name(cell)
+
     def _commit_path(self, cell: Cell) -> Path:
         return self._where / "committed" / file_name(cell)
 
@@ -321,3 +346,9 @@ class TeacherWriter:
             f"{self._where}: view {cell.view} block {cell.block} {what} other rows than those to be written: "
             "two writers disagree; use one teacher on one kind of machine, or another name; then run again"
         )
+
+
+def _note_file(note: bytes, commit: int) -> bytes:
+    """The commit of the rows that a note is about, the note, and the crc32c of both."""
+    data = commit.to_bytes(4, "little") + note
+    return data + int(google_crc32c.value(data)).to_bytes(4, "little")

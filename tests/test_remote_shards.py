@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from PIL import Image
 
 from logitbank.pipeline.answers.grouping import Grouping
 from logitbank.pipeline.datasets import Split, load_split
-from logitbank.pipeline.datasets.file_cache import shared_cache
+from logitbank.pipeline.datasets.file_cache import hold, make_room, shared_cache
 from logitbank.pipeline.datasets.remote_files import RemoteFile, find_remote
 from logitbank.pipeline.train_student.order import _held_together
 from tests.sharing import memory_bucket, web_server
@@ -53,13 +54,21 @@ def bucket(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     def counted(self: RemoteFile, target: Path) -> None:
         FETCHED.append(str(self))
         fetch(self, target)
-        assert sum(path.stat().st_size for path in target.parent.iterdir()) <= shared_cache().limit
+        assert sum(map(size_of, target.parent.iterdir())) <= shared_cache().limit
 
     monkeypatch.setattr(RemoteFile, "fetch", counted)
     FETCHED.clear()
     with memory_bucket() as url:
         fsspec.filesystem("memory").put(f"{here}/", url, recursive=True)
         yield url
+
+
+def size_of(path: Path) -> int:
+    """Of a file that another thread may remove at the moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def pixels(split: Split, row: int) -> np.ndarray:
@@ -133,21 +142,32 @@ def test_a_shard_that_is_read_is_never_removed(bucket: str) -> None:
         assert len(held.read()) == files[0].size
 
 
+def test_copies_of_tables_make_room_for_others_unless_they_are_used(
+    tmp_path: Path,
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.pictures").write_bytes(b"x" * 100)
+        os.utime(tmp_path / f"{number}.pictures", ns=(number, number))
+    hold(tmp_path / "1.pictures")  # also counts as used now
+    os.utime(tmp_path / "1.pictures", ns=(1, 1))
+    assert not make_room(tmp_path, 250, 300)
+    assert [path.name for path in tmp_path.iterdir()] == ["1.pictures"]
+    assert make_room(tmp_path, 200, 300)
+
+
 def test_places_and_bounds_that_cannot_be(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("0", "-1", "many", "nan", "inf"):
         monkeypatch.setenv("LOGITBANK_SHARDS_GB", text)
         with pytest.raises(ValueError, match=f"LOGITBANK_SHARDS_GB is '{text}'; expected gigabytes"):
             load_split(f"webdataset:{bucket}/s-*.tar")
     monkeypatch.setenv("LOGITBANK_SHARDS_GB", "0.000001")
-    with pytest.raises(ValueError, match="may lie in .*; raise LOGITBANK_SHARDS_GB"):
+    with pytest.raises(ValueError, match="may lie in .*raise LOGITBANK_SHARDS_GB"):
         load_split(f"webdataset:{bucket}/s-*.tar")
     with pytest.raises(ValueError, match="nothing is at memory://.*none"):
         load_split(f"webdataset:{bucket}/none-*.tar")
 
 
 def _read_all(spec: str, seed: int, cache: str, limit: str) -> int:
-    import os
-
     os.environ |= {"LOGITBANK_CACHE": cache, "LOGITBANK_SHARDS_GB": limit}
     split = load_split(spec)
     rows = np.random.default_rng(seed).permutation(len(split))

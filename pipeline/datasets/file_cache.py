@@ -7,6 +7,7 @@ that what is on its way counts too.
 
 import os
 import re
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ LIMIT = "LOGITBANK_SHARDS_GB"
 _DEFAULT_GB = 20.0
 _TRIES = 5
 _THREADS = 2
+_PATIENCE, _POLL = 600.0, 0.05  # seconds, for others to read to the end
 
 
 class Elsewhere(Protocol):
@@ -80,32 +82,68 @@ class FileCache:
             if path.exists():
                 return
             partial = partial_path(path)
-            with locked(self.folder / "room"):
-                self._make_room(file)
-                partial.touch(exist_ok=False)
+            until = time.monotonic() + _PATIENCE
+            while not self._reserved(file, partial):
+                if file.size > self.limit or time.monotonic() > until:
+                    size, most = (f"{number / 1e9:.3g} GB" for number in (file.size, self.limit))
+                    raise ValueError(
+                        f"{file} has {size}, {most} may lie in {self.folder} beside what is being read; raise {LIMIT}"
+                    )
+                time.sleep(_POLL)
             try:
                 file.fetch(partial)
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
 
-    def _make_room(self, file: Elsewhere) -> None:
-        remove_abandoned(self.folder)
-        whole, taken = [], file.size
-        for entry in os.scandir(self.folder):
-            match = re.fullmatch(r"\.?[0-9a-f]{32}-(\d+)(\..*\.partial)?", entry.name)
-            if match:
-                taken += int(match[1])
-                if not match[2]:
-                    whole.append((entry.stat().st_mtime_ns, int(match[1]), Path(entry.path)))
-        for _, size, path in sorted(whole):
-            if taken > self.limit and _remove_unless_read(path):
-                taken -= size
-        if taken > self.limit:
-            raise ValueError(
-                f"{file}: {taken / 1e9:.3g} GB are wanted at the same time, {self.limit / 1e9:.3g} GB may lie in"
-                f" {self.folder}; raise {LIMIT}"
-            )
+    def _reserved(self, file: Elsewhere, partial: Path) -> bool:
+        """Makes a name that stands for the file's bytes, when there is room for them."""
+        with locked(self.folder / "room"):
+            if make_room(self.folder, file.size, self.limit):
+                partial.touch(exist_ok=False)
+                return True
+        return False
+
+
+def make_room(folder: Path, wanted: int, limit: int) -> bool:
+    """Remove files that were not used for the longest, but none that is held, until more bytes fit into a folder.
+
+    Args:
+        folder: Of files whose time of change is that of their last use.
+        wanted: Bytes that are to be written.
+        limit: Bytes that all may have.
+
+    Returns:
+        Whether they fit.
+    """
+    remove_abandoned(folder)
+    whole, taken = [], wanted
+    for entry in os.scandir(folder):
+        named = re.fullmatch(r"\.?[0-9a-f]{32}-(\d+)(?:\..*)?", entry.name)
+        if entry.name.endswith(".lock"):
+            continue
+        with suppress(FileNotFoundError):
+            status = entry.stat()
+            size = int(named[1]) if named else status.st_size
+            taken += size
+            if not entry.name.startswith("."):
+                whole.append((status.st_mtime_ns, size, Path(entry.path)))
+    for _, size, path in sorted(whole):
+        if taken > limit and _remove_unless_read(path):
+            taken -= size
+    return taken <= limit
+
+
+_HELD: dict[Path, int] = {}  # handles; the system closes them with the process
+
+
+def hold(path: Path) -> None:
+    """Keep a file from being removed as long as this process lives, and count it as used now."""
+    before = _HELD.pop(path, None)
+    with _held(path) as handle:
+        _HELD[path] = os.dup(handle.fileno())  # the lock is of both
+    if before is not None:
+        os.close(before)
 
 
 def _held(path: Path) -> BinaryIO:
@@ -134,11 +172,11 @@ def _remove_unless_read(path: Path) -> bool:
 _CACHES: dict[tuple[Path, int, int], FileCache] = {}  # by process too: threads do not survive a fork
 
 
-def shared_cache() -> FileCache:
-    """The folder of this user on this machine, ``shards`` in ``local_folder``; LOGITBANK_SHARDS_GB bounds it.
+def bound() -> int:
+    """Bytes that copies of data may have on this machine: LOGITBANK_SHARDS_GB, or 20 GB.
 
     Raises:
-        ValueError: The bound is no number above 0.
+        ValueError: It is no number above 0.
     """
     text = os.environ.get(LIMIT, str(_DEFAULT_GB))
     try:
@@ -147,7 +185,12 @@ def shared_cache() -> FileCache:
         limit = 0
     if limit <= 0:
         raise ValueError(f"{LIMIT} is {text!r}; expected gigabytes, such as 100")
-    key = local_folder("shards"), limit, os.getpid()
+    return limit
+
+
+def shared_cache() -> FileCache:
+    """The folder of this user on this machine, ``shards`` in ``local_folder``, within ``bound``."""
+    key = local_folder("shards"), bound(), os.getpid()
     if key not in _CACHES:
         _CACHES[key] = FileCache(*key[:2])
         key[0].mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.datasets.encoded import ON_ERROR, encoded_samples
+from logitbank.pipeline.datasets.file_cache import bound, hold, make_room
 from logitbank.pipeline.datasets.file_notes import Notes, notes_folder
 from logitbank.pipeline.datasets.labels import place_labels, read_labels
 from logitbank.pipeline.datasets.limits import check_declared
@@ -26,6 +27,7 @@ from logitbank.pipeline.datasets.picture_files import MAX_SIZE
 from logitbank.pipeline.datasets.spec import check_split, read_one, read_whole, said, shown, spell, tell
 from logitbank.pipeline.datasets.split import Split
 from logitbank.stores.files import whole_file
+from logitbank.stores.locks import locked
 
 _ABOUT = "parquet pictures 1"
 _BATCH = 64  # rows taken out at once
@@ -158,6 +160,7 @@ def take_out(paths: Sequence[Path], image: str, label: str, spec: str) -> TakenO
     recalled = notes.recall()
     if recalled is not None and recalled[0].all() and file.is_file():
         with np.load(io.BytesIO(recalled[1]), allow_pickle=False) as known:
+            hold(file)
             if int(known["starts"][-1]) == file.stat().st_size:
                 return TakenOut(paths, file, known["starts"], known["labels"], tuple(known["names"].tolist()), about)
     declared = sum(_check(path, image, label, spec) for path in paths)
@@ -172,6 +175,8 @@ def take_out(paths: Sequence[Path], image: str, label: str, spec: str) -> TakenO
             f"{spec}: needs {declared / 1e9:.1f} GB in {file.parent}, found {free / 1e9:.1f} GB; set LOGITBANK_CACHE to"
             " a larger disk"
         )
+    with locked(file.with_name("room")):
+        make_room(file.parent, declared, bound())  # what no process uses goes first; this one is needed
     tell(f"{spec}: takes the pictures out once, {declared / 1e9:.3f} GB into {file.parent}")
     starts, labels = [0], list[Any]()
     with whole_file(file) as beside, beside.open("wb") as target:
@@ -179,6 +184,7 @@ def take_out(paths: Sequence[Path], image: str, label: str, spec: str) -> TakenO
             target.write(data)
             starts.append(starts[-1] + len(data))
             labels.append(value)
+    hold(file)
     absent = "" if any(isinstance(value, str) for value in labels) else -1
     array = np.array([absent if value is None else value for value in labels])
     out = TakenOut(paths, file, np.array(starts, np.uint64), array, names, about)

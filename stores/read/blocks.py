@@ -29,6 +29,7 @@ CRC_BYTES = 4
 INDEX_ENTRY = struct.Struct("<QQ")
 BLOSC_HEADER = struct.Struct("<4xIII")  # decoded bytes, block size, encoded bytes
 MAX_THREADS = 8
+_FEW_BYTES = 2**23
 
 
 def open_array(root: Path, folder: str) -> "zarr.Array[Any]":
@@ -112,13 +113,15 @@ def _checked(data: bytes, length: int) -> memoryview:
 def in_threads(jobs: Iterable[Callable[[], None]], num_bytes: int, job_bytes: int) -> None:
     """Run jobs of `job_bytes` memory each on a few threads that are gone afterwards, so forking stays safe.
 
-    As many as there are cores, but together they take at most a fifth of the result's `num_bytes`.
+    As many as there are cores, but together they take at most a fifth of the result's `num_bytes`. Of a few megabytes
+    none is started: it would take as long as the work, and more memory.
     """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         cores = os.cpu_count() or 1
     num_threads = max(1, min(cores, MAX_THREADS, num_bytes // (5 * max(1, job_bytes))))
+    num_threads = 1 if num_bytes < _FEW_BYTES else num_threads
     if num_threads == 1:
         for job in jobs:
             job()

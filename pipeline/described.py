@@ -74,6 +74,22 @@ def part(described: type) -> Any:
     return field(default_factory=described, metadata={"part": described})
 
 
+def read_value(setting: Setting, text: str) -> Any:
+    """The value of a number's or a word's text, of its type and in its domain.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        value = setting.kind(text)
+    except ValueError:
+        what = "a whole number" if setting.kind is int else "a number"
+        raise ValueError(f"{setting.flag} is {text!r}; expected {what}") from None
+    if setting.option.domain is not None:
+        setting.option.domain.check(setting.flag, value)
+    return value
+
+
 def settings_of(described: type) -> Iterator[Setting]:
     """The settings of a description, those of its parts in their place."""
     kinds = get_type_hints(described)

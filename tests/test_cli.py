@@ -48,7 +48,7 @@ OPTIONS = {
     "datasets": "",
     "demo": "out seeds",
 }
-OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs ray gpus-per-run"
+OPTIONS["sweep"] = OPTIONS["train-student"].replace(" seed ", " ") + " seeds jobs ray gpus-per-run search"
 OPTIONS["generations"] = (
     OPTIONS["train-student"].replace(" leave-out", "").replace(" logger log-json", "")
     + " rounds anchor label-weight stop-after"

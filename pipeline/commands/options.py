@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from logitbank.pipeline.described import Setting, over, refuse_given, settings_of
+from logitbank.pipeline.described import Setting, over, read_value, refuse_given, settings_of
 from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain, Words
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def takes(
     *,
     leave_out: Sequence[str] = (),
     recipes: Mapping[str, Mapping[str, Any]] | None = None,
+    lists: str = "",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The command is given an object of a description, whose fields are options in the place of the parameter.
 
@@ -74,6 +75,8 @@ def takes(
         name: The command's parameter that is given the object.
         leave_out: Fields that the command does not offer, or offers in a way of its own; they keep their defaults.
         recipes: Values of fields by the name of a recipe, which ``--recipe`` takes; those that are typed go before.
+        lists: The command's parameter that is given the texts, by name, of options that may be several values or a
+            range: those that decide the result, and are numbers or one of some words. Empty: none may be.
     """
     offered = [setting for setting in settings_of(described) if setting.name not in leave_out]
 
@@ -84,17 +87,19 @@ def takes(
         def called(**given: Any) -> None:
             context = given["context"] if "context" in own else given.pop("context")
             recipe = given.pop("recipe") if recipes else ""
+            several = _several(given, offered) if lists else {}
             values = {setting.name: _value(setting, given.pop(setting.name)) for setting in offered}
             typed = [setting.name for setting in offered if is_given(context, setting.name)]
             chosen = {name: values[name] for name in typed} if recipe else values
             run: Any = over(described, chosen, recipes[recipe] if recipes and recipe else {})
             refuse_given(run, typed)
-            command(**{name: run}, **given)
+            command(**{name: run}, **({lists: several} if lists else {}), **given)
 
         parameters: list[inspect.Parameter] = [] if "context" in own else [_CONTEXT]
         for each in own.values():
-            ours = each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            parameters += [_parameter(setting) for setting in offered] if each.name == name else [ours]
+            ours = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)] if each.name != lists else []
+            made = [_parameter(setting, lists=bool(lists)) for setting in offered]
+            parameters += made if each.name == name else ours
         parameters += [_recipe_parameter(recipes)] if recipes else []
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -113,13 +118,32 @@ def _value(setting: Setting, given: Any) -> Any:
     return given if setting.option.texts is None else setting.option.texts(given or [])
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
-    check = None if setting.option.domain is None else Checked(setting.option.domain).check
+def may_be_several(setting: Setting) -> bool:
+    """Whether a sweep takes several values of a setting: their texts hold no comma of their own."""
+    return setting.option.decides and (setting.kind in (int, float) or isinstance(setting.option.domain, Words))
+
+
+def _several(given: dict[str, Any], offered: Sequence[Setting]) -> dict[str, str]:
+    """The texts of options that are several values, or a range, which give way to the first of them."""
+    several = {}
+    for setting in offered:
+        if may_be_several(setting):
+            text = str(given[setting.name])
+            if "," in text or ".." in text:
+                several[setting.name] = text
+            given[setting.name] = read_value(setting, text.partition(",")[0].partition("..")[0].strip())
+    return several
+
+
+def _parameter(setting: Setting, *, lists: bool) -> inspect.Parameter:
+    several = lists and may_be_several(setting)
+    check = None if setting.option.domain is None or several else Checked(setting.option.domain).check
     repeated = setting.option.texts is not None
-    kind: Any = list[str] | None if repeated else setting.kind
+    kind: Any = list[str] | None if repeated else str if several else setting.kind
     names = [setting.flag] if kind is bool or setting.option.spelled else []  # no --no-flag
     annotation = Annotated[kind, typer.Option(*names, help=setting.option.help, callback=check)]
     default = None if repeated else inspect.Parameter.empty if setting.default is MISSING else setting.default
+    default = str(default) if several else default
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

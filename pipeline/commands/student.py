@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,7 +86,7 @@ def train_student(
     )
 
 
-@takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"), recipes=SETTINGS_OF)
+@takes(Run, leave_out=("loss", "student", "settings", "seed", "threads"), recipes=SETTINGS_OF, lists="several")
 def sweep(
     *,
     context: typer.Context,
@@ -95,6 +96,10 @@ def sweep(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="option=value,value,...: every value; may be repeated")
     ] = None,
+    search: Annotated[
+        str,
+        typer.Option(help="random:N: N draws for each loss and student, from lists and ranges: --lr 1e-4..1e-1"),
+    ] = "",
     seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
     threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
@@ -104,22 +109,29 @@ def sweep(
     ] = 0.0,
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
     run: Run,
+    several: Mapping[str, str],
 ) -> None:
-    """Train every loss x student x setting x seed; all other options are those of train-student."""
+    """Train every loss x student x setting x seed; all other options are those of train-student.
+
+    Options that are numbers or one of some words take several values, --lr 0.1,0.01: every one with every other.
+    """
     if ray:
         refuse_idle(context, ("jobs",), "with --ray the cluster's resources say how many train at a time")
     else:
         refuse_idle(context, ("gpus_per_run",), "--ray is not given")
     losses, students = read_names("--loss", loss), read_names("--student", student)
-    grid = {option: values.split(",") for option, values in read_settings(settings or []).items()}
+    grid = read_settings(settings or [])
     from logitbank.pipeline.processes.bar import progress_bar
     from logitbank.pipeline.train_student.loggers.group import grouped
     from logitbank.pipeline.train_student.planned import Event
+    from logitbank.pipeline.train_student.points import drawn_points, every_point, read_search
     from logitbank.pipeline.train_student.sweep import plan_runs, run_sweep, total_epochs
 
     if not ray:  # else each machine has a cache of its own
         run = replace(run, store=str(here(Path(run.store))))
-    planned = plan_runs(run, out, losses=losses, students=students, grid=grid, seeds=seeds)
+    points = drawn_points(read_search(search), several, grid) if search else every_point(several)
+    every = {} if search else {name: values.split(",") for name, values in grid.items()}
+    planned = plan_runs(run, out, losses=losses, students=students, grid=every, seeds=seeds, points=points)
     failed: list[Event] = []
     warned: set[str] = set()
     trained: Counter[str] = Counter()  # epochs; a run that goes on in another process tells of all of them

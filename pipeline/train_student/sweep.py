@@ -22,6 +22,7 @@ from logitbank.pipeline.train_student.losses import takes_setting
 from logitbank.pipeline.train_student.on_ray import train_on_ray
 from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
 from logitbank.pipeline.train_student.planned import Event, Planned
+from logitbank.pipeline.train_student.points import Point
 from logitbank.pipeline.train_student.pool import train_all
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.stores import local_store, open_store
@@ -38,8 +39,9 @@ def plan_runs(
     students: Sequence[str],
     grid: Mapping[str, Sequence[str]],
     seeds: int,
+    points: Sequence[Point] = (Point(),),
 ) -> list[Planned]:
-    """Every loss with every student, every combination of settings that the loss knows, and every seed.
+    """Every loss with every student, every combination of settings that the loss knows, every point, and every seed.
 
     Runs that are the same, such as temperature=4 and temperature=4.0, are planned once; no two share a folder.
 
@@ -50,6 +52,7 @@ def plan_runs(
         students: As `Run.student` takes them.
         grid: Values, as text, of settings of the losses.
         seeds: Runs of each, with seeds 0, 1, ...
+        points: Values of other options, which go together.
 
     Raises:
         ValueError: A setting that no loss of the sweep knows, or a value that a loss refuses.
@@ -59,20 +62,24 @@ def plan_runs(
     grid = {**{key: [str(value)] for key, value in base.settings.items()}, **grid}
     own = {name: loss for text in losses for name, loss in load_losses(text).items()}
     num_classes = open_store(local_store(Path(base.store))).num_classes if own else None
-    known = {loss: [key for key in grid if takes_setting(loss, key, grid[key][0], own)] for loss in losses}
-    for key, values in grid.items():
+    texts = {**grid, **{key: [value] for key, value in points[0].settings.items()}}
+    known = {loss: [key for key in texts if takes_setting(loss, key, texts[key][0], own)] for loss in losses}
+    for key, values in texts.items():
         if not any(key in keys for keys in known.values()):
             read_objective(losses[0], {key: values[0]}, None)  # raises, with the known names
     named: dict[str, dict[str, Run]] = {}  # the folder's name -> what the run is -> the run
-    for loss, student in itertools.product(losses, students):
-        keys = known[loss]
+    for loss, student, point in itertools.product(losses, students, points):
+        keys = [key for key in known[loss] if key not in point.settings]
+        drawn = {key: point.settings[key] for key in known[loss] if key in point.settings}
         for values in itertools.product(*(grid[key] for key in keys)):
-            settings = dict(zip(keys, values, strict=True))
+            settings = {**dict(zip(keys, values, strict=True)), **drawn}
             run = replace(base, loss=loss, student=spell_model(student), settings=settings)
-            objective = run.objective(num_classes)  # a wrong value is answered before the first run
+            run = changed(run, point.options)  # a wrong value is answered before the first run
+            objective, told = run.objective(num_classes), {**settings, **point.options}
             for seed in range(seeds):
-                same = named.setdefault(run_name(objective.name, run.student, settings, seed), {})
-                same.setdefault(to_json([run.student, objective.settings]), changed(run, {"seed": seed}))
+                same = named.setdefault(run_name(objective.name, run.student, told, seed), {})
+                what = to_json([run.student, objective.settings, *([point.options] if point.options else [])])
+                same.setdefault(what, changed(run, {"seed": seed}))
     return [
         Planned(folder=out / (name if len(same) == 1 else f"{name}-{_digest(what)}"), run=run)
         for name, same in named.items()
@@ -80,9 +87,9 @@ def plan_runs(
     ]
 
 
-def run_name(loss: str, student: str, settings: Mapping[str, str], seed: int) -> str:
+def run_name(loss: str, student: str, settings: Mapping[str, Any], seed: int) -> str:
     """``kd-resnet20-temperature=4-seed0``, where a number has one spelling; other runs may have the same name."""
-    parts = [loss, student, *(f"{key}={_spelled(value)}" for key, value in settings.items()), f"seed{seed}"]
+    parts = [loss, student, *(f"{key}={_spelled(str(value))}" for key, value in settings.items()), f"seed{seed}"]
     return "-".join(_UNSAFE.sub("_", part) for part in parts)
 
 

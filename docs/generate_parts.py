@@ -11,6 +11,7 @@ from pathlib import Path
 
 from logitbank.pipeline.cache_teacher.teachers.estimators import ESTIMATORS
 from logitbank.pipeline.datasets import SOURCES
+from logitbank.pipeline.fit.estimators import ESTIMATORS as STUDENTS
 from logitbank.pipeline.folds import STRATEGIES
 from logitbank.pipeline.models import MODELS
 from logitbank.pipeline.train_student.recipes import RECIPES, typed
@@ -53,6 +54,13 @@ before. Data, student and loss stay yours. How to: [train-a-student.md](../how-t
 ESTIMATORS_ABOUT = """## Estimators
 
 `--teacher sklearn:NAME?option=value`, with the options of scikit-learn, and `floor` (1e-6), the least probability.
+"""
+
+STUDENTS_ABOUT = """## Students of scikit-learn
+
+`--student sklearn:NAME?option=value`, with the options below as in scikit-learn. Trees are fitted in one go, to the
+targets of the loss, by squared error or by cross-entropy. How to:
+[trees.md](../how-to/trees.md).
 """
 
 FOLDS = """## Fold strategies
@@ -107,6 +115,16 @@ def recipes() -> Iterator[str]:
     yield from table(("name", "what", "options"), rows)
 
 
+def students() -> Iterator[str]:
+    """One line per estimator that a student can be."""
+    yield STUDENTS_ABOUT
+    rows = [
+        (f"`sklearn:{name}`", each.fits, ", ".join(f"`{option}`" for option in each.options), each.about)
+        for name, each in STUDENTS.items()
+    ]
+    yield from table(("name", "fitted by", "options", "what"), rows)
+
+
 def folds() -> Iterator[str]:
     """One line per strategy, in the words of its function."""
     yield FOLDS
@@ -117,7 +135,8 @@ def folds() -> Iterator[str]:
 def page() -> str:
     """The whole page."""
     names = ", ".join(f"`{name}`" for name in ESTIMATORS)
-    parts = [INTRODUCTION, *data(), *models(), *views(), *recipes(), ESTIMATORS_ABOUT, f"{names}.\n", *folds()]
+    estimators = [ESTIMATORS_ABOUT, f"{names}.\n", *students()]
+    parts = [INTRODUCTION, *data(), *models(), *views(), *recipes(), *estimators, *folds()]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -130,8 +130,10 @@ METRICS = {
     "brier": False,
     "ece": False,
 }
-SELECT = Words(("last", "best", *(f"best:{metric}" for metric in METRICS)))
-COMPARED = Words((*METRICS, "agreement", "kl"))
+# measure of a student beside its teacher -> whether higher is better
+BESIDE_TEACHER = {"agreement": True, "kl": False}
+SELECT = Words(("last", "best", *(f"best:{metric}" for metric in (*METRICS, *BESIDE_TEACHER))))
+COMPARED = Words((*METRICS, *BESIDE_TEACHER))
 STUDENT_FORMATS = Words(("torch-export", "onnx", "safetensors"))
 FORMATS = Words(("", "npz", "parquet", "webdataset"))
 

@@ -171,18 +171,34 @@ def measure(logits_NC: Tensor, labels_N: Tensor, names: Collection[str] = tuple(
 
 
 def measure_classes(logits_NC: Tensor, labels_N: Tensor) -> dict[int, dict[str, float]]:
-    """Of each class that occurs among the labels: rows, accuracy (recall), and NLL in nats."""
-    right_N = logits_NC.argmax(dim=-1) == labels_N
+    """Of each class that occurs among the labels: rows, accuracy (recall), precision, F1, and NLL in nats."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found_F = np.unique(labels_N.numpy())
+    scores = precision_recall_fscore_support(
+        labels_N.numpy(), logits_NC.argmax(dim=-1).numpy(), labels=found_F, zero_division=0
+    )
     nll_N = F.cross_entropy(logits_NC.double(), labels_N, reduction="none")
     return {
-        label: {
-            "num_rows": int(own_N.sum()),
-            "accuracy": float(right_N[own_N].double().mean()),
-            "nll": float(nll_N[own_N].mean()),
+        int(label): {
+            "num_rows": int(count),
+            "accuracy": float(recall),
+            "precision": float(precision),
+            "f1": float(f1),
+            "nll": float(nll_N[labels_N == label].mean()),
         }
-        for label in sorted(set(labels_N.tolist()))
-        for own_N in [labels_N == label]
+        for label, precision, recall, f1, count in zip(found_F.tolist(), *scores, strict=True)
     }
+
+
+def confusion(logits_NC: Tensor, labels_N: Tensor) -> list[tuple[int, int, int]]:
+    """The confusion matrix without its zeros: label, predicted class, rows, in the order of the matrix."""
+    from scipy.sparse import coo_array
+
+    num_classes = logits_NC.shape[1]
+    pairs = (labels_N.numpy(), logits_NC.argmax(dim=-1).numpy())
+    counts = coo_array((np.ones(len(labels_N), np.int64), pairs), shape=(num_classes, num_classes)).tocsr().tocoo()
+    return list(zip(counts.row.tolist(), counts.col.tolist(), counts.data.tolist(), strict=True))
 
 
 def measure_agreement(student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:

@@ -5,11 +5,20 @@ import pytest
 import sklearn.metrics as reference
 import torch
 import torch.nn.functional as F
+from scipy.stats import entropy
 from torch import Tensor
 
 from logitbank.pipeline import domains
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
-from logitbank.pipeline.metrics import ECE_BINS, METRICS, accuracy_interval, measure, measure_classes
+from logitbank.pipeline.metrics import (
+    ECE_BINS,
+    METRICS,
+    accuracy_interval,
+    confusion,
+    measure,
+    measure_agreement,
+    measure_classes,
+)
 
 prepare_torchvision()  # torchmetrics imports it
 from torchmetrics.functional.classification import (  # noqa: E402
@@ -95,8 +104,33 @@ def test_classes_are_measured_each_by_itself() -> None:
     assert sorted(by_class) == list(range(6))
     recall_C = reference.recall_score(labels_N, logits_NC.argmax(1), labels=range(6), average=None)
     assert [row["accuracy"] for row in by_class.values()] == pytest.approx(list(recall_C))
+    said = reference.precision_recall_fscore_support(labels_N, logits_NC.argmax(1), labels=range(6), zero_division=0)
+    for name, want_C in zip(("precision", "accuracy", "f1", "num_rows"), said, strict=True):
+        assert [row[name] for row in by_class.values()] == pytest.approx(list(want_C))
     mean = np.average([row["nll"] for row in by_class.values()], weights=[row["num_rows"] for row in by_class.values()])
     assert mean == pytest.approx(measure(logits_NC, labels_N)["nll"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_confusion_is_scikit_learns_matrix_without_its_zeros(case: str) -> None:
+    logits_NC, labels_N = draw(case)
+    want_CC = reference.confusion_matrix(labels_N, logits_NC.argmax(1), labels=range(logits_NC.shape[1]))
+    found_CC = np.zeros_like(want_CC)
+    pairs = confusion(logits_NC, labels_N)
+    for label, predicted, count in pairs:
+        found_CC[label, predicted] = count
+    assert (found_CC == want_CC).all()
+    assert len(pairs) == (want_CC > 0).sum()
+
+
+def test_agreement_and_kl_are_the_libraries() -> None:
+    student_NC, labels_N = draw("ten")
+    teacher_NC, _ = draw("ten", seed=1)
+    found = measure_agreement(student_NC, teacher_NC, labels_N)
+    p_NC, q_NC = (torch.softmax(logits.double(), 1).numpy() for logits in (teacher_NC, student_NC))
+    assert found["kl"] == pytest.approx(entropy(p_NC, q_NC, axis=1).mean())
+    assert found["agreement"] == reference.accuracy_score(teacher_NC.argmax(1), student_NC.argmax(1))
+    assert found["student_accuracy"] == reference.accuracy_score(labels_N, student_NC.argmax(1))
 
 
 def test_every_measure_says_which_way_is_better() -> None:

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
+from sklearn.utils.class_weight import compute_sample_weight
 
+from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.losses.class_weights import effective_number, inverse_frequency
 from logitbank.pipeline.train_student.losses.row_weights import (
     ROW_WEIGHTS,
     TEMPERATURE_RULES,
@@ -27,6 +30,7 @@ from logitbank.pipeline.train_student.losses.row_weights import (
 from tests.test_losses import rows
 
 NAMES = sorted(ROW_WEIGHTS)
+COUNTS = (500, 100, 50, 20, 10, 5, 2, 1, 1, 0)
 
 
 def test_confidence_is_the_largest_probability_to_a_power() -> None:
@@ -77,17 +81,68 @@ def test_the_difficulty_temperature_is_sharp_on_hard_rows() -> None:
     assert got_B.max() <= 4.0 * math.exp(0.7)
 
 
+def test_inverse_frequency_balances_the_classes() -> None:
+    student_BC, teacher_BC, labels_B = rows(200, 4, dtype=torch.float64)
+    labels_B = labels_B.clamp(max=2)  # a class that does not occur
+    counts_C = torch.bincount(labels_B, minlength=4).double()
+    weight_B = inverse_frequency(student_BC, teacher_BC, labels_B, class_counts_C=counts_C)
+    want_B = compute_sample_weight("balanced", labels_B.numpy())
+    torch.testing.assert_close(weight_B, torch.from_numpy(want_B))
+    half_B = inverse_frequency(student_BC, teacher_BC, labels_B, class_counts_C=counts_C, class_power=0.5)
+    torch.testing.assert_close(half_B / half_B[0], (weight_B / weight_B[0]).sqrt())
+
+
+def test_the_effective_number_is_cuis_and_lies_between_none_and_inverse_frequency() -> None:
+    student_BC, teacher_BC, _ = rows(50, 3, dtype=torch.float64)
+    counts_C = torch.tensor([10.0, 200.0, 5000.0], dtype=torch.float64)
+
+    def weights(beta: float) -> torch.Tensor:
+        labels_B = torch.tensor([0, 1, 2]).repeat(17)[:50]
+        return effective_number(student_BC, teacher_BC, labels_B, class_counts_C=counts_C, class_beta=beta)[:3]
+
+    raw_C = (1 - 0.99) / (1 - np.power(0.99, counts_C.numpy()))
+    want_C = raw_C * counts_C.sum().item() / (raw_C * counts_C.numpy()).sum()
+    torch.testing.assert_close(weights(0.99), torch.from_numpy(want_C))
+    inverse_C = counts_C.sum() / (3 * counts_C)
+    torch.testing.assert_close(weights(1 - 1e-9), inverse_C, rtol=1e-4, atol=0)
+    torch.testing.assert_close(weights(1e-9), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if ROW_WEIGHTS[name].counts])
+def test_a_class_without_a_label_is_the_teachers(name: str) -> None:
+    student_BC, teacher_BC, labels_B = rows(16, 10)
+    said_B = torch.where(torch.arange(16) < 8, labels_B, -1)
+    told_B = torch.where(torch.arange(16) < 8, labels_B, teacher_BC.argmax(1))
+    weight_B = row_weights(name, student_BC, teacher_BC, said_B, {}, COUNTS)
+    assert torch.equal(weight_B, row_weights(name, student_BC, teacher_BC, told_B, {}, COUNTS))
+    with pytest.raises(ValueError, match=r"found 0 of 10 counts; pass objective\.with_class_counts"):
+        row_weights(name, student_BC, teacher_BC, labels_B, {})
+
+
+def test_a_term_of_labels_weighs_by_labels_alone() -> None:
+    """Rows without a label have no part in it, and its weights do not hang on them; no teacher is asked."""
+    student_BC, teacher_BC, labels_B = rows(16, 10)
+    said_B = torch.where(torch.arange(16) < 8, labels_B, -1)
+    objective = parse_objective("ce", {"row_weight": "inverse_frequency"}).with_class_counts(COUNTS)
+    assert not objective.uses_teacher
+    step = Step(step=0, steps_per_epoch=1, num_epochs=1)
+    both_B = objective(student_BC, ExactAnswer(teacher_BC), said_B, step)
+    alone_B = objective(student_BC[:8], ExactAnswer(teacher_BC[:8]), labels_B[:8], step)
+    torch.testing.assert_close(both_B, torch.cat([alone_B, torch.zeros(8)]))
+    assert parse_objective("kd", {"row_weight": "inverse_frequency"}).uses_teacher
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{}, {"row_weight_floor": 0.2}])
 def test_weights_are_positive_without_gradient_and_1_on_average(name: str, options: dict[str, Any]) -> None:
     student_BC, teacher_BC, labels_B = rows(16, 10)
     student_BC.requires_grad_()
-    weight_B = row_weights(name, student_BC, teacher_BC, labels_B, options)
+    weight_B = row_weights(name, student_BC, teacher_BC, labels_B, options, COUNTS)
     assert not weight_B.requires_grad
     assert weight_B.shape == (16,)
     assert (weight_B > 0).all()
     torch.testing.assert_close(weight_B.mean(), torch.tensor(1.0))
-    raw_B = row_weights(name, student_BC, teacher_BC, labels_B, options | {"row_weight_mean_one": False})
+    raw_B = row_weights(name, student_BC, teacher_BC, labels_B, options | {"row_weight_mean_one": False}, COUNTS)
     assert raw_B.min() >= options.get("row_weight_floor", 0.01)
     torch.testing.assert_close(weight_B, raw_B / raw_B.mean())
 
@@ -96,13 +151,13 @@ def test_weights_are_positive_without_gradient_and_1_on_average(name: str, optio
 def test_unlabelled_rows_weigh_1_where_the_rule_needs_a_label(name: str) -> None:
     student_BC, teacher_BC, labels_B = rows(16, 10)
     labels_B[3:7] = -1
-    weight_B = row_weights(name, student_BC, teacher_BC, labels_B, {})
+    weight_B = row_weights(name, student_BC, teacher_BC, labels_B, {}, COUNTS)
     if "labels" in ROW_WEIGHTS[name].needs:
         assert torch.equal(weight_B[3:7], torch.ones(4))
         kept = labels_B >= 0
-        alone_B = row_weights(name, student_BC[kept], teacher_BC[kept], labels_B[kept], {})
+        alone_B = row_weights(name, student_BC[kept], teacher_BC[kept], labels_B[kept], {}, COUNTS)
         torch.testing.assert_close(weight_B[kept], alone_B)
-    none_B = row_weights(name, student_BC, teacher_BC, torch.full_like(labels_B, -1), {})
+    none_B = row_weights(name, student_BC, teacher_BC, torch.full_like(labels_B, -1), {}, COUNTS)
     assert none_B.isfinite().all()
 
 
@@ -112,7 +167,7 @@ def test_weights_are_finite_at_extremes(name: str) -> None:
     student_BC[::2, 0], teacher_BC[::4, 0], teacher_BC[1::4, 1] = 1e4, -1e4, 1e4
     labels_B[:8] = 0
     for options in ({}, {"row_weight_mean_one": False}):
-        assert row_weights(name, student_BC, teacher_BC, labels_B, options).isfinite().all()
+        assert row_weights(name, student_BC, teacher_BC, labels_B, options, COUNTS).isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(TEMPERATURE_RULES))

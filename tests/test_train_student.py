@@ -330,3 +330,16 @@ def test_a_loss_that_explodes_says_so_and_leaves_nothing(
     with pytest.raises(ValueError, match="lower --lr"):
         train(stores["dense32"], digits, None, tmp_path / "run", loss="mse", epochs=2, lr=1e12)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("measure", ["agreement", "kl"])
+def test_the_best_epoch_may_be_the_one_nearest_to_the_teacher(
+    measure: str, stores: dict[str, Store], digits: Split, tmp_path: Path
+) -> None:
+    """What the best epoch measured is what the student that was kept measures in the end."""
+    asked = {"select": f"best:{measure}", "val_share": 0.2, "epochs": 3, "lr": 0.5}
+    result = train(stores["topk"], digits, None, tmp_path / "run", asked=asked)
+    assert result["validation"][measure] == pytest.approx(result["against_teacher"][measure], rel=1e-6)
+    with (tmp_path / "run" / HISTORY).open(newline="") as file:
+        told = [float(row["val_selected"]) for row in csv.DictReader(file)]
+    assert result["validation"][measure] == (min(told) if measure == "kl" else max(told))

@@ -28,12 +28,15 @@ def losses(
 
 def models() -> None:
     """List the models that can be teachers and students."""
+    from logitbank.pipeline.fit.estimators import ESTIMATORS, PREFIX
     from logitbank.pipeline.models import MODELS
 
     for name, model in MODELS.items():
         typer.echo(f"{name:14} {model.about}")
     typer.echo(f"{'timm:NAME':14} any classifier of timm, with its own input scaling")
     typer.echo(f"{'torchvision:NAME':14} any classifier of torchvision")
+    for name, estimator in ESTIMATORS.items():
+        typer.echo(f"{PREFIX}{name}: {estimator.about}, a student fitted by {estimator.fits}")
     typer.echo(f"{'file.py:factory':14} your own: a function that gives a torch.nn.Module; package.module:factory too")
 
 

@@ -59,7 +59,7 @@ def train_student(
     device = find_device(run.device, run.threads, processes.local)
     say = _as_json if log_json and processes.first else _say_nothing
     silent = log_json or not processes.first
-    with progress_bar(run.training.epochs, "epoch", silent=silent) as bar, processes.joined(device):
+    with progress_bar(run.num_epochs, "epoch", silent=silent) as bar, processes.joined(device):
 
         def report(record: EpochRecord) -> None:
             say("epoch", **asdict(record))
@@ -132,6 +132,7 @@ def sweep(
     points = drawn_points(read_search(search), several, grid) if search else every_point(several)
     every = {} if search else {name: values.split(",") for name, values in grid.items()}
     planned = plan_runs(run, out, losses=losses, students=students, grid=every, seeds=seeds, points=points)
+    epochs = {each.folder.name: each.run.num_epochs for each in planned}
     failed: list[Event] = []
     warned: set[str] = set()
     trained: Counter[str] = Counter()  # epochs; a run that goes on in another process tells of all of them
@@ -153,7 +154,7 @@ def sweep(
                 return
             counts[event.kind] += 1
             if event.kind in ("skipped", "elsewhere"):
-                bar.update(run.training.epochs)
+                bar.update(epochs[event.run])
             if event.kind == "failed":
                 failed.append(event)
                 bar.write(f"failed: {event.run}: {event.text}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 from logitbank.pipeline.described import Idle, check_settings, deciding, option
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
+    BESIDE_TEACHER,
     COUNT,
     METRICS,
     NOT_NEGATIVE,
@@ -112,7 +113,8 @@ class Training:
     )
     select: str = option(
         "last",
-        help="Keep the last epoch, or the best by validation accuracy, or by another measure: best:nll, best:auc",
+        help="Keep the last epoch, or the best by validation accuracy, or by another measure: best:nll, best:auc,"
+        " best:agreement",
         domain=SELECT,
     )
     patience: int = option(
@@ -170,7 +172,7 @@ class Training:
 
     @property
     def _sign(self) -> int:
-        return 1 if METRICS[self.selected_by] else -1
+        return 1 if {**METRICS, **BESIDE_TEACHER}[self.selected_by] else -1
 
     def is_over(self, history: Sequence["EpochRecord"]) -> bool:
         """After the last epoch, or when patience is at an end."""

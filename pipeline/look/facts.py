@@ -38,10 +38,12 @@ def _facts(run: FinishedRun) -> dict[str, str]:
         "student": str(result["student"]),
         "loss": str(result["loss"]),
         "temperature": _temperature(result.get("settings", {}).get("terms", [])),
-        "epochs": str(training["epochs"]),
-        "learning rate": f"{training['lr']:g}, {training['optimizer']}, {training['schedule']}",
-        "batch size": str(training["batch_size"]),
-        "precision": str(training["precision"]),
+        "epochs": str(training.get("epochs", "")),
+        "learning rate": f"{training['lr']:g}, {training['optimizer']}, {training['schedule']}"
+        if "lr" in training
+        else "",
+        "batch size": str(training.get("batch_size", "")),
+        "precision": str(training.get("precision", "")),
         "device": str(result.get("device", "")),
         "versions": ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items()),
     }

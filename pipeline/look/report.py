@@ -1,6 +1,7 @@
 """Pictures and one page about finished runs: nothing is fetched, so the page works wherever the file is."""
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from logitbank.pipeline.look.run_pictures import Methods, by_baseline, run_pictu
 from logitbank.pipeline.train_student.compare import Comparison, against
 from logitbank.pipeline.train_student.runs import FinishedRun
 from logitbank.stores.write.building import build, build_files
+
+_MOST_CONFUSED = 50
 
 
 def plot_runs(methods: Methods, rows: Sequence[Comparison], folder: Path) -> tuple[list[Path], bool]:
@@ -87,6 +90,7 @@ def _page(methods: Methods, rows: Sequence[Comparison], *, title: str, failed: M
         settings=Table(settings[0], [[_words(value) for value in line] for line in settings[1:]]) if settings else None,
         runs=Table(_RUN_COLUMNS, [_run_cells(name, run) for name, runs in methods.items() for run in runs.values()]),
         classes=_class_table(methods),
+        confusions=_confusion_table(methods),
         failed=Table(("run", "error"), [(_words(name), _words(str(error))) for name, error in failed.items()])
         if failed
         else None,
@@ -186,6 +190,28 @@ def _class_table(methods: Methods) -> Table:
         for label, found in classes.items()
     ]
     return Table(("class", *methods), lines)
+
+
+def _confusion_table(methods: Methods) -> Table | None:
+    """Which classes are taken for which, in percent of the class's rows: the pairs that are confused most."""
+    shares: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name, runs in methods.items():
+        for run in runs.values():
+            found = run.confusion()
+            sizes = Counter[str]()
+            for (label, _), count in found.items():
+                sizes[label] += count
+            for (label, predicted), count in found.items():
+                if label != predicted:
+                    share = 100 * count / sizes[label]
+                    shares.setdefault((label, predicted), {}).setdefault(name, []).append(share)
+    lines = []
+    for (label, predicted), of_methods in shares.items():
+        # a run that does not confuse the two has no line of them
+        means = [sum(of_methods.get(name, [])) / len(runs) for name, runs in methods.items()]
+        lines.append((max(means), [_words(label), _words(predicted), *(_number(mean, "{:.2f}") for mean in means)]))
+    lines.sort(key=lambda line: -line[0])
+    return Table(("class", "taken for", *methods), [cells for _, cells in lines[:_MOST_CONFUSED]]) if lines else None
 
 
 def _number(value: float | None, form: str) -> Cell:

@@ -1,9 +1,11 @@
 """The model table: teachers and students are built from the same names.
 
 ``build_model("resnet20", split)`` gives an untrained ``nn.Module`` that maps preprocessed inputs to
-logits [B, C]. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries' own tables.
+logits [B, C]. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries' own tables, ``sklearn:NAME`` is a student
+that scikit-learn fits.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from logitbank.pipeline.models.input_transform import (
 )
 from logitbank.pipeline.models.preprocessing import Preprocessing
 from logitbank.pipeline.models.small import MLP, SmallCNN
+from logitbank.pipeline.models.trees import TreeEnsemble
 from logitbank.pipeline.models.wide_resnet import WideResNet
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.user_code import call_factory, is_factory
@@ -111,9 +114,10 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
     """An untrained model for the split's inputs and classes.
 
     Args:
-        name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, or your own
-            ``path/to/file.py:factory`` or ``package.module:factory``, called with those of ``num_classes`` and
-            ``input_shape`` ((H, W, channels) or (D,)) that it takes.
+        name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, ``sklearn:NAME``
+            (trees that are still to be fitted or loaded), or your own ``path/to/file.py:factory`` or
+            ``package.module:factory``, called with those of ``num_classes`` and ``input_shape`` ((H, W, channels) or
+            (D,)) that it takes.
         split: Gives the input shape and the number of classes; see ``Preprocessing.sized``.
         drop_path: Share of residual branches that a timm model skips while it is trained.
 
@@ -134,7 +138,8 @@ def spell_model(name: str) -> str:
     """The one spelling of a name that has several: ``mlp:8x1`` is ``mlp:8``, and ``mlp:256x2`` is ``mlp``."""
     match = _MLP.fullmatch(name)
     if match is None:
-        return name
+        prefix, question, options = name.partition("?")
+        return prefix + question + "&".join(sorted(options.split("&"))) if name.startswith("sklearn:") else name
     width, depth = int(match[1]), int(match[2] or 1)
     if (width, depth) == _PLAIN_MLP:
         return "mlp"
@@ -152,10 +157,17 @@ def _find(name: str) -> Model:
         return Model(build=lambda split: _timm(inner, split), images_only=True, about="")
     if library == "torchvision" and inner:
         return Model(build=lambda split: _torchvision(inner, split), images_only=True, about="")
+    if library == "sklearn" and inner:
+        return Model(build=_trees, images_only=False, about="")
     if is_factory(name):
         return Model(build=lambda split: _own(name, split), images_only=False, about="")
-    known = [*MODELS, "mlp:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "file.py:factory"]
+    known = [*MODELS, "mlp:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "sklearn:NAME", "file.py:factory"]
     raise ValueError(unknown("model", name, known))
+
+
+def _trees(split: Split) -> nn.Module:
+    """One that has still to be fitted, or to take its trees from a file."""
+    return TreeEnsemble(math.prod(split.input_shape), split.num_classes)
 
 
 def _own(name: str, split: Split) -> nn.Module:

@@ -146,6 +146,9 @@ def own_preprocessing(name: str, split: Split) -> Preprocessing | None:
     library, _, inner = name.partition(":")
     if library == "timm":
         return _of_timm(inner, split)
+    if library == "sklearn":  # trees ask for an order, which no scaling changes
+        channels = split.input_shape[-1]
+        return Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
     if library == "torchvision":
         return _IMAGENET if split.originals is None else _of_torchvision(inner)
     return None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from logitbank.pipeline.datasets.spec import shown
 from logitbank.pipeline.models.head import new_in_head, say_new
 from logitbank.pipeline.models.parts import SEPARATOR, Choice, choose, others_that_fit
+from logitbank.pipeline.models.trees import TreeEnsemble
 from logitbank.pipeline.models.weight_files import WeightFile, one_line, open_weights, printable
 from logitbank.stores.files import whole_file
 from logitbank.stores.format.plain_json import parse_json
@@ -177,12 +178,14 @@ def _say(path: Path, file: WeightFile, choice: Choice, others: list[str]) -> str
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, architecture: str, source: str) -> None:
-    """Loads every tensor, or raises without changing the model.
+    """Loads every tensor, or raises without changing the model, but for trees, which have the size of their file.
 
     Raises:
         ValueError: Tensors that are missing, unexpected, of another shape, or integers for floats, all counted and
             some named.
     """
+    if isinstance(model, TreeEnsemble):
+        model.resize(state)
     own = model.state_dict()
     both = [name for name in own if name in state]
     faults = {
@@ -207,6 +210,11 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, architecture: st
     if said:
         raise ValueError(f"{source}: weights do not fit {architecture} ({'; '.join(said)}); name the right model")
     model.load_state_dict({**own, **state})
+    if isinstance(model, TreeEnsemble):
+        try:
+            model.settle()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

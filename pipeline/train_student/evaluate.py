@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.metrics import measure, measure_agreement, measure_classes, reliability_of
+from logitbank.pipeline.metrics import confusion, measure, measure_agreement, measure_classes, reliability_of
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.int64]
@@ -93,13 +93,18 @@ def validate(ask: Ask, model: nn.Module, split: Split, rows: Rows, selected_by: 
 
 
 def evaluate_test(ask: Ask, model: nn.Module, test: Split) -> dict[str, Any]:
-    """All measures on the test data, with the table of classes and the bins of a reliability diagram."""
+    """All measures on the test data, with the table of classes, which are taken for which, and the bins of a
+    reliability diagram."""
     logits_NC, labels_N = measure_rows(ask, model, test, None)
     names = test.class_names or tuple(str(label) for label in range(test.num_classes))
     return {
         "data": test.spec,
         **measure(logits_NC, labels_N),
         "per_class": [{"class": names[label], **row} for label, row in measure_classes(logits_NC, labels_N).items()],
+        "confusion": [
+            {"class": names[label], "predicted": names[predicted], "num_rows": count}
+            for label, predicted, count in confusion(logits_NC, labels_N)
+        ],
         "reliability": reliability_of(logits_NC, labels_N),
     }
 

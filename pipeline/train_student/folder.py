@@ -6,6 +6,8 @@ search.json              what is measured already of "auto" options
 checkpoint.safetensors   state at the end of the last epoch, or between; removed when the run is complete
 student.safetensors      at the end
 signature.json           at the end: what the student reads and answers
+classes.csv              of the test data: rows, accuracy (recall), precision, F1 and NLL of each class
+confusion.csv            of the test data: rows of each class by the class that is predicted, without the zeros
 result.json              last: where it is, the run is complete
 loggers.json             under which ids the run goes on in its loggers, and how many epochs they have
 error.json               of a sweep: why the run failed
@@ -30,6 +32,7 @@ from logitbank.stores.locks import locked
 SETTINGS, RESULT, HISTORY, WEIGHTS = "run.json", "result.json", "history.csv", "student.safetensors"
 CHECKPOINT, SEARCH = "checkpoint.safetensors", "search.json"
 ERROR, LOGGED = "error.json", "loggers.json"
+CLASSES, CONFUSION = "classes.csv", "confusion.csv"
 
 
 class InUse(ValueError):
@@ -88,7 +91,7 @@ class RunFolder:
         with self._held:
             begun = self.checkpoint.exists() or (self.path / SEARCH).exists()
             if kind is not None and self.result is None and not begun:
-                for name in (SETTINGS, HISTORY, WEIGHTS, SIGNATURE, LOGGED):
+                for name in (SETTINGS, HISTORY, WEIGHTS, SIGNATURE, LOGGED, CLASSES, CONFUSION):
                     (self.path / name).unlink(missing_ok=True)
                 if not self._existed and not any(self.path.iterdir()):
                     self.path.rmdir()
@@ -105,8 +108,18 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(asdict(record) for record in history)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Makes the run complete; the weights and the history are there already."""
+    def finish(self, result: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Makes the run complete; the weights and the history are there already.
+
+        Args:
+            result: The document.
+            tables: Lines of further files, by name; every line has the names of the first.
+        """
+        for name, lines in tables.items():
+            with whole_file(self.path / name) as beside, beside.open("w", newline="") as file:
+                table = csv.DictWriter(file, list(lines[0]))
+                table.writeheader()
+                table.writerows(lines)
         self.write(RESULT, result)
         self.checkpoint.unlink(missing_ok=True)
         (self.path / SEARCH).unlink(missing_ok=True)
@@ -179,11 +192,14 @@ def _as_now(found: Any, now: Mapping[str, Any]) -> dict[str, Any]:
     student, objective = found.get("student"), found.get("objective")
     if isinstance(objective, Mapping) and objective.get("terms") == now.get("objective", {}).get("terms"):
         objective = now["objective"]  # whose text may have been typed otherwise
+    training, names = completed(Training, found.get("training")), now.get("training", {})
+    if isinstance(training, Mapping):  # a student without gradients has few settings of it
+        training = {name: value for name, value in training.items() if name in names or name in found["training"]}
     return {
         **{name: value for name, value in found.items() if name != "processes"},  # a run goes on in any number
         "student": spell_model(student) if isinstance(student, str) else student,
         "objective": objective,
-        "training": completed(Training, found.get("training")),
+        "training": training,
     }
 
 

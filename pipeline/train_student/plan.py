@@ -22,8 +22,10 @@ from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.split import check_same_classes
+from logitbank.pipeline.domains import BESIDE_TEACHER, METRICS
 from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.checkpoint import Checkpoint
+from logitbank.pipeline.fit.estimators import is_estimator
 from logitbank.pipeline.fit.loop import fit
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.models import Preprocessing, build_model, settle_fresh, spell_model
@@ -33,8 +35,17 @@ from logitbank.pipeline.models.weights import Taken, load_weights, weights_diges
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
+from logitbank.pipeline.train_student.class_counts import count_classes
 from logitbank.pipeline.train_student.distillation import DistillationLoss
-from logitbank.pipeline.train_student.evaluate import VALIDATION_SEED, Ask, cut_validation, rows_digest, validate
+from logitbank.pipeline.train_student.evaluate import (
+    VALIDATION_SEED,
+    Ask,
+    cut_validation,
+    evaluate_against_teacher,
+    rows_digest,
+    validate,
+)
+from logitbank.pipeline.train_student.fitted import check_student, fit_student
 from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
@@ -97,7 +108,7 @@ class Plan:
             "combine": run.combine if isinstance(self.answers, Ensemble) else None,
             "init_sha256": None if self.taken is None else weights_digest(self.taken.state),
             **({"init_part": self.taken.part} if self.taken is not None and self.taken.part else {}),
-            "training": run.training.attributes(),
+            "training": run.trained,
             "validation": {
                 "share": run.val_share,
                 "seed": VALIDATION_SEED,
@@ -121,6 +132,9 @@ class Plan:
     ) -> tuple[nn.Module, list[EpochRecord]]:
         """A student trained on some rows; one with a checkpoint is measured on the validation rows."""
         split = self.inputs.split
+        if is_estimator(self.run.student):
+            measured = checkpoint is not None and len(self.validation) > 0
+            return fit_student(self, objective, training.seed, rows, measured=measured, on_epoch=on_epoch)
         model, _ = fresh_student(self.run, self.scaling.sized(split), training.seed)
         loss = DistillationLoss(objective, self.answers, split, epochs=training.epochs, grouping=self.grouping)
         history = fit(
@@ -132,7 +146,7 @@ class Plan:
             preprocessing=self.scaling,
             rows=rows,
             device=self.device,
-            evaluate=self._validate if len(self.validation) and checkpoint is not None else None,
+            evaluate=self.validate if len(self.validation) and checkpoint is not None else None,
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             workers=self.run.workers,
@@ -156,8 +170,17 @@ class Plan:
             workers=self.run.workers,
         )
 
-    def _validate(self, model: nn.Module) -> dict[str, float]:
-        return validate(self.ask, model, self.inputs.split, self.validation, self.run.training.selected_by)
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """What an epoch measures on the validation rows, and the measure by which the best one is selected."""
+        selected_by = self.run.training.selected_by
+        of_labels = selected_by if selected_by in METRICS else ""
+        found = validate(self.ask, model, self.inputs.split, self.validation, of_labels)
+        if selected_by in BESIDE_TEACHER:
+            beside = evaluate_against_teacher(
+                self.ask, model, self.inputs.split, self.answers, self.validation, folds=None, views=self.views
+            )
+            found["val_selected"] = beside[selected_by]
+        return found
 
 
 def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
@@ -168,7 +191,10 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
             with them.
     """
     store, split, test = inputs.store, inputs.split, inputs.test
-    device, objective = find_device(run.device, run.threads, processes.local), run.objective(split.num_classes)
+    objective, views = run.objective(split.num_classes), Views.from_attributes(store.views)
+    if is_estimator(run.student):
+        check_student(run, objective, split, views, processes)
+    device = find_device("cpu" if is_estimator(run.student) else run.device, run.threads, processes.local)
     answers = open_answers(
         store,
         teacher=run.teacher or None,
@@ -185,13 +211,20 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     check_data(store, split)
     if test is not None:
         check_same_classes(split, test)
-    views = Views.from_attributes(store.views)
     left_out = leave_out(run.leave_out, store, answers, views)
     rows, validation = _cut_rows(run, split, left_out)
+    if run.training.selected_by in BESIDE_TEACHER and not answers.served(0)[validation].any():
+        raise ValueError(
+            f"--select {run.training.select}: no teacher answers a validation row; select by another measure"
+        )
     if objective.search and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
     scaling = settle_fresh(run.student, split, run.preprocessing(), rows)
-    taken = _check_student(run, inputs, views, scaling)
+    scaling.check(split)
+    if objective.weighs_by_class:
+        counts, said = count_classes(objective, split, rows, answers)
+        objective, warnings = objective.with_class_counts(counts), [*warnings, *said]
+    taken = None if is_estimator(run.student) else _check_network(run, inputs, views, scaling)
     keys, keys_complete = student_keys(run, split, None if views.mixes else rows)
     if test is not None:
         warnings += seen_warnings(test, keys)
@@ -234,9 +267,8 @@ def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, R
     return rows, validation
 
 
-def _check_student(run: Run, inputs: Inputs, views: Views, scaling: Preprocessing) -> Taken | None:
-    """Runs a fresh student once, so that a mistake is answered before anything is made; what it starts from."""
-    scaling.check(inputs.split)
+def _check_network(run: Run, inputs: Inputs, views: Views, scaling: Preprocessing) -> Taken | None:
+    """Runs a fresh network once, so that a mistake is answered before anything is made; what it starts from."""
     student, taken = fresh_student(run, scaling.sized(inputs.split), run.training.seed)
     if inputs.test is not None:
         check_network(run.student, student, inputs.test, views=Views(), preprocessing=scaling)

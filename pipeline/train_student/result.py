@@ -1,7 +1,7 @@
 """What is left of a student: the document of its result, and its weights with what they are."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.fit import EpochRecord, Training
 from logitbank.pipeline.fit.weights import weight_bytes
 from logitbank.pipeline.models.signature import SIGNATURE, Signature
+from logitbank.pipeline.models.trees import TreeEnsemble
 from logitbank.pipeline.models.weights import KEY_SPACE, save_weights, weights_digest
 from logitbank.pipeline.train_student.evaluate import evaluate_against_teacher, evaluate_test
-from logitbank.pipeline.train_student.folder import WEIGHTS, write_json
+from logitbank.pipeline.train_student.folder import CLASSES, CONFUSION, WEIGHTS, write_json
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.plan import Plan
 from logitbank.stores.share.cache import place_of
@@ -53,8 +54,7 @@ def measure_student(
         "validation": _validation(identity["validation"], history, training) if len(plan.validation) else None,
         "against_teacher": _against_teacher(plan, model),
         "test": None,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weight_bytes": weight_bytes(model, training.weight_bits),
+        **_size(model, training),
         "weights_sha256": weights_digest(model.state_dict()),
         "answer_bytes": _answer_bytes(plan) if objective.uses_teacher else 0,
         "store": {"path": place_of(plan.inputs.store.path), **identity["store"]},
@@ -68,6 +68,12 @@ def measure_student(
         result["test"] = evaluate_test(plan.ask, model, plan.inputs.test)
         result |= {name: result["test"][name] for name in ("accuracy", "nll", "ece")}
     return result
+
+
+def take_tables(result: dict[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Tables of the test data that stand in files of their own, by the file's name; the large one leaves the result."""
+    test = result["test"]
+    return {} if test is None else {CLASSES: test["per_class"], CONFUSION: test.pop("confusion")}
 
 
 def save_student(out: Path, plan: Plan, model: nn.Module, objective: Objective) -> None:
@@ -89,6 +95,15 @@ def save_student(out: Path, plan: Plan, model: nn.Module, objective: Objective) 
     save_weights(out / WEIGHTS, model, metadata, plan.keys, complete=plan.keys_complete)
     signature = Signature.of(identity["student"], split, plan.scaling)
     write_json(out / SIGNATURE, signature.attributes())
+
+
+def _size(model: nn.Module, training: Training) -> dict[str, int]:
+    if isinstance(model, TreeEnsemble):
+        return {"num_parameters": model.num_numbers, "weight_bytes": model.num_bytes}
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weight_bytes": weight_bytes(model, training.weight_bits),
+    }
 
 
 def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from logitbank.pipeline.train_student.folder import CHECKPOINT, RunFolder, finis
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
 from logitbank.pipeline.train_student.loggers.all_of import Loggers
 from logitbank.pipeline.train_student.plan import Plan, plan_run
-from logitbank.pipeline.train_student.result import measure_student, save_student
+from logitbank.pipeline.train_student.result import measure_student, save_student, take_tables
 from logitbank.pipeline.train_student.search import search_options
 from logitbank.pipeline.train_student.spec import Run
 
@@ -76,8 +76,9 @@ def train_student(
                 model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record)
                 result = measure_student(plan, model, history, objective, searched, checkpoint.counts)
                 save_student(out, plan, model, objective)
+                tables = take_tables(result)
                 loggers.on_result(result)
-                folder.finish(result)
+                folder.finish(result, tables)
     return result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logitbank.pipeline.spelling import unknown
-from logitbank.pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, flat, read_json
+from logitbank.pipeline.train_student.folder import CONFUSION, HISTORY, RESULT, SETTINGS, flat, read_json
 
 _DIGEST = re.compile(r"store\.(teachers\..+\.)?digest")
 _NUMBERS = {"epoch", "loss", "train_accuracy", "lr", "seconds", "val_accuracy", "val_nll", "val_selected"}
@@ -34,6 +34,13 @@ class FinishedRun:
                 {name: float(value) for name, value in row.items() if name in _NUMBERS and value}
                 for row in csv.DictReader(file)
             ]
+
+    def confusion(self) -> dict[tuple[str, str], int]:
+        """Test rows by their class and the one predicted; empty where the run did not write them."""
+        if not (self.folder / CONFUSION).exists():
+            return {}
+        with (self.folder / CONFUSION).open(newline="") as file:
+            return {(row["class"], row["predicted"]): int(row["num_rows"]) for row in csv.DictReader(file)}
 
 
 def load_runs(folder: Path) -> dict[str, dict[int, FinishedRun]]:

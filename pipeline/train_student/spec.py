@@ -5,9 +5,9 @@ Imports nothing heavy, so that ``--help`` answers at once.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from logitbank.pipeline.described import Idle, check_settings, option, part
+from logitbank.pipeline.described import Idle, check_settings, option, part, settings_of
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     COMBINES,
@@ -20,6 +20,7 @@ from logitbank.pipeline.domains import (
     check_input,
 )
 from logitbank.pipeline.fit import Training
+from logitbank.pipeline.fit.estimators import is_estimator, read_estimator
 from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
 from logitbank.pipeline.train_student.loggers.spec import read_loggers
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.losses import Objective
 
 GIGABYTE = 1e9
+OF_NETWORKS = (
+    *(setting.name for setting in settings_of(Training) if setting.name != "seed"),
+    *("init", "mean", "std", "input_transform", "device", "checkpoint_every"),
+)
+"""Settings that say nothing to a student without gradients."""
 
 
 def read_settings(pairs: list[str]) -> dict[str, str]:
@@ -50,7 +56,7 @@ class Run:
     store: str = option(help="A store that cache-teacher wrote")
     data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
     eval_data: str = option("", help="Evaluated once, at the end; default: the data's split=test")
-    student: str = option("mlp:32", help="Architecture, see `cli models`")
+    student: str = option("mlp:32", help="Architecture, or sklearn:NAME?option=value, see `cli models`")
     init: str = option("", help="Weights that the student starts from")
     loss: str = option(
         "kd", help="A name of `cli losses`, your own file.py:function, or a sum such as 'kd:0.9 + ce:0.1'"
@@ -111,11 +117,15 @@ class Run:
         check_settings(self)
         check_input(self.mean, self.std, self.input_transform)
         read_loggers(self.logger)
+        if is_estimator(self.student):
+            read_estimator(self.student)
 
     def idle(self) -> Iterator[Idle]:
         """Settings that do nothing beside the others."""
         if "," not in self.teacher:
             yield ("combine",), "one teacher is heard; name several with --teacher a,b"
+        if is_estimator(self.student):
+            yield OF_NETWORKS, f"{self.student.partition('?')[0]} is fitted by scikit-learn in one go"
 
     def objective(self, num_classes: int | None = None) -> "Objective":
         """What is minimised; a loss of one's own is tried with so many classes, or not yet.
@@ -140,6 +150,18 @@ class Run:
         from logitbank.pipeline.models import read_given
 
         return read_given(self.mean, self.std, self.input_transform)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """How the student is trained, fit for JSON: what decides its result."""
+        if is_estimator(self.student):
+            return {"seed": self.training.seed}
+        return self.training.attributes()
+
+    @property
+    def num_epochs(self) -> int:
+        """How many records a whole run tells of."""
+        return 1 if is_estimator(self.student) else self.training.epochs
 
     @property
     def budget(self) -> int | None:

@@ -13,18 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from logitbank.pipeline.described import changed
+from logitbank.pipeline.described import changed, settings_of
 from logitbank.pipeline.files.strict_json import to_json
+from logitbank.pipeline.fit.estimators import is_estimator, read_estimator
 from logitbank.pipeline.models import spell_model
 from logitbank.pipeline.processes.ray_cluster import Resources
 from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
-from logitbank.pipeline.train_student.losses import takes_setting
+from logitbank.pipeline.train_student.losses import check_fitted, takes_setting
 from logitbank.pipeline.train_student.on_ray import train_on_ray
 from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
 from logitbank.pipeline.train_student.planned import Event, Planned
 from logitbank.pipeline.train_student.points import Point
 from logitbank.pipeline.train_student.pool import train_all
-from logitbank.pipeline.train_student.spec import Run
+from logitbank.pipeline.train_student.spec import OF_NETWORKS, Run
 from logitbank.stores import local_store, open_store
 
 SWEEP = "sweep.json"
@@ -73,18 +74,31 @@ def plan_runs(
         drawn = {key: point.settings[key] for key in known[loss] if key in point.settings}
         for values in itertools.product(*(grid[key] for key in keys)):
             settings = {**dict(zip(keys, values, strict=True)), **drawn}
-            run = replace(base, loss=loss, student=spell_model(student), settings=settings)
-            run = changed(run, point.options)  # a wrong value is answered before the first run
-            objective, told = run.objective(num_classes), {**settings, **point.options}
+            own, options = _for_student(base, point.options, student, students)
+            run = replace(own, loss=loss, student=spell_model(student), settings=settings)
+            run = changed(run, options)  # a wrong value is answered before the first run
+            objective, told = run.objective(num_classes), {**settings, **options}
+            if is_estimator(student):
+                check_fitted(objective, read_estimator(student)[1].fits, student)
             for seed in range(seeds):
                 same = named.setdefault(run_name(objective.name, run.student, told, seed), {})
-                what = to_json([run.student, objective.settings, *([point.options] if point.options else [])])
+                what = to_json([run.student, objective.settings, *([options] if options else [])])
                 same.setdefault(what, changed(run, {"seed": seed}))
     return [
         Planned(folder=out / (name if len(same) == 1 else f"{name}-{_digest(what)}"), run=run)
         for name, same in named.items()
         for what, run in same.items()
     ]
+
+
+def _for_student(
+    base: Run, options: Mapping[str, Any], student: str, students: Sequence[str]
+) -> tuple[Run, Mapping[str, Any]]:
+    """The run and a point without the settings of networks, where the student is none and others of the sweep are."""
+    if not is_estimator(student) or all(map(is_estimator, students)):
+        return base, options
+    plain = {each.name: each.default for each in settings_of(Run) if each.name in OF_NETWORKS}
+    return changed(base, plain), {name: value for name, value in options.items() if name not in OF_NETWORKS}
 
 
 def run_name(loss: str, student: str, settings: Mapping[str, Any], seed: int) -> str:
@@ -139,7 +153,7 @@ def run_sweep(
 
 
 def total_epochs(planned: Iterable[Planned]) -> int:
-    return sum(each.run.training.epochs for each in planned)
+    return sum(each.run.num_epochs for each in planned)
 
 
 def errors_of(out: Path) -> dict[str, Any]:

@@ -6,10 +6,12 @@ mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAI
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, APL, soft CE
 semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them; NormKD
+row_weights.py     how much a row counts        class_weights.py by the class of the row
 
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
 plan.py            a term while its settings are read
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
+targets.py         the targets of losses that a student without gradients can be fitted to
 own.py             a loss of the user's own, held to the laws
 context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
 describe.py        the same table as text
@@ -24,6 +26,7 @@ from .objective import Objective, Term, refuse_missing
 from .own import own_loss
 from .parse import own_names, parse_objective, takes_setting
 from .table import LOSSES
+from .targets import Targets, check_fitted, fitted_targets
 
 __all__ = [
     "LOSSES",
@@ -33,9 +36,12 @@ __all__ = [
     "Loss",
     "Objective",
     "Step",
+    "Targets",
     "Term",
+    "check_fitted",
     "describe_loss",
     "describe_losses",
+    "fitted_targets",
     "own_loss",
     "own_names",
     "parse_objective",

@@ -5,7 +5,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ class Term:
     temperature_rule: str = ""
     options: Mapping[str, Value] = field(default_factory=dict)
     row_options: Mapping[str, Value] = field(default_factory=dict)
+    class_counts: tuple[int, ...] = ()
 
     @property
     def loss_needs(self) -> frozenset[str]:
@@ -59,7 +60,14 @@ class Term:
     @property
     def weighs_by_teacher(self) -> bool:
         """Whether the row weight looks at the teacher."""
+        if self.weighs_by_class:  # which takes the teacher's word where there is no label
+            return self.fits_teacher
         return bool(self.row_weight) and self.row_options.get("paced_by") != "student"
+
+    @property
+    def weighs_by_class(self) -> bool:
+        """Whether the row weight goes by the class of a row and the counts of all."""
+        return bool(self.row_weight) and ROW_WEIGHTS[self.row_weight].counts
 
     @property
     def couples_rows(self) -> bool:
@@ -162,6 +170,16 @@ class Objective:
             raise ValueError(f"{unknown[0]} is not auto here; auto: {', '.join(self.search) or 'nothing'}")
         return Objective(self.name, tuple(term.bind(values) for term in self.terms))
 
+    @property
+    def weighs_by_class(self) -> bool:
+        """Whether a row weight goes by the counts of the classes."""
+        return any(term.weighs_by_class for term in self.terms)
+
+    def with_class_counts(self, counts: Sequence[int]) -> Objective:
+        """The same objective with the number of training rows of each class, for row weights that go by them."""
+        found = tuple(int(count) for count in counts)
+        return Objective(self.name, tuple(replace(term, class_counts=found) for term in self.terms))
+
     def notes(self) -> dict[str, int]:
         """Counts since last asked, such as the rows on which a loss abstained; always of the same names."""
         names = [key for term in self.terms for key in term.counted]
@@ -212,9 +230,18 @@ class Objective:
             return 0.0 * every.student_BC.sum(1)
         loss_B = own.spread(self._loss(term, own, step), 0.0)
         judged = served if term.weighs_by_teacher else every
+        if term.weighs_by_class and not term.weighs_by_teacher:
+            judged = every.only(every.labels_B >= 0)
         if term.row_weight and len(judged.labels_B):
             teacher_BC = judged.teacher(1.0) if term.weighs_by_teacher else judged.student_BC.detach()
-            weight_B = row_weights(term.row_weight, judged.student_BC, teacher_BC, judged.labels_B, term.row_options)
+            weight_B = row_weights(
+                term.row_weight,
+                judged.student_BC,
+                teacher_BC,
+                judged.labels_B,
+                term.row_options,
+                term.class_counts,
+            )
             loss_B = loss_B * judged.spread(weight_B, 1.0)
         return loss_B
 

@@ -7,13 +7,15 @@ without gradient. Shapes: B batch, C classes. Rows with label -1 are unlabelled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .class_weights import effective_number, inverse_frequency
 from .domains import Option, Value, defaults, number, switch, words
 
 TINY = 1e-12
@@ -164,6 +166,7 @@ def difficulty_temperature(
 class RowWeight:
     """One row weight: its function, what it needs, and which terms of an objective it is about.
 
+    counts: the function takes ``class_counts_C``, training rows of each class, and goes by classes alone.
     touches: "teacher", terms that follow the teacher; "labels", terms of which a wrong label spoils the target.
     """
 
@@ -172,6 +175,7 @@ class RowWeight:
     takes: Mapping[str, Option] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
+    counts: bool = False
     touches: frozenset[str] = frozenset({"teacher", "labels"})
 
     @property
@@ -225,6 +229,18 @@ ROW_WEIGHTS: dict[str, RowWeight] = {
         needs=frozenset({"labels", "out_of_fold"}),
         touches=frozenset({"labels"}),
     ),
+    "inverse_frequency": RowWeight(
+        fn=inverse_frequency,
+        use="rare classes that matter as much as frequent ones; weighs every term",
+        takes={"class_power": number(1.0, "(0, 1]")},
+        counts=True,
+    ),
+    "effective_number": RowWeight(
+        fn=effective_number,
+        use="the same for long tails, whose rarest classes would weigh too much (Cui et al.); weighs every term",
+        takes={"class_beta": number(0.999, "(0, 1)")},
+        counts=True,
+    ),
 }
 
 TEMPERATURE_RULES: dict[str, TemperatureRule] = {
@@ -242,7 +258,12 @@ SHARED_OPTIONS: Mapping[str, Value] = defaults(SHARED)
 
 
 def row_weights(
-    name: str, student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, options: Mapping[str, Value]
+    name: str,
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    options: Mapping[str, Value],
+    class_counts: Sequence[int] = (),
 ) -> Tensor:
     """Weight of each row by a rule of the table, with floor and mean 1; the mean on rows it cannot judge.
 
@@ -252,12 +273,23 @@ def row_weights(
         teacher_BC: Teacher logits, dense and finite.
         labels_B: Class ids, -1 unlabelled.
         options: The rule's options and the shared ones.
+        class_counts: Training rows of each class, for rules that go by them.
 
     Returns:
         Weights without gradient, shape [B].
+
+    Raises:
+        ValueError: The rule goes by counts that are not given.
     """
     rule = ROW_WEIGHTS[name]
-    own = {key: options.get(key, default) for key, default in rule.options.items()}
+    own: dict[str, Any] = {key: options.get(key, default) for key, default in rule.options.items()}
+    if rule.counts:
+        if len(class_counts) != student_BC.shape[1]:
+            raise ValueError(
+                f"row_weight={name} goes by the training rows of each class, found {len(class_counts)} of"
+                f" {student_BC.shape[1]} counts; pass objective.with_class_counts(counts)"
+            )
+        own["class_counts_C"] = torch.tensor(class_counts, dtype=torch.float64, device=student_BC.device)
     shared = {key: options.get(key, default) for key, default in SHARED_OPTIONS.items()}
     with torch.no_grad():
         weight_B = rule.fn(student_BC, teacher_BC, labels_B, **own).clamp(min=float(shared["row_weight_floor"]))

@@ -68,13 +68,31 @@ def corrected_squared_error(
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2;
         the bound-fast form of the authors' code.
     """
+    target_BC = corrected_target(teacher_BC, labels_B, c=c, scale=scale, floor=floor, smoothing=smoothing)
+    if scale == "probability":
+        return (probs(student_BC) - target_BC).square().mean(1)
+    return mean_square(raised(student_BC) - target_BC)
+
+
+def corrected_target(
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    c: float = 0.01,
+    scale: str = "logit",
+    floor: float = 1e-3,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """What ``corrected_squared_error`` fits, [B, C]: logits or, at scale = "probability", numbers between p and y.
+
+    Of more than two classes those need not sum to 1.
+    """
     p_BC = _smoothed(probs(teacher_BC), smoothing, teacher_BC.shape[1])
     surprise_BC = _minus_one_hot(p_BC, labels_B).neg()  # y - p
     gamma_BC = c / (c + surprise_BC.square())
     if scale == "probability":
-        return (probs(student_BC) - (p_BC + gamma_BC * surprise_BC)).square().mean(1)
-    target_BC = raised(teacher_BC) + gamma_BC * surprise_BC / p_BC.clamp(min=floor)
-    return mean_square(raised(student_BC) - target_BC)
+        return p_BC + gamma_BC * surprise_BC
+    return raised(teacher_BC) + gamma_BC * surprise_BC / p_BC.clamp(min=floor)
 
 
 def minimax_squared_error(
@@ -170,10 +188,16 @@ def fixed_gamma_squared_error(
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021; variants of the
         authors' code.
     """
+    target_BC = fixed_gamma_target(teacher_BC, labels_B, gamma=gamma, smoothing=smoothing)
+    return mean_square(raised(student_BC) - target_BC)
+
+
+def fixed_gamma_target(teacher_BC: Tensor, labels_B: Tensor, *, gamma: str = "one", smoothing: float = 0.0) -> Tensor:
+    """The logits that ``fixed_gamma_squared_error`` fits, [B, C]."""
     p_BC = _smoothed(probs(teacher_BC), smoothing, teacher_BC.shape[1])
     surprise_BC = _minus_one_hot(p_BC, labels_B).neg()
     gamma_BC = 1.0 if gamma == "one" else 1.0 - p_BC
-    return mean_square(raised(student_BC) - (raised(teacher_BC) + gamma_BC * surprise_BC))
+    return raised(teacher_BC) + gamma_BC * surprise_BC
 
 
 def slow_bound_squared_error(
@@ -205,6 +229,14 @@ def slow_bound_squared_error(
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021; the bound-slow
         form of the authors' code.
     """
+    target_BC = slow_bound_target(teacher_BC, labels_B, c=c, floor=floor, smoothing=smoothing)
+    return mean_square(raised(student_BC) - target_BC)
+
+
+def slow_bound_target(
+    teacher_BC: Tensor, labels_B: Tensor, *, c: float = 0.01, floor: float = 1e-3, smoothing: float = 0.0
+) -> Tensor:
+    """The logits that ``slow_bound_squared_error`` fits, [B, C]."""
     p_BC = _smoothed(probs(teacher_BC), smoothing, teacher_BC.shape[1])
     surprise_BC = _minus_one_hot(p_BC, labels_B).neg()
     inverse_BC = 1.0 / p_BC.clamp(min=floor)
@@ -212,8 +244,7 @@ def slow_bound_squared_error(
     w_BC = (surprise_BC.square() / (6.0 * c)).clamp(min=1e-30)
     below_BC = 2.0 * w_BC.sqrt() * torch.sinh(torch.asinh(1.5 * inverse_BC / w_BC.sqrt()) / 3.0)
     gamma_BC = below_BC**3 / (3.0 * w_BC)  # 1/p - u, without the cancellation
-    target_BC = raised(teacher_BC) + gamma_BC * surprise_BC
-    return mean_square(raised(student_BC) - target_BC)
+    return raised(teacher_BC) + gamma_BC * surprise_BC
 
 
 def orthogonal_squared_error(
@@ -236,9 +267,13 @@ def orthogonal_squared_error(
     References:
         Dao, Kamath, Syrgkanis, Mackey. Knowledge Distillation as Semiparametric Inference. ICLR 2021, section 4.2.
     """
+    return mean_square(raised(student_BC) - orthogonal_target(teacher_BC, labels_B, floor=floor, smoothing=smoothing))
+
+
+def orthogonal_target(teacher_BC: Tensor, labels_B: Tensor, *, floor: float = 1e-2, smoothing: float = 0.0) -> Tensor:
+    """The logits that ``orthogonal_squared_error`` fits, [B, C]."""
     pull_B = 1.0 / _smoothed(at(log_probs(teacher_BC), labels_B).exp(), smoothing, teacher_BC.shape[1]).clamp(min=floor)
-    target_BC = (raised(teacher_BC) - 1.0).scatter_add(1, labels_B[:, None], pull_B[:, None])
-    return mean_square(raised(student_BC) - target_BC)
+    return (raised(teacher_BC) - 1.0).scatter_add(1, labels_B[:, None], pull_B[:, None])
 
 
 def orthogonal_cross_entropy(

@@ -223,3 +223,47 @@ def test_lines_of_separators_are_no_rows(tmp_path: Path, caplog: pytest.LogCaptu
     write(tmp_path, t="size,bought\n1,0\n,\n2,1\n,\n")
     assert len(load_split(f"csv:{tmp_path}/t.csv?test_share=0")) == 2
     assert "2 lines hold separators alone, and are no rows" in caplog.text
+
+
+def test_columns_go_by_name_in_whatever_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(
+        tmp_path,
+        train="age,job,y\n30,a,1\n20,b,0\n40,a,1\n",
+        same="age,job,y\n25,b,0\n,c,1\n",
+        other="y,note,job,age\n0,x,b,25\n1,z,c,\n",
+        fewer="y,age\n0,25\n",
+        counted="1,2,3\n4,5,6\n",
+        longer="0,1,2,3\n0,4,5,6\n",
+    )
+    same, other = (
+        load_split(f"csv:{tmp_path}/train.csv?test={tmp_path}/{name}.csv&split=test") for name in ("same", "other")
+    )
+    assert (same.samples == other.samples).all()
+    assert (same.keys == other.keys).all()
+    assert same.labels.tolist() == other.labels.tolist() == [0, 1]
+    assert same.samples[1].tolist() == [0, 0, 0]  # a missing number is the mean, a new category none
+    assert "has columns that training rows do not, left out: note" in caplog.text
+    for train, test in (("train", "fewer"), ("counted", "longer")):
+        header = "&header=0" if train == "counted" else ""
+        with pytest.raises(ValueError, match="has other columns"):
+            load_split(f"csv:{tmp_path}/{train}.csv?test={tmp_path}/{test}.csv{header}")
+
+
+def test_dates_are_told_apart_from_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    days = [f"2024-{1 + day // 28:02}-{1 + day % 28:02}" for day in range(300)]
+    for name, texts in (("few", days[:9]), ("many", days), ("number", [day.replace("-", "") for day in days])):
+        rows = "".join(f"{text},{place % 2}\n" for place, text in enumerate(texts))
+        (tmp_path / f"{name}.csv").write_text(f"day,y\n{rows}")
+    few = load_split(f"csv:{tmp_path}/few.csv?test_share=0")
+    assert few.input_shape == (9,)
+    assert "column 'day' holds dates such as '2024-01-01': each is a category" in caplog.text
+    with pytest.raises(ValueError, match="300 different texts, dates such as '2024-01-01'.* such as days.*drop=day"):
+        load_split(f"csv:{tmp_path}/many.csv?test_share=0")
+    caplog.clear()
+    assert load_split(f"csv:{tmp_path}/number.csv?test_share=0").input_shape == (1,)
+    assert "numbers that look like dates, such as '20240101': they are read as numbers" in caplog.text
+    plain = "".join(f"{number},{number % 2}\n" for number in range(20_000, 20_040))
+    (tmp_path / "plain.csv").write_text(f"size,y\n{plain}")
+    caplog.clear()
+    load_split(f"csv:{tmp_path}/plain.csv?test_share=0")
+    assert not caplog.text

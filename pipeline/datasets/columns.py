@@ -16,6 +16,8 @@ from logitbank.pipeline.datasets.spec import tell
 
 MAX_CATEGORIES = 256
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ]\d.*)?|\d{1,2}([./])\d{1,2}\2\d{2}(\d{2})?( \d.*)?")
+_DATE_NUMBER = re.compile(r"(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _PLAIN = re.compile(r"[+-]?\d+")
 
 
@@ -141,16 +143,26 @@ def fit_feature(name: str, column: Column, decimal: str) -> Feature:
     """
     texts = column.present()
     numbers = [text for text in texts if is_number(text, decimal)]
+    dates = [text for text in texts if _DATE.fullmatch(text)]
     if len(numbers) == len(texts):
+        if len(texts) > 1 and all(_DATE_NUMBER.fullmatch(text) for text in texts):
+            tell(f"column {name!r} holds numbers that look like dates, such as {texts[0]!r}: they are read as numbers")
         return _fit_numbers(name, column, decimal)
     if decimal == "." and all(_DECIMAL_COMMA.fullmatch(text) or _PLAIN.fullmatch(text) for text in texts):
         raise ValueError(f"column {name!r} holds numbers with a decimal comma, such as {texts[0]!r}; pass decimal=,")
+    if len(texts) > MAX_CATEGORIES and dates:
+        raise ValueError(
+            f"column {name!r} has {len(texts)} different texts, dates such as {dates[0]!r}, more than {MAX_CATEGORIES};"
+            f" write them as numbers, such as days, or leave the column out with drop={name}"
+        )
     if len(texts) > MAX_CATEGORIES:
         odd = f" ({len(numbers)} of them numbers)" if numbers else ""
         raise ValueError(
             f"column {name!r} has {len(texts)} different texts{odd}, more than {MAX_CATEGORIES}; is it an"
             f" identifier? Leave it out with drop={name}"
         )
+    if dates:
+        tell(f"column {name!r} holds dates such as {dates[0]!r}: each is a category; write numbers, such as days")
     if numbers:
         odd = next(text for text in texts if text not in set(numbers))
         tell(f"column {name!r} holds {len(numbers)} numbers and texts such as {odd!r}: its values are categories")

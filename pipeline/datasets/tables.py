@@ -203,21 +203,30 @@ def _choose_label(options: TableOptions, names: list[str]) -> str:
 
 def _divide(columns: Columns, options: TableOptions, read: Reader) -> tuple[Columns, Columns]:
     """Training rows and test rows."""
-    spec, names = options.spec, list(columns)
+    spec = options.spec
     if options.test:
         held_out = _without_index(read(options.test), options)
-        if names != list(held_out):
-            raise ValueError(
-                f"{spec}: {options.test} has other columns ({shown(held_out, 20)}) than {options.path}"
-                f" ({shown(names, 20)})"
-            )
-        return columns, held_out
+        return columns, _by_name(columns, held_out, options)
     num_rows = len(next(iter(columns.values())))
     if not num_rows:
         raise ValueError(f"{spec}: {options.path} has no rows; expected at least one")
     parts = divide_rows(num_rows, options.test_share, spec)
     train, test = ({name: column.take(rows) for name, column in columns.items()} for rows in parts)
     return train, test
+
+
+def _by_name(columns: Columns, held_out: Columns, options: TableOptions) -> Columns:
+    """The test columns that training rows have, in whatever order; where columns are only counted, all must agree."""
+    counted = all(name.isdecimal() for name in columns)
+    if set(columns) - set(held_out) or (counted and set(held_out) - set(columns)):
+        raise ValueError(
+            f"{options.spec}: {options.test} has other columns ({shown(held_out, 20)}) than {options.path}"
+            f" ({shown(columns, 20)})"
+        )
+    more = [name for name in held_out if name not in columns]
+    if more and options.split == "test":
+        tell(f"{options.spec}: {options.test} has columns that training rows do not, left out: {shown(more, 8)}")
+    return {name: held_out[name] for name in columns}
 
 
 def _encode(features: list[Feature], chosen: Columns, options: TableOptions) -> npt.NDArray[np.float32]:

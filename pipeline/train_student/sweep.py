@@ -74,8 +74,8 @@ def plan_runs(
         drawn = {key: point.settings[key] for key in known[loss] if key in point.settings}
         for values in itertools.product(*(grid[key] for key in keys)):
             settings = {**dict(zip(keys, values, strict=True)), **drawn}
-            own, options = _for_student(base, point.options, student, students)
-            run = replace(own, loss=loss, student=spell_model(student), settings=settings)
+            start, options = _for_student(base, point.options, student, students)
+            run = replace(start, loss=loss, student=spell_model(student), settings=settings)
             run = changed(run, options)  # a wrong value is answered before the first run
             objective, told = run.objective(num_classes), {**settings, **options}
             if is_estimator(student):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from scipy.optimize import brentq
 from scipy.stats import pearsonr
 
 Row = NDArray[np.float64]
@@ -31,6 +30,15 @@ def one_hot(y: int, num_classes: int) -> Row:
 
 def kl(p: Row, q: Row) -> float:
     return float(special.rel_entr(p, q).sum())
+
+
+def bisect(slope: Callable[[Row], Row], low: Row, high: Row) -> Row:
+    """Where each slope, rising from low to high, changes its sign."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        falls = slope(middle) < 0
+        low, high = np.where(falls, middle, low), np.where(falls, high, middle)
+    return (low + high) / 2
 
 
 def ce(s: Row, z: Row, y: int, smoothing: float = 0.0) -> float:
@@ -339,11 +347,10 @@ def sel_corrected(
 def sel_slow(s: Row, z: Row, y: int, c: float = 0.01, floor: float = 1e-3, smoothing: float = 0.0) -> float:
     p = (1 - smoothing) * softmax(z) + smoothing / len(z)
     surprise = one_hot(y, len(z)) - p
-    gamma = []
-    for inverse, v in zip(1 / np.maximum(p, floor), surprise**2, strict=True):
-        # where the derivative 2 v g + 4 c (g - 1/p)^3 of the bound changes its sign, between 0 and 1/p
-        gamma.append(brentq(lambda g, v=v, i=inverse: 2 * v * g + 4 * c * (g - i) ** 3, 0.0, inverse, xtol=1e-14))
-    return float(((s - (z + np.array(gamma) * surprise)) ** 2).mean())
+    inverse = 1 / np.maximum(p, floor)
+    # where the derivative 2 v g + 4 c (g - 1/p)^3 of the bound changes its sign, between 0 and 1/p
+    gamma = bisect(lambda g: 2 * surprise**2 * g + 4 * c * (g - inverse) ** 3, np.zeros_like(p), inverse)
+    return float(((s - (z + gamma * surprise)) ** 2).mean())
 
 
 def sel_minimax(
@@ -356,24 +363,22 @@ def sel_minimax(
     smoothing: float = 0.0,
 ) -> float:
     p = (1 - smoothing) * softmax(z) + smoothing / len(z)
-    gamma = []
-    for own in p:
-        ends = {
-            "relative": (max(own / (1 + width), 1e-6), own * (1 + width)),
-            "power": (max(own, 1e-6), own ** (1 / width)),
-            "absolute": (max(own - width, 1e-3), own + width),
-        }[uncertainty]
-        truth = np.linspace(ends[0], min(ends[1], 1.0), 10)
+    least, most = {
+        "relative": (np.maximum(p / (1 + width), 1e-6), p * (1 + width)),
+        "power": (np.maximum(p, 1e-6), p ** (1 / width)),
+        "absolute": (np.maximum(p - width, 1e-3), p + width),
+    }[uncertainty]
+    truth = np.linspace(least, np.minimum(most, 1.0), 10)
 
-        def slope(g: float, own: float = own, truth: Row = truth) -> float:
-            """Of the largest of the risks, at g."""
-            error, scale = g * (truth - own) - np.log(truth / own), 1 / mix - 1 + g
-            worst = int((error**2 + scale**2 * truth * (1 - truth)).argmax())
-            return float(error[worst] * (truth[worst] - own) + scale * truth[worst] * (1 - truth[worst]))
+    def slope(g: Row) -> Row:
+        """Of the largest of the risks, at g."""
+        error, scale = g * (truth - p) - np.log(truth / p), 1 / mix - 1 + g
+        worst = (error**2 + scale**2 * truth * (1 - truth)).argmax(axis=0)
+        slopes: Row = (error * (truth - p) + scale * truth * (1 - truth))[worst, np.arange(len(p))]
+        return slopes
 
-        inside = slope(-10) < 0 < slope(10)
-        gamma.append(brentq(slope, -10, 10, xtol=1e-13) if inside else 10.0 if slope(10) <= 0 else -10.0)
-    return float(((s - (z + np.array(gamma) * (one_hot(y, len(z)) - p))) ** 2).mean())
+    gamma = bisect(slope, np.full_like(p, -10.0), np.full_like(p, 10.0))
+    return float(((s - (z + gamma * (one_hot(y, len(z)) - p))) ** 2).mean())
 
 
 def sel_gamma(s: Row, z: Row, y: int, gamma: str = "one", smoothing: float = 0.0) -> float:

@@ -33,6 +33,10 @@ def match_rows(
     Raises:
         StoreError: an example has other labels in the store.
     """
+    if ranks is None and _are_equal(
+        (keys, store.keys), (labels, store.labels), (folds, None if folds is None else store.folds)
+    ):
+        return np.arange(len(keys))
     ids = _pair_ids(np.concatenate([keys, store.keys]), np.concatenate([labels, store.labels]))
     own, other = ids[: len(keys)], ids[len(keys) :]
     strange = np.isin(keys, store.keys) & ~np.isin(own, other)
@@ -49,6 +53,13 @@ def match_rows(
     place = np.minimum(np.searchsorted(found[order], wanted), len(found) - 1)
     rows = order[place]
     return np.where(found[rows] == wanted, rows, -1).astype(np.int64)
+
+
+def _are_equal(*pairs: tuple[np.ndarray | None, np.ndarray | None]) -> bool:
+    """Whether examples are the very same in the same order, as most often: sorting 10^6 of them takes seconds."""
+    return all(
+        one is other or (one is not None and other is not None and np.array_equal(one, other)) for one, other in pairs
+    )
 
 
 def _pair_ids(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The scripts behind docs/semiparametric.md and docs/students.md, each from end to end on very little data."""
+"""The scripts behind pages with measurements, each from end to end on very little data."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import views
+from bench import scale, views
 from docs import semiparametric, students
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.models import build_model
@@ -159,3 +159,38 @@ def test_what_stored_views_are_worth_is_measured(
     run(monkeypatch, views, *arguments)
     assert {path: path.stat().st_mtime_ns for path in results} == results
     assert page.read_text() == text
+
+
+def test_what_commands_cost_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, scale, "--rows", "300,600", "--only", "subset-half", "--table")
+    said = capsys.readouterr().out
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line["name"] for line in lines] == [
+        *(f"scale/{name}, {rows} rows: peak MB" for rows in (300, 600) for name in (scale.PASS, "subset-half")),
+        *(f"scale/{name}: us a row" for name in (scale.PASS, "subset-half")),
+    ]
+    for line in lines[:4]:
+        assert line["value"] > 50
+        assert line["cpu_s"] > 0.1
+        assert line["files"] > 10
+    assert lines[3]["bytes"] < lines[2]["bytes"], "half of the rows"
+    assert len([line for line in said.splitlines() if line.startswith("| `subset-half` |")]) == 2
+
+
+def test_growth_leaves_out_what_a_start_costs() -> None:
+    def costs(power: float) -> list[scale.Cost]:
+        return [
+            scale.Cost(
+                rows=rows, seconds=3 + (rows / 1000) ** power, peak_mb=200 + rows / 1e4, files=9, written=8 * rows
+            )
+            for rows in (10**4, 10**5, 10**6)
+        ]
+
+    for power in (1.0, 1.5):
+        assert scale.growth(costs(power)).exponent == pytest.approx(power)
+    found = scale.growth(costs(1))
+    assert (found.us_a_row, found.memory_a_row, found.written_a_row) == pytest.approx((1000, 100, 8))
+    assert scale.growth(costs(1)[1:]).exponent is None
+    paper = scale.on_paper(costs(1))
+    assert (paper.rows, paper.files) == (10**9, 9)
+    assert (paper.seconds, paper.peak_mb) == pytest.approx((3 + 10**6, 200 + 10**5))

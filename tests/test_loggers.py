@@ -150,8 +150,11 @@ def test_mlflow_holds_every_epoch_once_and_runs_of_a_sweep_lie_under_one(run: Ru
     for _ in range(2):
         with grouped([text], tmp_path / "sweep") as loggers:
             pass
-    records, result = stopped_and_gone_on(replace(run, logger=loggers), out)
     client: Any = MlflowClient(tracking_uri=uri)
+    assert train_student(replace(run, logger=loggers), out, until=1) == {}
+    found = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert {each.info.run_name: each.info.status for each in found} == {"sweep": "FINISHED", "run": "KILLED"}
+    records, result = stopped_and_gone_on(replace(run, logger=loggers), out)
     found = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     parent = next(each for each in found if each.info.run_name == "sweep")
     (child,) = [each for each in found if each.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

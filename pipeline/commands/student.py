@@ -98,7 +98,10 @@ def sweep(
     ] = None,
     search: Annotated[
         str,
-        typer.Option(help="random:N: N draws for each loss and student, from lists and ranges: --lr 1e-4..1e-1"),
+        typer.Option(
+            help="random:N: N draws for each loss and student, from lists and ranges: --lr 1e-4..1e-1; halving:N: the"
+            " same, of which the best third by --select goes on after a ninth and after a third of the epochs"
+        ),
     ] = "",
     seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
@@ -122,6 +125,7 @@ def sweep(
     losses, students = read_names("--loss", loss), read_names("--student", student)
     grid = read_settings(settings or [])
     from logitbank.pipeline.processes.bar import progress_bar
+    from logitbank.pipeline.train_student.halving import find_rungs
     from logitbank.pipeline.train_student.loggers.group import grouped
     from logitbank.pipeline.train_student.planned import Event
     from logitbank.pipeline.train_student.points import drawn_points, every_point, read_search
@@ -129,16 +133,20 @@ def sweep(
 
     if not ray:  # else each machine has a cache of its own
         run = replace(run, store=str(here(Path(run.store))))
-    points = drawn_points(read_search(search), several, grid) if search else every_point(several)
+    chosen = read_search(search) if search else None
+    if ray and chosen is not None and chosen.halving:
+        raise ValueError("--search halving does not go with --ray: it chooses on one machine; search with random:N")
+    points = every_point(several) if chosen is None else drawn_points(chosen, several, grid)
     every = {} if search else {name: values.split(",") for name, values in grid.items()}
     planned = plan_runs(run, out, losses=losses, students=students, grid=every, seeds=seeds, points=points)
+    rungs = find_rungs(planned) if chosen is not None and chosen.halving else []
     epochs = {each.folder.name: each.run.num_epochs for each in planned}
     failed: list[Event] = []
     warned: set[str] = set()
     trained: Counter[str] = Counter()  # epochs; a run that goes on in another process tells of all of them
     say = _as_json if log_json else _say_nothing
-    with progress_bar(total_epochs(planned), "epoch", silent=log_json) as bar:
-        counts = {"done": 0, "skipped": 0, "failed": 0, "elsewhere": 0}
+    with progress_bar(total_epochs(planned, rungs), "epoch", silent=log_json) as bar:
+        counts = {"done": 0, "skipped": 0, "failed": 0, "elsewhere": 0} | ({"ended": 0} if rungs else {})
 
         def report(event: Event) -> None:
             facts = asdict(event)
@@ -152,6 +160,8 @@ def sweep(
                     warned.add(event.text)
                     bar.write(f"warning: {event.run}: {event.text}", file=sys.stderr)
                 return
+            if event.kind == "paused":  # at a rung, and may go on
+                return
             counts[event.kind] += 1
             if event.kind in ("skipped", "elsewhere"):
                 bar.update(epochs[event.run])
@@ -164,13 +174,22 @@ def sweep(
             gpus = gpus_per_run or (0.0 if run.device == "cpu" else None)
             with grouped(run.logger, out) as loggers:
                 planned = [replace(each, run=replace(each.run, logger=loggers)) for each in planned]
-                run_sweep(planned, out, jobs=jobs, threads=threads, ray=ray, gpus_per_run=gpus, on_event=report)
+                run_sweep(
+                    *(planned, out),
+                    jobs=jobs,
+                    threads=threads,
+                    ray=ray,
+                    gpus_per_run=gpus,
+                    rungs=rungs,
+                    on_event=report,
+                )
         except KeyboardInterrupt:
             bar.close()
             typer.echo(f"stopped; the same command goes on in {out}", err=True)
             raise typer.Exit(130) from None
     elsewhere = f", {counts['elsewhere']} are being trained elsewhere" if counts["elsewhere"] else ""
-    said = f"{counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed{elsewhere}"
+    ended = f", {counts['ended']} ended early" if rungs else ""
+    said = f"{counts['done']} runs trained, {counts['skipped']} were there, {counts['failed']} failed{ended}{elsewhere}"
     say("finished", out=str(out), **counts)
     if not log_json:
         typer.echo(f"{out}: {said}")
@@ -197,13 +216,16 @@ def compare(
     """Compare runs: mean and spread over seeds, paired differences with intervals, and what each costs."""
     from logitbank.pipeline.train_student.compare import compare, format_table
     from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
-    from logitbank.pipeline.train_student.sweep import errors_of
+    from logitbank.pipeline.train_student.sweep import ended_early, errors_of
 
     methods = load_runs(folder)
     chosen = choose_baselines(methods, baseline)
     rows = compare({name: {s: run.result for s, run in runs.items()} for name, runs in methods.items()}, chosen, metric)
     typer.echo(format_table(rows))
     typer.echo("differences are paired by seed, with 95 % intervals over seeds; a star marks those beyond noise")
+    if early := ended_early(folder):
+        after = ", ".join(f"{count} after {epoch} epoch{'s' * (epoch > 1)}" for epoch, count in early.items())
+        typer.echo(f"ended early, as --search halving chose, and not compared: {after}")
     failed = errors_of(folder)
     for name, error in failed.items():
         typer.echo(f"failed: {name}: {error}", err=True)

@@ -73,6 +73,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     workers: int = 0,
     processes: Processes | None = None,
+    until: int = 0,
 ) -> list[EpochRecord]:
     """Trains ``model`` in place; epoch e reads view e modulo V.
 
@@ -94,9 +95,10 @@ def fit(
         on_epoch: Called after every epoch in process 0, restored ones first.
         workers: Threads that read and transform the next batches meanwhile; 0 does it in between.
         processes: Those that train the model together; process 0 evaluates and saves.
+        until: Stop after this epoch, to go on later from the checkpoint; 0 trains to the end.
 
     Returns:
-        One record an epoch; fewer than ``training.epochs`` when its patience is at an end.
+        One record an epoch; fewer than ``training.epochs`` when its patience is at an end, or ``until`` says so.
 
     Raises:
         Diverged: The loss or the weights are no longer finite.
@@ -122,7 +124,7 @@ def fit(
     steps_per_epoch, augmentation = feed.num_steps(len(chosen)), Augmentation(training, split.keys)
     for record in progress.history:
         tell(record)
-    while not training.is_over(progress.history):
+    while not training.is_over(progress.history) and len(progress.history) < (until or training.epochs):
         epoch, under_way = len(progress.history), progress.under_way
         started = time.perf_counter() - under_way.seconds
         first_step = epoch * steps_per_epoch

@@ -131,6 +131,16 @@ class RunFolder:
         return read_json(self.path / name) if (self.path / name).exists() else None
 
 
+def read_history(path: Path) -> list[EpochRecord]:
+    """The epochs of a run's folder that history.csv has so far."""
+    with (path / HISTORY).open(newline="") as file:
+        lines = [
+            {name: float(value) for name, value in line.items() if value and name in COLUMNS}
+            for line in csv.DictReader(file)
+        ]
+    return [EpochRecord(**{**line, "epoch": int(line["epoch"])}) for line in lines]  # type: ignore[arg-type]
+
+
 def finished_result(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a complete run with these settings; None when the folder holds no complete run.
 

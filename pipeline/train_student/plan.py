@@ -129,8 +129,10 @@ class Plan:
         rows: Rows,
         checkpoint: Checkpoint | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
+        until: int = 0,
     ) -> tuple[nn.Module, list[EpochRecord]]:
-        """A student trained on some rows; one with a checkpoint is measured on the validation rows."""
+        """A student trained on some rows, to the end or until an epoch; one with a checkpoint is measured on the
+        validation rows."""
         split = self.inputs.split
         if is_estimator(self.run.student):
             measured = checkpoint is not None and len(self.validation) > 0
@@ -151,6 +153,7 @@ class Plan:
             on_epoch=on_epoch,
             workers=self.run.workers,
             processes=self.processes,
+            until=until,
         )
         return model, history
 

@@ -18,10 +18,12 @@ class Planned:
     Attributes:
         folder: Where it is, or will be.
         run: Its settings.
+        until: The epoch after which it stops, to go on later; 0: it is trained to its end.
     """
 
     folder: Path
     run: Run
+    until: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,11 @@ class Event:
     """What happens in a sweep.
 
     Attributes:
-        kind: "warning" or "epoch"; then how the run ended: "done", "skipped" (it was there), "failed", or "elsewhere"
-            (another process trains it).
+        kind: "warning" or "epoch"; then how the run ended: "done", "skipped" (it was there), "failed", "elsewhere"
+            (another process trains it), or "paused" (it stopped where it was to), of which "ended" says that it stays
+            so.
         run: Name of the run's folder.
-        epoch: That has ended.
+        epoch: That has ended, or after which the run stopped.
         accuracy: On the test data, of a run that is there.
         text: The warning, or why.
     """
@@ -86,6 +89,7 @@ def run_planned(
             out,
             inputs=inputs(planned.run),
             wait=False,
+            until=planned.until,
             on_epoch=lambda record: say(Event(kind="epoch", run=name, epoch=record.epoch)),
             on_warning=lambda text: say(Event(kind="warning", run=name, text=text)),
         )
@@ -94,6 +98,8 @@ def run_planned(
     except Exception as error:  # whatever it is, other runs go on
         line = " ".join(str(error).split())
         return record_failure(planned, line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}")
+    if not result:
+        return Event(kind="paused", run=name, epoch=planned.until)
     return Event(kind="skipped" if there else "done", run=name, accuracy=result.get("accuracy"))
 
 

@@ -14,6 +14,7 @@ from logitbank.pipeline.train_student.spec import Run
 
 RANGE = ".."
 _DECADE = 10.0
+_LEAST = {"random": 1, "halving": 3}  # points
 _DIGITS = 4  # of a drawn number: enough to search, and short in the names of folders
 _SETTINGS = {setting.name: setting for setting in settings_of(Run)}
 
@@ -33,24 +34,27 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How many points are drawn, and with which seed."""
+    """How many points are drawn, and with which seed; whether all of them are trained to the end."""
 
     count: int
     seed: int = 0
+    halving: bool = False
 
 
 def read_search(text: str) -> Search:
-    """From ``random:20`` or ``random:20:1``, where the second number is the seed.
+    """From ``random:20``, ``halving:27``, or either as ``random:20:1``, where the second number is the seed.
 
     Raises:
         ValueError: Anything else.
     """
     kind, *numbers = text.split(":")
-    if kind != "random" or not 1 <= len(numbers) <= 2 or not all(n.isdecimal() and len(n) < 7 for n in numbers):
-        raise ValueError(f"--search is {text!r}; expected random:N, such as random:20, or random:N:SEED")
-    if int(numbers[0]) < 1:
-        raise ValueError(f"--search is {text!r}; expected at least one point")
-    return Search(count=int(numbers[0]), seed=int(numbers[1]) if len(numbers) == 2 else 0)
+    whole = 1 <= len(numbers) <= 2 and all(number.isdecimal() and len(number) < 7 for number in numbers)
+    if kind not in _LEAST or not whole:
+        raise ValueError(f"--search is {text!r}; expected random:N or halving:N, such as random:20; :SEED may follow")
+    count, *seed = map(int, numbers)
+    if count < _LEAST[kind]:
+        raise ValueError(f"--search is {text!r}; expected at least {_LEAST[kind]} of {kind}:N")
+    return Search(count=count, seed=seed[0] if seed else 0, halving=kind == "halving")
 
 
 def every_point(several: Mapping[str, str]) -> list[Point]:

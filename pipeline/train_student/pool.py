@@ -10,8 +10,10 @@ import signal as signals
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -25,18 +27,12 @@ class _Worker:
     planned: Planned | None = None
 
 
-def train_all(waiting: Sequence[Planned], jobs: int, threads: int) -> Iterator[Event]:
-    """Hands runs to worker processes and passes on what they say; a dead worker is replaced."""
-    queue = list(waiting)
+@contextmanager
+def pool(jobs: int, threads: int) -> Iterator[Callable[[Sequence[Planned]], Iterator[Event]]]:
+    """Worker processes, and what hands runs to them and passes on what they say; a dead worker is replaced."""
     workers = [_start(threads) for _ in range(jobs)]
     try:
-        for worker in workers:
-            _give(worker, queue)
-        while any(worker.planned for worker in workers):
-            busy = {worker.connection: worker for worker in workers if worker.planned}
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                yield _heard(busy[connection], workers, queue, threads)
+        yield partial(_train_all, workers=workers, threads=threads)
     finally:
         for worker in workers:
             worker.connection.close()  # an idle worker ends by itself
@@ -44,6 +40,18 @@ def train_all(waiting: Sequence[Planned], jobs: int, threads: int) -> Iterator[E
                 worker.process.terminate()
         for worker in workers:
             worker.process.join()
+
+
+def _train_all(waiting: Sequence[Planned], *, workers: list[_Worker], threads: int) -> Iterator[Event]:
+    queue = list(waiting)
+    workers[:] = [worker if worker.process.is_alive() else _start(threads) for worker in workers]
+    for worker in workers:
+        _give(worker, queue)
+    while any(worker.planned for worker in workers):
+        busy = {worker.connection: worker for worker in workers if worker.planned}
+        for connection in wait(list(busy)):
+            assert isinstance(connection, Connection)
+            yield _heard(busy[connection], workers, queue, threads)
 
 
 def _heard(worker: _Worker, workers: list[_Worker], queue: list[Planned], threads: int) -> Event:

@@ -26,6 +26,7 @@ def train_student(
     inputs: Inputs | None = None,
     processes: Processes | None = None,
     wait: bool = True,
+    until: int = 0,
     on_epoch: OnEpoch | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -40,11 +41,13 @@ def train_student(
         processes: Those that train the student together, each calling this with the same arguments; process 0
             writes.
         wait: For another process that trains this very run, to return its result; False raises ``InUse``.
+        until: Stop after this epoch, if the run is not at its end by then, and leave what a later call goes on from;
+            learning rates are those of all epochs. 0 trains to the end.
         on_epoch: Called after every epoch, those of a resumed run first.
         on_warning: Told what the user should know, before the first step.
 
     Returns:
-        What ``result.json`` holds; nothing in processes other than 0.
+        What ``result.json`` holds; nothing in processes other than 0, or of a run that is not at its end.
 
     Raises:
         ValueError: The store does not belong to the data, or lacks what the loss needs; ``out`` holds another run.
@@ -53,7 +56,7 @@ def train_student(
     plan = plan_run(run, out, inputs or open_inputs(run), processes or Processes())
     with closing(plan.answers):
         if not plan.processes.first:
-            return _follow(plan, out)
+            return _follow(plan, out, until)
         for warning in plan.warnings if on_warning is not None else ():
             on_warning(warning)  # type: ignore[misc]
         with RunFolder(out, plan.identity(), wait=wait) as folder:
@@ -73,7 +76,9 @@ def train_student(
                     plan.objective, run.training, plan.attempt, plan.folds, folder.read_search(), folder.write_search
                 )
                 checkpoint = Checkpoint(folder.checkpoint, every=run.checkpoint_every)
-                model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record)
+                model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record, until)
+                if len(history) < run.num_epochs and not run.training.is_over(history):
+                    return {}
                 result = measure_student(plan, model, history, objective, searched, checkpoint.counts)
                 save_student(out, plan, model, objective)
                 tables = take_tables(result)
@@ -86,9 +91,9 @@ def _nobody(text: str) -> None:
     """Told of a warning, does nothing."""
 
 
-def _follow(plan: Plan, out: Path) -> dict[str, Any]:
+def _follow(plan: Plan, out: Path, until: int) -> dict[str, Any]:
     """A process other than the first takes its share of every batch, and writes nothing."""
     if finished_result(out, plan.identity()) is None:
         checkpoint = Checkpoint(out / CHECKPOINT, every=plan.run.checkpoint_every)
-        plan.train(plan.objective, plan.run.training, plan.rows, checkpoint)
+        plan.train(plan.objective, plan.run.training, plan.rows, checkpoint, until=until)
     return {}

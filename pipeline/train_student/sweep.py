@@ -8,8 +8,11 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,13 @@ from logitbank.pipeline.fit.estimators import is_estimator, read_estimator
 from logitbank.pipeline.models import spell_model
 from logitbank.pipeline.processes.ray_cluster import Resources
 from logitbank.pipeline.train_student.folder import ERROR, RESULT, read_json, write_json
+from logitbank.pipeline.train_student.halving import epochs_of_halving, train_by_halving
 from logitbank.pipeline.train_student.losses import check_fitted, takes_setting
 from logitbank.pipeline.train_student.on_ray import train_on_ray
 from logitbank.pipeline.train_student.own_loss import load_losses, read_objective
 from logitbank.pipeline.train_student.planned import Event, Planned
 from logitbank.pipeline.train_student.points import Point
-from logitbank.pipeline.train_student.pool import train_all
+from logitbank.pipeline.train_student.pool import pool
 from logitbank.pipeline.train_student.spec import OF_NETWORKS, Run
 from logitbank.stores import local_store, open_store
 
@@ -126,34 +130,48 @@ def run_sweep(
     threads: int,
     ray: str = "",
     gpus_per_run: float | None = None,
+    rungs: Sequence[int] = (),
     on_event: Callable[[Event], None],
 ) -> None:
     """Trains what is not there yet, ``jobs`` students at a time.
 
     Args:
         planned: The runs.
-        out: Folder of the sweep; ``sweep.json`` in it lists the runs.
+        out: Folder of the sweep; ``sweep.json`` in it lists the runs, and after which epoch some ended at a rung.
         jobs: Processes of this machine.
         threads: CPU threads of each; 0 shares the cores out, and is 1 on a Ray cluster.
         ray: Instead of ``jobs``: the address of a Ray cluster, or local.
         gpus_per_run: Of the cluster, which may be a part of one; None is one where there are any.
+        rungs: Epochs after which the best go on, as ``find_rungs`` has them; without, all runs are trained to the end.
         on_event: Told what happens, in this process.
     """
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; expected at least 1")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / SWEEP, {"runs": [run.folder.name for run in planned]})
-    if ray:
-        events = train_on_ray(planned, ray, Resources(cpus=max(1, threads), gpus=gpus_per_run))
-    else:
-        threads = threads or max(1, (os.cpu_count() or 1) // jobs)
-        events = train_all(planned, min(jobs, len(planned)), threads)
-    for event in events:
-        on_event(event)
+    listed = {"runs": [run.folder.name for run in planned], **({"rungs": list(rungs)} if rungs else {})}
+    write_json(out / SWEEP, listed)
+    share = threads or max(1, (os.cpu_count() or 1) // jobs)
+    on_cluster = partial(train_on_ray, address=ray, resources=Resources(cpus=max(1, threads), gpus=gpus_per_run))
+    ended: dict[str, int] = {}
+    with nullcontext(on_cluster) if ray else pool(min(jobs, len(planned)), share) as train:
+        for event in train_by_halving(planned, rungs, train) if rungs else train(planned):
+            if event.kind == "ended":
+                ended[event.run] = event.epoch
+                write_json(out / SWEEP, {**listed, "ended": ended})
+            on_event(event)
 
 
-def total_epochs(planned: Iterable[Planned]) -> int:
-    return sum(each.run.num_epochs for each in planned)
+def total_epochs(planned: Sequence[Planned], rungs: Sequence[int] = ()) -> int:
+    return epochs_of_halving(planned, rungs) if rungs else sum(each.run.num_epochs for each in planned)
+
+
+def ended_early(out: Path) -> dict[int, int]:
+    """Runs of sweeps that ended at a rung: how many, by the epoch after which they did."""
+    found: Counter[int] = Counter()
+    for path in sorted(out.rglob(SWEEP)):
+        ended = read_json(path).get("ended", {})
+        found.update(epoch for name, epoch in ended.items() if not (path.parent / name / RESULT).exists())
+    return dict(sorted(found.items()))
 
 
 def errors_of(out: Path) -> dict[str, Any]:

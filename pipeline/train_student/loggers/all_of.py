@@ -44,6 +44,7 @@ class Loggers:
         self._specs, self._out, self._settings, self._warn = read_loggers(texts), out, settings, warn
         self._open: dict[str, Logger] = {}
         self._state: dict[str, dict[str, Any]] = {}
+        self._complete = False
 
     def __enter__(self) -> "Loggers":
         if not self._specs:
@@ -59,14 +60,15 @@ class Loggers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        stopped = kind is not None and not issubclass(kind, Exception)
-        self._close("finished" if kind is None else "stopped" if stopped else "failed")
+        failed = kind is not None and issubclass(kind, Exception)
+        self._close("failed" if failed else "finished" if kind is None and self._complete else "stopped")
 
     def on_epoch(self, record: EpochRecord) -> None:
         self._tell(lambda logger: logger.on_epoch(record))
 
     def on_result(self, result: Mapping[str, Any]) -> None:
         self._tell(lambda logger: logger.on_result(result))
+        self._complete = True
 
     def _begin(self, spec: LoggerSpec) -> Logger:
         state = self._state.setdefault(str(spec), {})

@@ -111,6 +111,8 @@ class _Driver:
                 f"teacher {names[0]!r} of {store.path} has no folds, so a student would learn what it then answers;"
                 " cache fold teachers, with cache-teacher --folds"
             )
+        if run.student.startswith("sklearn:"):
+            raise ValueError(f"{run.student} is no network, and stage one asks networks; take another --student")
         if run.leave_out:
             raise ValueError("--leave-out is what the rounds do by themselves; leave it out")
         if generations.label_weight and "+" in run.loss:

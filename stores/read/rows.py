@@ -98,7 +98,7 @@ def broken_rows(
         labels_R: The labels of the examples, -1 where there is none.
         num_classes: C.
         tails: What the constants say of all classes, to judge `tail_shift` by; without it that is left out, since it
-            takes a hundred times as long as the other laws.
+            takes some ten times as long as the other laws.
         folds_R: Folds of the examples, of a cross-fitted teacher.
 
     Yields:
@@ -106,7 +106,7 @@ def broken_rows(
     """
     found: dict[str, list[npt.NDArray[np.int64]]] = {}
     widest = max((array[0].size for array in arrays.values() if len(array)), default=1)
-    step = max(1, _AT_ONCE // max(widest, 64 * num_classes if tails is not None else 1))
+    step = max(1, _AT_ONCE // max(widest, num_classes if tails is not None else 1))
     for start in range(0, len(labels_R), step):
         some = slice(start, start + step)
         part = Rows(

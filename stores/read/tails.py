@@ -138,11 +138,11 @@ def wrong_shift(
     np.put_along_axis(shape_RC, label_R[:, None], -np.inf, 1)
     wrong_R = (shape_RC.max(1) > -np.inf) & ~(np.abs(_log_mass(shape_RC, shift_R, kth_R) - rest_R) <= slack_R)
     wrong_R &= ~(np.isneginf(rest_R) & np.isneginf(shift_R))
-    for row in np.flatnonzero(wrong_R):  # few: those whose mass cannot be reached below the K-th
-        own = slice(row, row + 1)
-        expected = _shift(shape_RC[own], rest_R[own], kth_R[own])
-        reached, held = (_log_mass(shape_RC[own], shift, kth_R[own])[0] for shift in (expected, shift_R[own]))
-        wrong_R[row] = not abs(reached - held) <= slack_R[row]
+    rows = np.flatnonzero(wrong_R)  # those whose mass cannot be reached below the K-th are right all the same
+    if len(rows):
+        own_RC, limit_R = shape_RC[rows], kth_R[rows]
+        reached_R = _log_mass(own_RC, _shift(own_RC, rest_R[rows], limit_R), limit_R)
+        wrong_R[rows] = ~(np.abs(reached_R - _log_mass(own_RC, shift_R[rows], limit_R)) <= slack_R[rows])
     return np.asarray(wrong_R)
 
 

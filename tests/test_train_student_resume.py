@@ -22,7 +22,16 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.models.signature import SIGNATURE
 from logitbank.pipeline.models.weights import load_state, weights_digest
-from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SEARCH, SETTINGS, WEIGHTS
+from logitbank.pipeline.train_student.folder import (
+    CHECKPOINT,
+    CLASSES,
+    CONFUSION,
+    HISTORY,
+    RESULT,
+    SEARCH,
+    SETTINGS,
+    WEIGHTS,
+)
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 from tests.students import train
@@ -84,7 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert whole["test"] == stopped["test"]
     assert whole["against_teacher"] == stopped["against_teacher"]
     files = {path.name for path in (tmp_path / "stopped").iterdir()}
-    assert files == {HISTORY, RESULT, SETTINGS, SIGNATURE, WEIGHTS}
+    assert files == {CLASSES, CONFUSION, HISTORY, RESULT, SETTINGS, SIGNATURE, WEIGHTS}
 
 
 def test_a_killed_process_goes_on_to_the_same_bits(store: Store, tmp_path: Path) -> None:

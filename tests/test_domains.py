@@ -15,7 +15,7 @@ from logitbank.pipeline.answers.ensemble import COMBINE
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
-from logitbank.pipeline.commands.options import Checked
+from logitbank.pipeline.commands.options import Checked, may_be_several
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.described import settings_of
 from logitbank.pipeline.domains import Number, Numbers, Words
@@ -24,6 +24,7 @@ from logitbank.pipeline.exchange import FORMATS
 from logitbank.pipeline.fit import SCHEDULES, Training
 from logitbank.pipeline.fit.optimizers import PRECISIONS
 from logitbank.pipeline.folds import STRATEGIES
+from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.views import Views
 
 TRAINING = {setting.name: setting.option.domain for setting in settings_of(Training) if setting.kind is not bool}
@@ -32,7 +33,7 @@ TRAINING = {setting.name: setting.option.domain for setting in settings_of(Train
 READ_ELSEWHERE = {
     *("data", "eval_data", "model", "student", "init", "teacher", "teachers", "weights", "name", "names", "loss"),
     *("settings", "transform", "teacher_arch", "part", "rows", "views", "device", "plot", "html", "baseline", "out"),
-    *("source", "target", "stores", "store", "input_transform"),
+    *("source", "target", "stores", "store", "input_transform", "ray", "search", "logger", "run", "leave_out"),
 }
 
 
@@ -55,9 +56,12 @@ NUMBERS = [(command, name, domain) for command, name, _, domain in PARAMETERS if
 
 
 def test_every_option_has_a_domain() -> None:
+    several = {setting.name for setting in settings_of(Run) if may_be_several(setting)}
     for command, name, kind, domain in PARAMETERS:
         what = f"{command} {name}"
-        if kind in (int, float):
+        if command == "sweep" and name in several:  # each of its values is judged by the run that it makes
+            assert kind is str, what
+        elif kind in (int, float):
             assert isinstance(domain, Number), what
             assert domain.whole == (kind is int), what
         elif kind is not bool and kind is not Path:

@@ -17,7 +17,7 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.models.signature import SIGNATURE
 from logitbank.pipeline.models.weights import load_state
 from logitbank.pipeline.processes.together import Processes
-from logitbank.pipeline.train_student.folder import CHECKPOINT, HISTORY, RESULT, SETTINGS, WEIGHTS
+from logitbank.pipeline.train_student.folder import CHECKPOINT, CLASSES, CONFUSION, HISTORY, RESULT, SETTINGS, WEIGHTS
 from logitbank.pipeline.views import Views
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def test_two_processes_train_the_student_that_one_does(store: Path, tmp_path: Pa
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1
     files = {path.name for path in (tmp_path / "2").iterdir()}
-    assert files == {HISTORY, RESULT, SETTINGS, SIGNATURE, WEIGHTS}
+    assert files == {CLASSES, CONFUSION, HISTORY, RESULT, SETTINGS, SIGNATURE, WEIGHTS}
     one, two = (json.loads((tmp_path / name / RESULT).read_text()) for name in "12")
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.01)

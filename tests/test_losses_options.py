@@ -111,7 +111,8 @@ def test_options_of_row_rules_matter_and_have_domains(key: str) -> None:
     def answer(options: dict[str, Any]) -> Tensor:
         if kind == "temperature_rule":
             return row_temperatures(rule, student_BC, teacher_BC, 4.0, options)
-        return row_weights(rule or "paced", student_BC, teacher_BC, labels_B, options)
+        counts = range(1, student_BC.shape[1] + 1)
+        return row_weights(rule or "paced", student_BC, teacher_BC, labels_B, options, counts)
 
     for value in inside(option):
         others = {"entropy_threshold": 0.5} if key == "entropy_keep" else {}

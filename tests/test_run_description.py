@@ -189,7 +189,7 @@ def test_commands_offer_what_the_description_has() -> None:
     assert isinstance(group, typer.core.TyperGroup)
     for command, own, left_out in (
         ("train-student", {"out", "log_json", "recipe"}, set[str]()),
-        ("sweep", {"out", "seeds", "jobs", "log_json", "recipe"}, {"seed"}),
+        ("sweep", {"out", "seeds", "jobs", "log_json", "recipe", "search", "ray", "gpus_per_run"}, {"seed"}),
     ):
         offered = {parameter.name: parameter for parameter in group.commands[command].params}
         assert offered.keys() - {"help"} == (SETTINGS_OF_RUN.keys() - left_out) | own

@@ -28,7 +28,7 @@ from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.signature import SIGNATURE
 from logitbank.pipeline.models.weights import load_state, read_metadata, weights_digest
-from logitbank.pipeline.train_student.folder import HISTORY, RESULT, SETTINGS, WEIGHTS
+from logitbank.pipeline.train_student.folder import CLASSES, CONFUSION, HISTORY, RESULT, SETTINGS, WEIGHTS
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
@@ -60,7 +60,8 @@ def test_a_run_writes_result_weights_and_history(
 ) -> None:
     out = tmp_path / "run"
     result = train(stores["dense32"], digits, digits_test, out, epochs=4, seed=2)
-    assert sorted(path.name for path in out.iterdir()) == sorted([SETTINGS, RESULT, WEIGHTS, HISTORY, SIGNATURE])
+    names = {path.name for path in out.iterdir()}
+    assert names == {CLASSES, CONFUSION, SETTINGS, RESULT, WEIGHTS, HISTORY, SIGNATURE}
     written = json.loads((out / RESULT).read_text())
     assert written["accuracy"] == result["accuracy"] > 0.8
     assert {"accuracy", "nll", "ece", "seconds", "settings", "versions", "store", "test"} <= written.keys()

@@ -181,7 +181,7 @@ def test_processes_come_and_go(seed: int, undisturbed: Path, fold_teachers: Path
         num_blocks = int(random.integers(1, 6))
         heard, ended = workers[number].listen(num_blocks)
         answered += heard
-        if not ended and random.random() < 0.7:
+        if not ended and (not killed or random.random() < 0.7):
             workers[number].process.kill()
             killed += 1
             ended = True

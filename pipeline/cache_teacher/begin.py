@@ -15,6 +15,7 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.folds import refuse_apart
+from logitbank.pipeline.processes.heap import return_large_arrays
 from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import probe
 from logitbank.stores import RowArray, StoreError, Teacher, TeacherWriter, create_store, open_store
@@ -55,6 +56,7 @@ def begin_pass(
     Raises:
         ValueError: ``out`` is a store of something else, or the answers are not ones that can be learnt from.
     """
+    return_large_arrays()
     check_folder(out)
     if teacher.folds is not None:
         refuse_apart(teacher.split.keys, teacher.folds, teacher.split.spec)

@@ -230,7 +230,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(
 
 
 def test_students_that_no_pass_can_ask_are_refused(store: Store, digits: Split, run: Run, tmp_path: Path) -> None:
-    trees = replace(run, student="sklearn:DecisionTreeRegressor", loss="mse")
+    trees = Run(store=run.store, student="sklearn:DecisionTreeRegressor", loss="mse")
     with pytest.raises(ValueError, match="sklearn:DecisionTreeRegressor is no network"):
         train_generations(trees, tmp_path / "out", Generations(), inputs=Inputs(store=store, split=digits))
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,6 @@
 """Stage one in several processes: killed, resumed, cut into other parts, and always the same bytes."""
 
-import contextlib
 import json
-import multiprocessing
-import signal
 import subprocess
 import sys
 from multiprocessing.connection import Connection
@@ -25,31 +22,18 @@ from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import Views
 from logitbank.stores import Cell, open_store, verify_store
 from logitbank.stores.locks import locked
+from tests.workers import PROCESSES, Telling
 
 BLOCK_ROWS, NUM_VIEWS = 100, 2
 TOP_K = Encoding(kind="topk", num_classes=10, top_k=3)
-PROCESSES = multiprocessing.get_context("forkserver")  # real processes that share the cost of their imports
 PROCESSES.set_forkserver_preload([__name__])
 
 
-class Worker:
-    """A process that writes its part, and says how many rows the store holds after each block."""
+class Worker(Telling):
+    """A process that writes its part."""
 
     def __init__(self, out: Path, weights: Path, part: str = "", **environment: str) -> None:
-        self.said, theirs = PROCESSES.Pipe(duplex=False)
-        self.process = PROCESSES.Process(target=_work, args=(out, weights, part, environment, theirs))
-        self.process.start()
-        theirs.close()
-
-    def wait(self) -> list[object]:
-        """Everything it says until it ends well."""
-        heard = []
-        with contextlib.suppress(EOFError):
-            while self.said.poll(120):
-                heard.append(self.said.recv())
-        self.process.join(10)
-        assert self.process.exitcode == 0
-        return heard
+        super().__init__(_work, out, weights, part, environment)
 
     def listen(self, num_blocks: int) -> tuple[int, bool]:
         """How many blocks it wrote, up to so many, and whether it has ended."""
@@ -61,15 +45,6 @@ class Worker:
             except EOFError:
                 return number, True
         return num_blocks, False
-
-    def kill(self, num_blocks: int) -> None:
-        """SIGKILL after so many blocks."""
-        for _ in range(num_blocks):
-            assert self.said.poll(120)
-            self.said.recv()
-        self.process.kill()
-        self.process.join(10)
-        assert self.process.exitcode == -signal.SIGKILL
 
 
 def _work(out: Path, weights: Path, part: str, environment: dict[str, str], say: Connection) -> None:

@@ -106,7 +106,8 @@ def test_a_round_is_the_commands_one_after_the_other(
 ) -> None:
     inputs = Inputs(store=store, split=digits, test=digits_test)
     out = tmp_path / "rounds"
-    rounds = train_generations(run, out, Generations(rounds=2, anchor=0.25), inputs=inputs)
+    elsewhere = replace(run, store="s3://bucket/first.zarr")  # the store that is open is used, whatever names it
+    rounds = train_generations(elsewhere, out, Generations(rounds=2, anchor=0.25), inputs=inputs)
     with (out / "generations.csv").open() as file:
         assert [(row["round"], float(row["accuracy"])) for row in csv.DictReader(file)] == [
             (str(each.round), each.accuracy) for each in rounds

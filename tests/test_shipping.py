@@ -1,9 +1,6 @@
 """A store that machines without a shared folder write in a bucket: raced for, killed, gone on with, and the same."""
 
-import contextlib
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,11 +25,11 @@ from logitbank.stores.share.shipping import Address
 from logitbank.stores.share.shipping_writer import ShippingWriter
 from tests.golden.make import C, N, V, arrays_of
 from tests.sharing import CONSTANTS, add_teacher, answers, make_store, memory_bucket, s3_server
+from tests.workers import PROCESSES, Telling
 
 TOP_K = Encoding(kind="topk", num_classes=10, top_k=3)
 BLOCK_ROWS, NUM_VIEWS = 300, 2
 NUM_CELLS = NUM_VIEWS * -(-1437 // BLOCK_ROWS)
-PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])
 ONE_LINE = "[^\n]*"
 
@@ -43,35 +40,12 @@ def teacher_of(split: Split, weights: Path) -> NetworkTeacher:
     )
 
 
-class Machine:
-    """A process with a disk of its own, which says how many rows the store holds after each of its blocks."""
+class Machine(Telling):
+    """A process with a disk of its own."""
 
     def __init__(self, url: str, weights: Path, disk: Path, number: int) -> None:
-        self.said, theirs = PROCESSES.Pipe(duplex=False)
         environment = {name: text for name, text in os.environ.items() if name.startswith("AWS_")}
-        environment |= {"LOGITBANK_CACHE": str(disk)}
-        self.process = PROCESSES.Process(target=_work, args=(url, weights, number, environment, theirs))
-        self.process.start()
-        theirs.close()
-
-    def kill(self, num_blocks: int) -> int:
-        """SIGKILL after so many blocks."""
-        for _ in range(num_blocks):
-            assert self.said.poll(120)
-            self.said.recv()
-        self.process.kill()
-        self.process.join(10)
-        assert self.process.exitcode == -signal.SIGKILL
-        return num_blocks
-
-    def wait(self) -> list[Any]:
-        heard = []
-        with contextlib.suppress(EOFError):
-            while self.said.poll(120):
-                heard.append(self.said.recv())
-        self.process.join(10)
-        assert self.process.exitcode == 0
-        return heard
+        super().__init__(_work, url, weights, number, environment | {"LOGITBANK_CACHE": str(disk)})
 
 
 def _work(url: str, weights: Path, number: int, environment: dict[str, str], say: Connection) -> None:

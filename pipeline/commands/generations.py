@@ -40,6 +40,7 @@ def generations(
         )
         weight = "-" if each.label_weight is None else f"{each.label_weight:.3f}"
         typer.echo(f"{each.round:>5} {numbers} {each.kl_from_first:>13.4f} {weight}")
-    typer.echo(f"wrote {out}: accuracy of the last student {rounds[-1].accuracy:.4f}" if rounds[-1].accuracy else "")
+    last = rounds[-1].accuracy
+    typer.echo(f"wrote {out}" if last is None else f"wrote {out}: accuracy of the last student {last:.4f}")
     if len(rounds) < generations.rounds:
         typer.echo(f"ended after {len(rounds)} rounds: the out-of-fold NLL was no better for {generations.stop_after}")

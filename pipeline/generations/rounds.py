@@ -26,8 +26,10 @@ from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.described import changed
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.fit.estimators import is_estimator
 from logitbank.pipeline.generations.label_weight import best_label_weight, labelled_rows
 from logitbank.pipeline.generations.settings import AUTO, Generations
+from logitbank.pipeline.metrics import measure_agreement
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.train_student.folder import RESULT, WEIGHTS
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
@@ -111,7 +113,7 @@ class _Driver:
                 f"teacher {names[0]!r} of {store.path} has no folds, so a student would learn what it then answers;"
                 " cache fold teachers, with cache-teacher --folds"
             )
-        if run.student.startswith("sklearn:"):
+        if is_estimator(run.student):
             raise ValueError(f"{run.student} is no network, and stage one asks networks; take another --student")
         if run.leave_out:
             raise ValueError("--leave-out is what the rounds do by themselves; leave it out")
@@ -127,7 +129,7 @@ class _Driver:
         """Trains, caches and measures one generation."""
         folder = self.out / f"round{number}"
         taught = self._taught(number)
-        weight = self._label_weight(taught, folder)
+        weight = self._label_weight(taught, number)
         run = changed(self._mixed(taught, weight), {"seed": self._seed(number, self.num_folds)})
         result = self._train(run, folder / "student", f"round{number}: the student of all rows")
         store, summary = self._answers_of(run, folder, number, name=f"round{number}")
@@ -137,7 +139,7 @@ class _Driver:
             nll=result.get("nll"),
             fold_accuracy=summary.get("accuracy"),
             fold_nll=summary.get("nll"),
-            kl_from_first=mean_kl(self._open(self.run, self.first), self._open(replace(run, store=str(store.path)))),
+            kl_from_first=mean_kl(self._open(self.inputs.store, self.first), self._open(store)),
             label_weight=weight,
         )
 
@@ -155,20 +157,14 @@ class _Driver:
         merge_stores([before / "store", self.inputs.store.path], before / "targets", describe=describe_examples)
         return replace(self.run, store=str(before / "targets"), teacher=",".join(heard))
 
-    def _label_weight(self, taught: Run, folder: Path) -> float | None:
+    def _label_weight(self, taught: Run, number: int) -> float | None:
         if self.settings.label_weight != AUTO:
             return float(self.settings.label_weight) if self.settings.label_weight else None
-        number = int(folder.name.removeprefix("round"))
         labels_only, _ = self._answers_of(self._mixed(self.run, 1.0), self.out / "labels-only", 0, name="labels")
-        teacher_only, _ = self._answers_of(
-            self._mixed(taught, 0.0), folder / "teacher-only", number, name=f"teacher{number}"
-        )
-        rows = labelled_rows(
-            self._open(replace(self.run, store=str(labels_only.path))),
-            self._open(replace(self.run, store=str(teacher_only.path))),
-            torch.from_numpy(self.inputs.split.labels),
-        )
-        return best_label_weight(rows)
+        folder = self.out / f"round{number}/teacher-only"
+        teacher_only, _ = self._answers_of(self._mixed(taught, 0.0), folder, number, name=f"teacher{number}")
+        labels_N = torch.from_numpy(self.inputs.split.labels)
+        return best_label_weight(labelled_rows(self._open(labels_only), self._open(teacher_only), labels_N))
 
     def _answers_of(self, run: Run, folder: Path, number: int, *, name: str) -> tuple[Store, dict[str, Any]]:
         """Fold students, trained where they are not there yet, and the store of what they say."""
@@ -203,13 +199,13 @@ class _Driver:
     def _train(self, run: Run, folder: Path, what: str) -> dict[str, Any]:
         if not (folder / RESULT).exists():
             self.on_step(what)
-        inputs = replace(self.inputs, store=open_store(Path(run.store)))
-        return train_student(run, folder, inputs=inputs)
-
-    def _open(self, run: Run, teacher: str = "") -> Answers:
+        # the first store is open, and may be one that is elsewhere
         store = self.inputs.store if run.store == self.run.store else open_store(Path(run.store))
-        combine = run.combine if "," in teacher else "mean-prob"
-        return open_answers(store, teacher=teacher or None, combine=combine, memory_budget=run.budget)
+        return train_student(run, folder, inputs=replace(self.inputs, store=store))
+
+    def _open(self, store: Store, teacher: str = "") -> Answers:
+        combine = self.run.combine if "," in teacher else "mean-prob"
+        return open_answers(store, teacher=teacher or None, combine=combine, memory_budget=self.run.budget)
 
 
 def mean_kl(first: Answers, second: Answers) -> float:
@@ -217,9 +213,8 @@ def mean_kl(first: Answers, second: Answers) -> float:
     total, count = 0.0, 0
     both = torch.nonzero(torch.from_numpy(first.served(0) & second.served(0)))[:, 0]
     for rows_B in torch.split(both, _BATCH):
-        log_p_BC = first.logits(rows_B, 0).double().log_softmax(1)
-        log_q_BC = second.logits(rows_B, 0).double().log_softmax(1)
-        total += float((log_p_BC.exp() * (log_p_BC - log_q_BC)).sum())
+        unlabelled_B = torch.full_like(rows_B, -1)
+        total += len(rows_B) * measure_agreement(second.logits(rows_B, 0), first.logits(rows_B, 0), unlabelled_B)["kl"]
         count += len(rows_B)
     return total / max(count, 1)
 
@@ -228,10 +223,10 @@ def _worn_out(rounds: list[Round], patience: int) -> bool:
     """Whether the last rounds brought no better out-of-fold NLL."""
     if not patience or not rounds:
         return False
-    measured = [each.fold_nll for each in rounds]
-    if None in measured:
+    measured = [each.fold_nll for each in rounds if each.fold_nll is not None]
+    if len(measured) < len(rounds):
         raise ValueError("--stop-after needs labels: no row of the data has one; leave it out")
-    return len(measured) - 1 - measured.index(min(filter(None, measured))) >= patience
+    return len(measured) - 1 - measured.index(min(measured)) >= patience
 
 
 def _write(out: Path, rounds: list[Round]) -> None:

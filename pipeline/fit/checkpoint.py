@@ -1,8 +1,8 @@
 """A run's state between two steps, in one safetensors file: nothing is pickled, nothing is half-written.
 
-The file holds tensors by name (model, running average, best epoch, optimiser, random generators of every process)
-and, as its metadata, JSON: the history so far, how far the epoch under way is, the scaler of float16, and the settings
-that the run was started with.
+The file holds tensors by name (model, what is trained beside it, running average, best epoch, optimiser, random
+generators of every process) and, as its metadata, JSON: the history so far, how far the epoch under way is, the scaler
+of float16, and the settings that the run was started with.
 """
 
 import json
@@ -58,6 +58,7 @@ class Checkpoint:
             return
         tensors = {
             **_prefixed("model", run.model.state_dict()),
+            **_prefixed("beside", run.beside.state_dict() if run.beside else {}),
             **_prefixed("average", run.average.state_dict() if run.average else {}),
             **_prefixed("best", run.best or {}),
             "random.order": under_way.order,
@@ -108,6 +109,8 @@ class Checkpoint:
             )
         try:
             run.model.load_state_dict(_within("model", tensors))
+            if run.beside:
+                run.beside.load_state_dict(_within("beside", tensors))
             found = _joined("group", tensors, content["groups"])
             own = run.optimizer.state_dict()["param_groups"]
             groups = [{**group, **found[index], "params": group["params"]} for index, group in enumerate(own)]

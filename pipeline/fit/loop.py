@@ -30,7 +30,13 @@ Forward = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class BatchLoss:
-    """What ``fit`` minimises: asked for the order of each epoch, and for the loss of each example of a batch."""
+    """What ``fit`` minimises: asked for the order of each epoch, and for the loss of each example of a batch.
+
+    Attributes:
+        modules: What the loss itself keeps from step to step: its parameters are trained with the model's, and saved.
+    """
+
+    modules: nn.Module | None = None
 
     def notes(self) -> dict[str, int]:
         """What the epoch counted, such as rows on which a loss abstained; the same names in every process."""
@@ -109,7 +115,7 @@ def fit(
     forward = _forward(model, training, preprocessing, processes, device, images=split.is_image)
     chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
     labels = torch.from_numpy(split.labels)
-    progress = Progress.start(model, training, device, processes)
+    progress = Progress.start(model, training, device, processes, beside=loss.modules)
     processes.seed(training.seed)
     if checkpoint is not None:
         checkpoint.restore(progress, training, processes)
@@ -142,6 +148,8 @@ def fit(
                 loss_B = augmentation.loss(ask, rows_B, epoch)
                 progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
                 under_way.sums += _counted(loss_B, logits_BC, labels[rows_B].to(device))
+            if loss.modules is not None:
+                processes.average_gradients(loss.modules)
             progress.step(training, step, steps_per_epoch)
             under_way.steps += 1
             if checkpoint is not None and checkpoint.is_due(step + 1) and under_way.steps < steps_per_epoch:

@@ -16,11 +16,16 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 
 
-def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
+def make_optimizer(model: nn.Module, training: Training, beside: nn.Module | None = None) -> Optimizer:
     """The optimiser and its groups of parameters, by timm's factory; a group's ``lr_scale`` is its share of the rate.
 
     sgd and adamw over all parameters alike are torch's own, there as here: they do not wait for timm's import, which
     takes as long as all others together.
+
+    Args:
+        model: The student's, or the teacher's, network.
+        training: Says which optimiser.
+        beside: Has parameters that are trained as well; they are a group of their own, the last.
 
     Raises:
         ValueError: Layer decay of a model whose layers timm does not know.
@@ -33,19 +38,23 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
         )
     nesterov = {"nesterov": training.momentum > 0} if training.optimizer == "sgd" else {}
     common: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, **nesterov}
+    optimizer: Optimizer
     if everything and not layered and training.optimizer == "sgd":
-        return SGD(model.parameters(), momentum=training.momentum, **common)
-    if everything and not layered and training.optimizer == "adamw":
-        return AdamW(model.parameters(), **common)
-    prepare_torchvision()
-    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+        optimizer = SGD(model.parameters(), momentum=training.momentum, **common)
+    elif everything and not layered and training.optimizer == "adamw":
+        optimizer = AdamW(model.parameters(), **common)
+    else:
+        prepare_torchvision()
+        from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
-    optimizer: Optimizer = create_optimizer_v2(
-        model.parameters() if everything and not layered else model,  # a model's groups follow its own exceptions
-        training.optimizer,
-        momentum=training.momentum,
-        filter_bias_and_bn=not everything,
-        layer_decay=training.layer_decay if layered else None,
-        **common,
-    )
+        optimizer = create_optimizer_v2(
+            model.parameters() if everything and not layered else model,  # a model's groups follow its own exceptions
+            training.optimizer,
+            momentum=training.momentum,
+            filter_bias_and_bn=not everything,
+            layer_decay=training.layer_decay if layered else None,
+            **common,
+        )
+    if beside is not None and (parameters := list(beside.parameters())):
+        optimizer.add_param_group({"params": parameters})
     return optimizer

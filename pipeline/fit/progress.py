@@ -53,6 +53,7 @@ class Progress:
     Attributes:
         order: Draws the order of examples.
         average: Running average of the weights, when one is kept.
+        beside: What is trained with the model and is no part of it, when there is something.
         history: One record a finished epoch.
         under_way: The epoch after these.
         counts: How many processes have trained it, one number for each time that it went on with others.
@@ -71,14 +72,24 @@ class Progress:
     least_rows: int
     history: list[EpochRecord] = field(default_factory=list)
     best: State | None = None
+    beside: nn.Module | None = None
 
     @classmethod
-    def start(cls, model: nn.Module, training: Training, device: torch.device, processes: Processes) -> "Progress":
+    def start(
+        cls,
+        model: nn.Module,
+        training: Training,
+        device: torch.device,
+        processes: Processes,
+        *,
+        beside: nn.Module | None = None,
+    ) -> "Progress":
         """Before the first step."""
         order = torch.Generator().manual_seed(training.seed)
+        beside = None if beside is None else beside.to(device)
         return cls(
             model=model,
-            optimizer=make_optimizer(model, training),
+            optimizer=make_optimizer(model, training, beside),
             scaler=GradScaler(device.type, enabled=training.precision == "float16"),
             order=order,
             average=_average(model, training.ema_decay) if training.ema_decay else None,
@@ -86,6 +97,7 @@ class Progress:
             under_way=UnderWay(order=order.get_state(), sums=torch.zeros(3, device=device)),
             counts=[processes.count],
             least_rows=LEAST_ROWS * processes.count,
+            beside=beside,
         )
 
     def finish_epoch(self, record: EpochRecord) -> None:
@@ -103,7 +115,9 @@ class Progress:
             group["lr"] = training.learning_rate(step, steps_per_epoch) * group.get("lr_scale", 1.0)
         if training.grad_clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip)
+            parts = [self.model] if self.beside is None else [self.model, self.beside]
+            for part in parts:  # each by itself: what is beside does not slow the model down
+                nn.utils.clip_grad_norm_(part.parameters(), training.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -112,7 +126,9 @@ class Progress:
     def check_finite(self, mean_loss: float) -> None:
         """Raises Diverged when the loss of the epoch, or a weight, is not finite."""
         found = f"the loss is {mean_loss}" if not math.isfinite(mean_loss) else ""
-        if not found and not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+        beside = {} if self.beside is None else self.beside.state_dict()
+        weights = (*self.model.state_dict().values(), *beside.values())
+        if not found and not all(bool(value.isfinite().all()) for value in weights):
             found = "weights are no longer finite"
         if found:
             raise Diverged(

@@ -68,6 +68,12 @@ class Processes(Rank):
             return module
         return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """Averages over processes the gradients of a module that is no part of a ``parallel`` one."""
+        for parameter in module.parameters() if self.count > 1 else ():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.sum_(gradient) / self.count
+
     def sum_(self, values: Tensor) -> Tensor:
         """The sum over processes, which it puts into ``values``."""
         if self.count > 1:

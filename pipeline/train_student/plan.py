@@ -49,7 +49,7 @@ from logitbank.pipeline.train_student.fitted import check_student, fit_student
 from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
-from logitbank.pipeline.train_student.losses import Objective
+from logitbank.pipeline.train_student.losses import Material, Objective
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
 from logitbank.pipeline.train_student.search import cut_folds
@@ -138,6 +138,7 @@ class Plan:
             measured = checkpoint is not None and len(self.validation) > 0
             return fit_student(self, objective, training.seed, rows, measured=measured, on_epoch=on_epoch)
         model, _ = fresh_student(self.run, self.scaling.sized(split), training.seed)
+        objective = objective.equipped(Material(num_classes=split.num_classes), training.seed)
         loss = DistillationLoss(objective, self.answers, split, epochs=training.epochs, grouping=self.grouping)
         history = fit(
             model,

@@ -21,7 +21,7 @@ Section numbers in the references were not checked again; what else could not be
 
 from .context import Answer, ExactAnswer, Step
 from .describe import describe_loss, describe_losses
-from .kinds import SEARCH, Loss
+from .kinds import SEARCH, Loss, Material
 from .objective import Objective, Term, refuse_missing
 from .own import own_loss
 from .parse import own_names, parse_objective, takes_setting
@@ -34,6 +34,7 @@ __all__ = [
     "Answer",
     "ExactAnswer",
     "Loss",
+    "Material",
     "Objective",
     "Step",
     "Targets",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .domains import Interval, Option, Value, defaults, number
 
@@ -28,6 +28,17 @@ def part(default: float) -> Option:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Material:
+    """What the module of a loss is made of.
+
+    Attributes:
+        num_classes: C.
+    """
+
+    num_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """One loss: its function, where it comes from, what it needs, and its official recipe.
 
@@ -37,7 +48,9 @@ class Loss:
     value removes; prefers: what it was made for and can do without. extras: tensors or numbers beyond the three,
     filled from the step. fits: "teacher" or "labels". trusts_labels: a wrong label makes a wrong target.
     couples_rows: a row's loss depends on the other rows of its batch, unless an option has the value uncoupled_by.
-    sha256: of the code of a loss that is not the table's.
+    module: makes what the loss keeps from step to step, of a Material and the loss's options: parameters that are
+    trained with the student's, or buffers; the loss gets it as ``module``. sha256: of the code of a loss that is not
+    the table's.
     """
 
     fn: Callable[..., Tensor]
@@ -59,6 +72,7 @@ class Loss:
     couples_rows: bool = False
     uncoupled_by: tuple[str, Value] = ("", "")
     zero_at_teacher: bool = True
+    module: Callable[..., nn.Module] | None = None
     sha256: str = ""
     unsure: str = ""
 

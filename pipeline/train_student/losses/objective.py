@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .context import OFFERS, Answer, Step
 from .domains import Value
-from .kinds import SEARCH, Loss
+from .kinds import SEARCH, Loss, Material
 from .numerics import Temperature, raised
 from .row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from .standardise import standardised
@@ -125,11 +125,16 @@ class Objective:
     """A weighted sum of losses, called once per step; the caller takes the mean over the rows.
 
     Rows with label -1 get 0 from every term that needs a label. Halves are raised to float32.
+
+    Attributes:
+        modules: What losses keep from step to step, by term, once the objective is ``equipped``: whoever trains gives
+            their parameters to the optimiser beside the student's.
     """
 
-    def __init__(self, name: str, terms: tuple[Term, ...]) -> None:
+    def __init__(self, name: str, terms: tuple[Term, ...], modules: nn.ModuleDict | None = None) -> None:
         self.name = name
         self.terms = terms
+        self.modules = nn.ModuleDict() if modules is None else modules
         self._counts: dict[str, Tensor] = {}
 
     @property
@@ -168,7 +173,7 @@ class Objective:
         unknown = sorted(set(values) - set(self.search))
         if unknown:
             raise ValueError(f"{unknown[0]} is not auto here; auto: {', '.join(self.search) or 'nothing'}")
-        return Objective(self.name, tuple(term.bind(values) for term in self.terms))
+        return Objective(self.name, tuple(term.bind(values) for term in self.terms), self.modules)
 
     @property
     def weighs_by_class(self) -> bool:
@@ -178,7 +183,14 @@ class Objective:
     def with_class_counts(self, counts: Sequence[int]) -> Objective:
         """The same objective with the number of training rows of each class, for row weights that go by them."""
         found = tuple(int(count) for count in counts)
-        return Objective(self.name, tuple(replace(term, class_counts=found) for term in self.terms))
+        return Objective(self.name, tuple(replace(term, class_counts=found) for term in self.terms), self.modules)
+
+    def equipped(self, material: Material, seed: int) -> Objective:
+        """The same objective with fresh modules, drawn from a seed: no other random number depends on them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            modules = {term.name: term.loss.module(material, **term.options) for term in self.terms if term.loss.module}
+        return Objective(self.name, self.terms, nn.ModuleDict(modules))
 
     def notes(self) -> dict[str, int]:
         """Counts since last asked, such as the rows on which a loss abstained; always of the same names."""
@@ -201,11 +213,13 @@ class Objective:
             follow the teacher and keeps those of its label.
 
         Raises:
-            ValueError: When an option is still "auto", or the answer lacks what a loss needs.
+            ValueError: When an option is still "auto", a loss lacks its module, or the answer what a loss needs.
             TypeError: When the answer is bare logits, which do not say what of them is known.
         """
         if self.search:
             raise ValueError(f"{', '.join(self.search)} is auto: search it on a validation split and bind it first")
+        if lacking := [term.name for term in self.terms if term.loss.module and term.name not in self.modules]:
+            raise ValueError(f"{lacking[0]} learns while it is used: call equipped first, and train its modules, too")
         if isinstance(answer, Tensor):
             raise TypeError(
                 "expected an answer, found a tensor: pass answers.of(rows, view), or ExactAnswer(logits) if a"
@@ -265,7 +279,7 @@ class Objective:
         return term.loss.fn(*pair, rows.labels_B.clamp(min=0), **options)
 
     def _extras(self, term: Term, rows: _Rows, step: Step) -> dict[str, Any]:
-        extras: dict[str, Any] = {}
+        extras: dict[str, Any] = {"module": self.modules[term.name]} if term.loss.module else {}
         if "progress" in term.loss.extras:
             extras["progress"] = step.progress
         if "label_in_head_B" in term.loss.extras:

@@ -45,6 +45,11 @@ def _stratified(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.N
     """Every class is spread evenly over the folds, and so are rows without a label, however few."""
     from sklearn.model_selection import StratifiedKFold
 
+    if split.positions is not None:
+        raise ValueError(
+            f"stratified folds need one label an example, {split.spec} has {split.positions}; use --fold-strategy"
+            " kfold, group or hash"
+        )
     labels_U = split.labels[first_U]
     _, counts = np.unique(labels_U[labels_U >= 0], return_counts=True)
     if counts.min(initial=len(first_U)) < num_folds:

@@ -136,3 +136,49 @@ def test_a_shuffled_order_is_the_same_everywhere(digits: Split) -> None:
     assert load_split(few.spec).fingerprint == few.fingerprint
     with pytest.raises(ValueError, match="shuffle is 'x'; expected a seed"):
         load_split("digits?shuffle=x")
+
+
+def test_npz_labels_at_positions(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).integers(0, 5, (6, 7))
+    x = np.arange(12.0).reshape(6, 2)
+    length = np.array([7, 3, 0, 1, 6, 7])
+    np.savez(tmp_path / "a.npz", x=x, y=y, x_test=x, y_test=y, length_test=length)
+    whole = load_split(f"npz:{tmp_path}/a.npz?positions=7")
+    assert whole.positions == 7
+    assert len(whole) == 6
+    assert whole.readable is None
+    assert (whole.labels == y).all()
+    assert whole.describe()["num_positions"] == 7
+    few = load_split(f"npz:{tmp_path}/a.npz?positions=7&limit=2")
+    assert (few.labels == y[[0, 3]]).all()
+    ragged = load_split(f"npz:{tmp_path}/a.npz?split=test&positions=7")
+    assert ragged.readable is not None
+    assert (ragged.readable.sum(axis=1) == length).all()
+    assert (ragged.labels == np.where(ragged.readable, y, -1)).all()
+    assert "num_positions" not in load_split("digits").describe()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.zeros((6, 8), np.int64)}, r"expected whole numbers \[N, 7\]"),
+        ({"y": np.zeros((6, 7))}, r"expected whole numbers \[N, 7\]"),
+        ({"y": np.zeros(6, np.int64)}, r"expected whole numbers \[N, 7\]"),
+        ({"length": np.full(6, 8)}, "expected 0 to 7 a row"),
+        ({"length": np.zeros(5, np.int64)}, "expected 0 to 7 a row"),
+    ],
+)
+def test_labels_that_are_not_of_positions_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **{"x": np.zeros((6, 2)), "y": np.eye(6, 7, dtype=np.int64), **arrays})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        load_split(f"npz:{tmp_path}/a.npz?positions=7")
+
+
+def test_fingerprints_of_labels_at_positions_see_order_and_labels() -> None:
+    keys, labels = np.array([3, 1, 3, 2], np.uint64), np.array([[0, 1], [2, 3], [1, 0], [0, 0]])
+    order = np.array([2, 0, 3, 1])
+    assert set_fingerprint(keys[order], labels[order]) == set_fingerprint(keys, labels)
+    assert order_fingerprint(keys[order], labels[order]) != order_fingerprint(keys, labels)
+    assert set_fingerprint(keys, labels[:, ::-1]) != set_fingerprint(keys, labels)

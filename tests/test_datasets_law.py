@@ -28,6 +28,7 @@ NAMES = [f"class{number}" for number in range(NUM_CLASSES)]
 def make_npz(folder: Path) -> str:
     np.savez(folder / "d.npz", x=X[TRAIN], y=Y[TRAIN], x_test=X[TEST], y_test=Y[TEST])
     np.savez(folder / "one.npz", x=X[TRAIN], y=Y[TRAIN] + 1)
+    np.savez(folder / "two.npz", x=X[TRAIN], y=np.eye(2, dtype=np.int64)[Y[TRAIN] % 2])
     return f"npz:{folder}/d.npz"
 
 
@@ -194,6 +195,7 @@ OPTIONS: dict[str, dict[str, Case]] = {
         "split": SPLIT,
         "classes": ("classes=4", "", ("2", "0", "no.txt", "three")),
         "first_label": ("npz:D/one.npz?first_label=1", "npz:D/one.npz?classes=4", ("1", "2", "no")),
+        "positions": ("npz:D/two.npz?positions=2", "npz:D/two.npz", ("0", "1", "2", "-1", "many", "9999999999")),
     },
     "csv": TABLE
     | {

@@ -36,6 +36,7 @@ class HardLabels(BatchLoss):
     """Cross-entropy with the dataset's labels, for rows that have one."""
 
     def __init__(self, split: Split) -> None:
+        split.refuse_positions("train-teacher")
         if (split.labels < 0).all():
             raise ValueError(f"{split.spec}: every row is unlabelled; a teacher needs labels")
         self.labels = torch.from_numpy(split.labels)

@@ -1,6 +1,6 @@
 """What every data source gives: examples in a fixed order, each with a content key.
 
-Shapes: N examples, H x W x C pixels, D features.
+Shapes: N examples, L positions, H x W x C pixels, D features.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def order_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integ
 
 
 def set_fingerprint(keys: npt.NDArray[np.uint64], labels: npt.NDArray[np.integer]) -> str:
-    """SHA-256 of the (key, label) pairs without their order, 64 hex digits."""
-    order = np.lexsort((labels, keys))
+    """SHA-256 of the (key, label) pairs without their order, 64 hex digits; labels [N] or [N, L]."""
+    order = np.lexsort((labels if labels.ndim == 1 else content_keys(labels.astype("<i8")), keys))
     return order_fingerprint(keys[order], labels[order])
 
 
@@ -87,11 +87,13 @@ class Split:
         samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D]; an array, or what reads like one:
             ``Originals``, pictures of any sizes, or ``Thumbnails`` (indexing, ``shape``, ``ndim``, ``dtype``, and
             ``content_keys`` of its own).
-        labels: int64 [N]; -1 marks an unlabelled example.
+        labels: int64 [N]; -1 marks an unlabelled example. Of examples that are answered at L positions, such as the
+            tokens of a text, int64 [N, L].
         num_classes: Number of classes C.
         class_names: Names in label order, or empty.
         groups: uint64 [N], examples that belong together (one patient, one problem), or None.
         readable: bool [N], False where an example could not be read and is blank; None: all are. A store masks them.
+            Of examples with positions bool [N, L], False where an example has no such position; their label is -1.
         learnt: What was learnt from training rows to make the samples, as a short text; empty when they are as stored.
         features: The same of the columns of a table, in the order of the samples'; empty when they are as stored.
     """
@@ -123,6 +125,7 @@ class Split:
             )
         if ndim == 2 and not np.isfinite(self.samples).all():
             raise ValueError(f"{self.spec}: samples hold NaN or infinite values; fill or drop them first")
+        self._check_positions()
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"{self.spec}: {len(self.class_names)} class names for {self.num_classes} classes; give each its name"
@@ -134,8 +137,32 @@ class Split:
                 " (or -1 for unlabelled)"
             )
 
+    def _check_positions(self) -> None:
+        """Raises ValueError unless labels, and what can be read, are of examples or of their positions."""
+        shape = self.labels.shape
+        if self.labels.ndim > 2 or 0 in shape:
+            raise ValueError(f"{self.spec}: labels are {list(shape)}; expected one an example, or [N, positions]")
+        if self.readable is None:
+            return
+        if self.readable.shape != shape:
+            raise ValueError(f"{self.spec}: readable is {list(self.readable.shape)}; expected {list(shape)} as labels")
+        if self.positions is not None and (self.labels[~self.readable] >= 0).any():
+            raise ValueError(f"{self.spec}: positions that examples do not have are labelled; label them -1")
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def positions(self) -> int | None:
+        """L, at how many positions an example is answered; None where it has one answer."""
+        return int(self.labels.shape[1]) if self.labels.ndim == 2 else None
+
+    def refuse_positions(self, what: str) -> None:
+        """Raises ValueError where examples are answered at positions, of which ``what`` knows nothing."""
+        if self.positions is not None:
+            raise ValueError(
+                f"{what} takes one label an example, {self.spec} has one at each of {self.positions} positions"
+            )
 
     @property
     def is_image(self) -> bool:
@@ -194,6 +221,8 @@ class Split:
             "fingerprint": self.fingerprint,
             "fingerprint_unordered": set_fingerprint(self.keys, self.labels),
         }
+        if self.positions is not None:
+            description["num_positions"] = self.positions
         if self.class_names:
             description["class_names"] = list(self.class_names)
         return description

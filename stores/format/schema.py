@@ -29,6 +29,7 @@ MAX_EXAMPLES = 2**40
 MAX_VIEWS = 2**20
 MAX_CELLS = 2**24
 MAX_CLASSES = 2**31
+MAX_POSITIONS = 2**20
 MAX_BLOCK_BYTES = 2**30  # of one array, decoded
 MAX_BLOCK_ROWS = 131_072
 CELLS_A_WRITER = 4  # that a new teacher is cut into at least

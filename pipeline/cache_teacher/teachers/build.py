@@ -73,6 +73,8 @@ def build_teacher(
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
+    if teacher.startswith((EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
+        split.refuse_positions(teacher)
     if teacher.startswith(EXPORT_PREFIX):
         return ExportTeacher(Path(teacher.removeprefix(EXPORT_PREFIX)), split, views, plan=plan)
     if teacher.startswith(TINYVIT_PREFIX):

@@ -20,7 +20,7 @@ class Batch(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Of dense, out_of_fold, fixed_tail: what holds for the answer."""
+        """Of dense, out_of_fold, fixed_tail, label_prob: what holds for the answer."""
         ...
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
@@ -59,7 +59,7 @@ class Answers(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail."""
+        """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail, label_prob."""
         ...
 
     def of(self, rows_B: Tensor, view: View) -> Batch:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.answers.guessed_labels import guessed_labels
 from logitbank.pipeline.answers.prepared import PreparedTeacher, default_budget
 from logitbank.pipeline.answers.records import Records
 from logitbank.pipeline.answers.slab import BlockedSlabs, Slabs, WholeSlabs
@@ -81,6 +82,8 @@ class StoredAnswers:
             found.add("dense")
         if not self.encoding.has_tail or self.tail != "bucket":
             found.add("fixed_tail")
+        if not guessed_labels(self.teacher):
+            found.add("label_prob")
         if self.teacher.row_folds is not None:
             found.add("out_of_fold")
         return frozenset(found)

@@ -61,6 +61,7 @@ def begin_pass(
     if teacher.folds is not None:
         refuse_apart(teacher.split.keys, teacher.folds, teacher.split.spec)
     sound, rank = ask_first(teacher), rank or Rank()
+    predictor_rows = sound.fitting_rows(encoding, predictor_rows)
     sample = Sample(sound, predictor_rows)
     asked = Asked(encoding=encoding, predictor_rows=predictor_rows, temperatures=tuple(temperatures))
     if is_begun(out):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from logitbank.pipeline.cache_teacher.teachers import NO_WEIGHTS
+from logitbank.pipeline.cache_teacher.teachers import NO_WEIGHTS, TOPK_PREFIX
 from logitbank.pipeline.described import Idle, check_settings, option, part, refuse_idle
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
@@ -83,7 +83,8 @@ class Caching:
     data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
     teacher: str = option(
         "mlp",
-        help="A network of `cli models`, array:FILE.npy, export:FILE.npz, tinyvit:DIR or sklearn:NAME?option=value",
+        help="A network of `cli models`, array:FILE.npy, topk:FILE, export:FILE.npz, tinyvit:DIR or"
+        " sklearn:NAME?option=value",
     )
     weights: str = option(
         "", help="A file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
@@ -128,6 +129,8 @@ class Caching:
         """Settings that do nothing beside the others; `choose` knows those beside the encoding."""
         if self.transform == "none":
             yield ("view_seed",), "--transform is none"
+        if self.heads_only:
+            yield ("predictor_rows", "kl_budget"), f"{self.teacher} says nothing of other classes but their mass"
         if self.kl_budget:
             yield ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding"
 
@@ -140,6 +143,11 @@ class Caching:
     def is_network(self) -> bool:
         """Whether the teacher is a network that runs here."""
         return not self.teacher.startswith(NO_WEIGHTS)
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether the teacher speaks of the best classes of each row alone."""
+        return self.teacher.startswith(TOPK_PREFIX)
 
     def make_views(self) -> "Views":
         """The views that are answered."""
@@ -162,7 +170,10 @@ class Caching:
 
         if self.kl_budget:
             return Budget(kl=self.kl_budget, temperatures=self.measured_at)
-        kind = self.encoding if self.encoding != "auto" else "dense" if num_classes <= 256 else "topk"
+        few = num_classes <= 256 and not self.heads_only
+        kind = self.encoding if self.encoding != "auto" else "dense" if few else "topk"
+        if self.heads_only and "teacher" in given and kind == "topk" and "top_k" not in given:
+            raise ValueError(f"{self.teacher}: say with --top-k how many of its classes are the best ones of each row")
         offered = {"top_k": self.top_k, "tail_bits": self.tail_bits, "bits": self.bits}
         chosen: Any = {name: offered[name] for name in KINDS[kind].options}
         encoding = Encoding(kind=kind, num_classes=num_classes, **chosen)

@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.asked import Budget
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
+from logitbank.pipeline.encoding import Encoding
 
 ZERO_FLOOR = 1e-6
 """The probability that stands for one of zero, whose log no student can reach."""
@@ -42,6 +44,22 @@ class SoundTeacher:
         self.split, self.views, self.identity = teacher.split, teacher.views, teacher.identity
         self.folds, self.fold_attributes, self.groups = teacher.folds, teacher.fold_attributes, teacher.groups
         self.seen = teacher.seen
+
+    def fitting_rows(self, encoding: Encoding | Budget, asked: int) -> int:
+        """Rows that may fit a tail predictor: none of a teacher that speaks of the best classes of each row alone.
+
+        Raises:
+            ValueError: It is to be kept in a way that says more than it did.
+        """
+        said = self.identity().get("imported", {})
+        if not said.get("heads_only"):
+            return asked
+        if isinstance(encoding, Budget) or encoding.kind != "topk" or encoding.top_k > said["top_k"]:
+            raise ValueError(
+                f"{said['from']} speaks of {said['top_k']} classes a row and leaves only the mass of the others; pass"
+                f" --encoding topk --top-k {said['top_k']} or fewer"
+            )
+        return 0
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         return floored(self.raw(rows, view))

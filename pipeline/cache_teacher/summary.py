@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.answers.against_labels import label_warnings
+from logitbank.pipeline.answers.guessed_labels import guess_warnings
 from logitbank.pipeline.cache_teacher.sums import Spread, bins_of, cell_sums, from_note
 from logitbank.pipeline.cache_teacher.teachers.claims import SEEN, UNKNOWN, Seen
 from logitbank.pipeline.encoding import Encoding
@@ -52,7 +53,7 @@ def summarise(
         summary["per_fold"] = [figures.measures(fold) for fold in range(figures.num_folds)]
         unknown = counts["num_unknown"]  # else it is known, and nothing has to be guessed
         summary["leaks"] = suspected_leaks(summary["per_fold"]) if unknown else []
-    summary["warnings"] = label_warnings(store, teacher)
+    summary["warnings"] = label_warnings(store, teacher) + guess_warnings(teacher)
     return summary
 
 

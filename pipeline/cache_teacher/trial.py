@@ -35,6 +35,7 @@ def try_out(
         ``encoding``, ``fidelity`` and ``num_rows``.
     """
     teacher = ask_first(teacher)
+    predictor_rows = teacher.fitting_rows(encoding, predictor_rows)
     num_rows = len(teacher.split) * teacher.views.num_views
     chosen = np.sort(np.random.default_rng(0).permutation(len(teacher.split))[:TIMED_ROWS])
     teacher(chosen[:_WARM_ROWS], 0)

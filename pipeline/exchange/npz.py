@@ -78,15 +78,9 @@ class NpzExport:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with zipfile.ZipFile(path) as file:
-                members = _plain_members(file, path)
-                damaged = file.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{path}: not a readable .npz file ({error}); fetch it again") from error
-        if damaged is not None:
-            raise ValueError(f"{path}: {damaged[:40]} does not match its checksum; fetch the file again")
-        arrays = {name: _map(path, name, info) for name, info in members.items()}
+        arrays = mapped_arrays(path)
+        if "store" not in arrays:
+            raise ValueError(f"{path}: not an export that `cli export` wrote; for plain logits use array:FILE.npy")
         self.description = read_document(_text(arrays.pop("store"), path), str(path))
         expected = _shapes(self.description, "fold" in arrays)
         for name, (dtype, shape) in expected.items():
@@ -117,18 +111,31 @@ def _shapes(description: Description, folds: bool) -> dict[str, tuple[str, tuple
     return examples | {name: (row.dtype, (*whole, *row.row_shape)) for name, row in description.arrays.items()}
 
 
+def mapped_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """The arrays of an .npz file by name, as memory maps, once every member's checksum was compared.
+
+    Raises:
+        ValueError: Compressed, damaged, or no plain arrays; nothing of a declared size is allocated, or unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = _plain_members(file, path)
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error}); fetch it again") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: {damaged[:40]} does not match its checksum; fetch the file again")
+    return {name: _map(path, name, info) for name, info in members.items()}
+
+
 def _plain_members(file: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """The arrays of a file, by name; ValueError for one that is compressed, so nothing unfolds to more than it is."""
     members = {}
     for info in file.infolist():
         name = info.filename.removesuffix(".npy")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-            raise ValueError(
-                f"{path}: {name[:40]} is compressed; expected an export as it was written: export it again"
-            )
+            raise ValueError(f"{path}: {name[:40]} is compressed; expected plain arrays, as np.savez writes them")
         members[name] = info
-    if "store" not in members:
-        raise ValueError(f"{path}: not an export that `cli export` wrote; for plain logits use array:FILE.npy")
     return members
 
 
@@ -148,7 +155,7 @@ def _map(path: Path, name: str, info: zipfile.ZipInfo) -> npt.NDArray[np.generic
                 return np.empty(shape, dtype)
             return np.memmap(path, dtype, "r", start + header_bytes, shape)
     except (ValueError, OSError, struct.error, OverflowError) as error:
-        raise ValueError(f"{path}: {name[:40]} is not a plain array ({error}); export the store again") from error
+        raise ValueError(f"{path}: {name[:40]} is not a plain array ({error}); write the file again") from error
 
 
 def read_npy_header(start: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]:

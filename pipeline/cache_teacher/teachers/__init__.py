@@ -3,6 +3,7 @@
 `build` makes one of them of what a user names. May import all that stage one may; nothing of a pass.
 """
 
-ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX = "array:", "export:", "tinyvit:", "sklearn:"
-NO_WEIGHTS = (ARRAY_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
+ARRAY_PREFIX, TOPK_PREFIX, EXPORT_PREFIX = "array:", "topk:", "export:"
+TINYVIT_PREFIX, SKLEARN_PREFIX = "tinyvit:", "sklearn:"
+NO_WEIGHTS = (ARRAY_PREFIX, TOPK_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)
 """What a teacher's name begins with that is no network."""

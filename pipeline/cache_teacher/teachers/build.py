@@ -17,6 +17,7 @@ from logitbank.pipeline.cache_teacher.teachers import (
     NO_WEIGHTS,
     SKLEARN_PREFIX,
     TINYVIT_PREFIX,
+    TOPK_PREFIX,
 )
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
@@ -25,6 +26,7 @@ from logitbank.pipeline.cache_teacher.teachers.exported import ExportTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitTeacher
+from logitbank.pipeline.cache_teacher.teachers.topk import TopKTeacher
 from logitbank.pipeline.datasets import Split, few_rows, take
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.models import Given
@@ -34,7 +36,7 @@ from logitbank.pipeline.views import Views
 _REFUSED = {
     "fkd:": "FKD's labels are pickles, one an image, and nothing is unpickled here: it could run any code",
     "ml-dr:": "ml-dr's reinforcements are pickles, one an image, and nothing is unpickled here: it could run any code",
-    "distillkit:": "DistillKit's rows are sequences of tokens, whose answers belong to no example of a dataset",
+    "distillkit:": "its bytes mean nothing without a configuration that is not in the file; unpack them for topk:FILE",
 }
 
 
@@ -53,8 +55,8 @@ def build_teacher(
 
     Args:
         split: The examples.
-        teacher: ``array:FILE.npy``, ``export:FILE.npz``, ``tinyvit:DIR?keys=paths&pixels=plain``,
-            ``sklearn:NAME?option=value``, or a name of the model table.
+        teacher: ``array:FILE.npy``, ``topk:FILE``, ``export:FILE.npz``,
+            ``tinyvit:DIR?keys=paths&pixels=plain``, ``sklearn:NAME?option=value``, or a name of the model table.
         weights: Of a network: a file, a folder that ``train-teacher`` wrote, a pattern with ``{fold}``, or
             ``random-init``; else empty.
         views: Which pixels they see.
@@ -68,13 +70,18 @@ def build_teacher(
     """
     for prefix, reason in _REFUSED.items():
         if teacher.startswith(prefix):
-            raise ValueError(f"{teacher}: {reason}; write its logits to a .npy file in the data's order for array:FILE")
+            raise ValueError(
+                f"{teacher}: {reason}; docs/how-to/exchange.md says how, and array:FILE.npy takes logits in the data's"
+                " order"
+            )
     if teacher.startswith(NO_WEIGHTS) and weights:
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
-    if teacher.startswith((EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
+    if teacher.startswith((TOPK_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
         split.refuse_positions(teacher)
+    if teacher.startswith(TOPK_PREFIX):
+        return TopKTeacher(teacher, split, views, plan=plan)
     if teacher.startswith(EXPORT_PREFIX):
         return ExportTeacher(Path(teacher.removeprefix(EXPORT_PREFIX)), split, views, plan=plan)
     if teacher.startswith(TINYVIT_PREFIX):

@@ -41,6 +41,7 @@ class Answer(Protocol):
 OFFERS = {
     "dense": "every class's logit: cache with --encoding dense or topk+tail",
     "out_of_fold": "answers of a teacher that did not see the row: cache fold teachers",
+    "label_prob": "the teacher's own probability of every label: cache its logits, or rows that also name the label",
     "fixed_tail": "classes outside the top k that do not follow the student: any --tail but bucket",
 }
 """What a loss may need of an answer, and where to get it."""

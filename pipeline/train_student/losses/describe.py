@@ -87,7 +87,7 @@ def describe_losses() -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
     ]
     lines += ["", "needs: dense = every class stored; logits = no class of probability 0; label_in_head = other rows"]
-    lines += ["abstain; (in brackets) = better with"]
+    lines += ["abstain; label_prob = the teacher said what each label's probability is; (in brackets) = better with"]
     lines += [f"--set row_weight=NAME ({ranges(SHARED)})"]
     lines += [f"  {name:<12} {rule.use} ({ranges(rule.takes)})" for name, rule in ROW_WEIGHTS.items()]
     lines += ["--set temperature_rule=NAME"]

@@ -47,7 +47,7 @@ class Term:
         """What the store must offer for this term at these options."""
         of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset[str]()
         if self.row_options.get("paced_by") == "teacher":  # one that saw the row is sure of its label
-            of_rows |= {"out_of_fold"}
+            of_rows |= {"out_of_fold", "label_prob"}
         # the mass of a tail that follows the student is exact at one temperature
         several = len(set(self.temperatures)) > 1 or self.temperature_rule
         return self.loss_needs | of_rows | (frozenset({"fixed_tail"}) if several else frozenset())

@@ -226,7 +226,7 @@ ROW_WEIGHTS: dict[str, RowWeight] = {
         fn=label_noise,
         use="mislabelled data with a cross-fitted teacher; weighs the terms that a wrong label misleads",
         takes={"noise_power": number(1.0, "(0, 10]")},
-        needs=frozenset({"labels", "out_of_fold"}),
+        needs=frozenset({"labels", "label_prob", "out_of_fold"}),
         touches=frozenset({"labels"}),
     ),
     "inverse_frequency": RowWeight(

@@ -27,7 +27,7 @@ LABELLED: dict[str, Loss] = {
         use="the plainest repair of a wrong teacher: the label takes the top logit",
         setting="CIFAR-100",
         takes={"temperature": temperature(4.0)},
-        needs=LABELS | {"fixed_tail"},
+        needs=LABELS | {"label_prob"} | {"fixed_tail"},
         presets={
             "imagenet": {"temperature": 1.0},
             "standardised": {"standardise": True, "temperature": 2.0},
@@ -226,7 +226,7 @@ SEMIPARAMETRIC: dict[str, Loss] = {
         },
         weight=0.5,
         ce_weight=0.5,
-        needs=LABELS,
+        needs=LABELS | {"label_prob"},
         prefers=OUT_OF_FOLD,
         trusts_labels=True,
         zero_at_teacher=False,

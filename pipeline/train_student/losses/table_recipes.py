@@ -93,7 +93,7 @@ RECIPES: dict[str, Loss] = {
         parts=("alpha", "beta"),
         ce_weight=1.0,
         warmup=20,
-        needs=LABELS,
+        needs=LABELS | {"label_prob"},
         presets={
             "imagenet": {"temperature": 1.0, "beta": 0.5, "warmup": 1},
             "standardised": {"standardise": True, "temperature": 2.0, "alpha": 9.0, "beta": 72.0},
@@ -106,7 +106,7 @@ RECIPES: dict[str, Loss] = {
         setting="CIFAR-100",
         takes={"temperature": temperature(3.0), "gamma": part(3.5)},
         ce_weight=1.0,
-        needs=LABELS,
+        needs=LABELS | {"label_prob"},
         presets={"imagenet": {"temperature": 1.0, "gamma": 1.5}},
         zero_at_teacher=False,
     ),
@@ -118,7 +118,7 @@ RECIPES: dict[str, Loss] = {
         takes={"temperature": temperature(4.0)},
         weight=2.25,
         ce_weight=1.0,
-        needs=LABELS,
+        needs=LABELS | {"label_prob"},
         presets={"imagenet": {"temperature": 2.0, "weight": 2.5}},
     ),
     "dist": Loss(

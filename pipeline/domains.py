@@ -132,8 +132,14 @@ METRICS = {
 }
 # measure of a student beside its teacher -> whether higher is better
 BESIDE_TEACHER = {"agreement": True, "kl": False}
+# likewise, of the rows that the teacher gets right or wrong
+WHERE_TEACHER_ERRS = {
+    "accuracy_teacher_right": True,
+    "accuracy_teacher_wrong": True,
+    "agreement_teacher_wrong": False,
+}
 SELECT = Words(("last", "best", *(f"best:{metric}" for metric in (*METRICS, *BESIDE_TEACHER))))
-COMPARED = Words((*METRICS, *BESIDE_TEACHER))
+COMPARED = Words((*METRICS, *BESIDE_TEACHER, *WHERE_TEACHER_ERRS))
 STUDENT_FORMATS = Words(("torch-export", "onnx", "safetensors"))
 FORMATS = Words(("", "npz", "parquet", "webdataset"))
 

@@ -206,20 +206,41 @@ def measure_agreement(student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor) 
 
     Both accuracies, over the labelled rows, stand beside them; None without such rows.
     """
-    log_p_NC, log_q_NC = (F.log_softmax(logits.double(), dim=-1) for logits in (teacher_NC, student_NC))
+    said_N, taught_N = student_NC.argmax(dim=-1), teacher_NC.argmax(dim=-1)
     labelled_N = labels_N >= 0
-
-    def accuracy(logits_NC: Tensor) -> float | None:
-        right_N = (logits_NC.argmax(dim=-1) == labels_N)[labelled_N]
-        return float(right_N.double().mean()) if len(right_N) else None
-
     return {
         "num_rows": len(labels_N),
-        "agreement": float((student_NC.argmax(dim=-1) == teacher_NC.argmax(dim=-1)).double().mean()),
-        "kl": float((log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(dim=-1).mean()),
-        "student_accuracy": accuracy(student_NC),
-        "teacher_accuracy": accuracy(teacher_NC),
+        "agreement": _share(said_N == taught_N),
+        "kl": float(divergence(teacher_NC, student_NC).mean()),
+        "student_accuracy": _share((said_N == labels_N)[labelled_N]),
+        "teacher_accuracy": _share((taught_N == labels_N)[labelled_N]),
     }
+
+
+def measure_where_teacher_errs(student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
+    """A student where its teacher is right, and where it is wrong: does it learn the mistakes too?
+
+    Over the labelled rows. Where the teacher is right, to agree with it and to be right is the same. None without rows.
+    """
+    said_N, taught_N = student_NC.argmax(dim=-1), teacher_NC.argmax(dim=-1)
+    right_N = taught_N == labels_N
+    wrong_N = ~right_N & (labels_N >= 0)
+    return {
+        "num_teacher_wrong": int(wrong_N.sum()),
+        "accuracy_teacher_right": _share((said_N == labels_N)[right_N]),
+        "accuracy_teacher_wrong": _share((said_N == labels_N)[wrong_N]),
+        "agreement_teacher_wrong": _share((said_N == taught_N)[wrong_N]),
+    }
+
+
+def divergence(teacher_NC: Tensor, student_NC: Tensor) -> Tensor:
+    """KL(teacher || student) of each row at T = 1, in nats, float64 [N]."""
+    log_p_NC, log_q_NC = (F.log_softmax(logits.double(), dim=-1) for logits in (teacher_NC, student_NC))
+    return (log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(dim=-1)
+
+
+def _share(true_N: Tensor) -> float | None:
+    return float(true_N.double().mean()) if len(true_N) else None
 
 
 def reliability_of(logits_NC: Tensor, labels_N: Tensor) -> list[dict[str, float]]:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 OPTIONS = {
     "train-teacher": "out data model folds fold-strategy fold-seed transform epochs batch-size optimizer lr"
     " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
-    "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed encoding top-k tail-bits bits"
+    "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed near near-share near-clusters"
+    " encoding top-k tail-bits bits"
     " kl-budget temperatures predictor-rows views transform view-seed batch-size precision"
     " channels-last compile workers part ray limit dry-run log-json mean std input-transform device threads",
     "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
@@ -27,7 +28,7 @@ OPTIONS = {
     "train-student": "recipe store out data eval-data student init student-bits loss set label-smoothing teacher"
     " combine tail leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs"
     " layer-decay weight-decay weight-decay-on grad-clip"
-    " ema-decay drop-path random-erasing mixup precision channels-last compile val-share select patience seed"
+    " ema-decay drop-path random-erasing mixup precision channels-last compile val-share golden select patience seed"
     " memory-budget eval-batch-size workers checkpoint-every logger log-json mean std input-transform device"
     " threads",
     "predict": "data out student batch-size workers device threads",

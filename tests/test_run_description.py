@@ -66,6 +66,7 @@ OTHER: dict[str, Any] = {
     "patience": 1,
     "seed": 1,
     "val_share": 0.2,
+    "golden": "labels",
     "leave_out": "1",
     "mean": "0.5",
     "std": "0.5",
@@ -79,7 +80,7 @@ OTHER: dict[str, Any] = {
     "threads": 1,
 }
 # what a setting is asked with where it makes no sense alone
-WITH: dict[str, dict[str, Any]] = {"mean": {"std": "1"}, "std": {"mean": "0"}}
+WITH: dict[str, dict[str, Any]] = {"mean": {"std": "1"}, "std": {"mean": "0"}, "golden": {"val_share": 0.2}}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@
     asked, begin        what a pass was asked to keep; the store and the teacher in it
     cells, passes       rows of a cell, encoded; cells claimed and written one by one, and the last word
     run, extend, trial  a whole pass; more views of one; what one will cost
+    near                which examples a teacher is asked about
     opening, on_ray     who answers, from a pass's description; a pass on a Ray cluster
     recompute           whether a store's answers are its teacher's
     summary, progress   what is said of the answers, and while they are written

@@ -60,7 +60,8 @@ def begin_extension(store: Store, teacher: AnsweringTeacher, out: Path) -> Pass:
         )
     if ("mask" in stored.arrays) != (teacher.split.readable is not None):
         raise ValueError(
-            f"{store.path}: its teacher serves only some of the examples; extend the stores that it was merged from"
+            f"{store.path}: its teacher serves only some of the examples; extend the stores that it was merged from, or"
+            " cache it again with --near and --views"
         )
     sound = ask_first(teacher)
     probes = probe(sound.split, sound.views, store.probes.get("row"))

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from logitbank.pipeline.cache_teacher.asked import Budget
+from logitbank.pipeline.cache_teacher.near import NearTeacher
 from logitbank.pipeline.cache_teacher.settings import Caching
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.cache_teacher.teachers.build import LimitedTeacher, build_teacher
@@ -44,6 +45,8 @@ def open_teacher(
         compute=caching.compute,
         device=find_device(caching.device, caching.threads, local),
     )
+    if caching.nearness.near:
+        teacher = NearTeacher(teacher, caching.nearness)
     return (LimitedTeacher(teacher, caching.limit) if caching.limit else teacher), chosen
 
 

@@ -17,6 +17,7 @@ from logitbank.pipeline.domains import (
     NOT_NEGATIVE,
     PRECISIONS,
     SEED,
+    SHARE,
     STDS,
     TAIL_BITS,
     TEMPERATURES,
@@ -74,6 +75,25 @@ class Folding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nearness:
+    """Which examples a teacher answers: those near its own data, as a client of federated distillation (EdgeFD)."""
+
+    near: str = option("", help="Mask examples that lie far from these data: those that the teacher was trained on")
+    near_share: float = option(
+        0.9, help="Share of those data that are as near to their centres as an example must be", domain=SHARE
+    )
+    near_clusters: int = option(1, help="Centres of k-means in each class of those data", domain=AT_LEAST_ONE)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def idle(self) -> Iterator[Idle]:
+        """Settings that do nothing beside the others."""
+        if not self.near:
+            yield ("near_share", "near_clusters"), "--near is not given"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Caching:
     """A pass: who answers, about which views of which data, and what is kept of it; each setting says what it is.
 
@@ -91,6 +111,7 @@ class Caching:
     )
     name: str = option("teacher", help="The teacher's name in the store", decides=False)
     folding: Folding = part(Folding)
+    nearness: Nearness = part(Nearness)
     encoding: str = option("auto", help="topk, topk+tail, dense, or auto: dense up to 256 classes", domain=ENCODINGS)
     top_k: int = option(10, help="Classes kept exactly by topk and topk+tail", domain=AT_LEAST_ONE)
     tail_bits: float = option(1.0, help="Bits a class for the tail of topk+tail, 0.1 to 4", domain=TAIL_BITS)

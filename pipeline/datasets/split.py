@@ -5,7 +5,7 @@ Shapes: N examples, L positions, H x W x C pixels, D features.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,7 +92,8 @@ class Split:
         num_classes: Number of classes C.
         class_names: Names in label order, or empty.
         groups: uint64 [N], examples that belong together (one patient, one problem), or None.
-        readable: bool [N], False where an example could not be read and is blank; None: all are. A store masks them.
+        readable: bool [N], False where an example could not be read and is blank, or a teacher is not asked about it;
+            None: all are. A store masks them.
             Of examples with positions bool [N, L], False where an example has no such position; their label is -1.
         learnt: What was learnt from training rows to make the samples, as a short text; empty when they are as stored.
         features: The same of the columns of a table, in the order of the samples'; empty when they are as stored.
@@ -201,6 +202,14 @@ class Split:
         """What the keys are hashes of: an example has one key only where this text is the same."""
         own = getattr(self.samples, "key_space", None)
         return f"{own or f'{self.samples.dtype.str} {self.input_shape}'} {self.learnt}".strip()
+
+    def answered_at(self, asked_N: npt.NDArray[np.bool_]) -> "Split":
+        """The same examples, of which a teacher's answers count where ``asked_N`` is True; nothing is read again."""
+        part = replace(self, readable=asked_N)
+        for name in ("keys", "rows_by_key", "fingerprint"):
+            if name in vars(self):
+                vars(part)[name] = vars(self)[name]
+        return part
 
     @cached_property
     def rows_by_key(self) -> npt.NDArray[np.int64]:

@@ -95,8 +95,8 @@ def fit(
         preprocessing: The model's own input scaling.
         rows: Train on these rows only (default: all).
         device: Where to train (default: CPU).
-        evaluate: ``val_accuracy``, ``val_nll`` and, where ``training`` selects by one, ``val_selected`` of the model as
-            it would be kept, after every epoch.
+        evaluate: What an epoch's record has of validation rows, ``val_accuracy`` and ``val_nll`` at least, and where
+            ``training`` selects by a measure ``val_selected``, of the model as it would be kept.
         checkpoint: Where the run is saved after every epoch, and between, and from where it goes on.
         on_epoch: Called after every epoch in process 0, restored ones first.
         workers: Threads that read and transform the next batches meanwhile; 0 does it in between.

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.fit.optimizers import make_optimizer
 from logitbank.pipeline.fit.predict import Diverged
-from logitbank.pipeline.fit.training import EpochRecord, Training
+from logitbank.pipeline.fit.training import COLUMNS, EpochRecord, Training
 from logitbank.pipeline.fit.weights import round_in_place
 from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.together import Processes
@@ -22,7 +22,7 @@ from logitbank.pipeline.processes.together import Processes
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 
-VALIDATION = ("val_accuracy", "val_nll")
+VALIDATION = tuple(name for name in COLUMNS if name.startswith("val_"))
 State = dict[str, Tensor]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -144,8 +144,7 @@ class Progress:
         if evaluate is None:
             return {}
         measured = self._measured(training, evaluate) if processes.first else {}
-        names = (*VALIDATION, "val_selected") if training.selected_by else VALIDATION
-        return processes.from_first(measured, names, self.device)
+        return processes.from_first(measured, VALIDATION, self.device)
 
     def _measured(self, training: Training, evaluate: Evaluate) -> dict[str, float]:
         last, now = _copied(self.model), self._now(training)

@@ -197,7 +197,8 @@ class Training:
 class EpochRecord:
     """One line of history.csv; the validation columns are empty when there are no validation rows.
 
-    ``val_selected`` is the measure of ``select``, empty when the last epoch is kept.
+    ``val_selected`` is the measure of ``select``, empty when the last epoch is kept; ``val_proxy`` and
+    ``val_golden`` are the divergences to the teacher and to the truth, empty when they were not asked for.
     ``notes`` are what the loss counted in the epoch; they are no column.
     """
 
@@ -209,6 +210,8 @@ class EpochRecord:
     val_accuracy: float | None = None
     val_nll: float | None = None
     val_selected: float | None = None
+    val_proxy: float | None = None
+    val_golden: float | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
 

@@ -116,9 +116,16 @@ class Table(NamedTuple):
 def _method_columns(metric: str) -> Sequence[str]:
     return (
         *("method", metric, "std", "difference", "NLL", "NLL difference", "ECE", "agreement %", "KL to teacher"),
+        *_WHERE_TEACHER_ERRS.values(),
         *("n", "pairs", "baseline"),
     )
 
+
+_WHERE_TEACHER_ERRS = {
+    "accuracy_teacher_right": "accuracy where the teacher is right %",
+    "accuracy_teacher_wrong": "where it is wrong %",
+    "agreement_teacher_wrong": "its mistakes repeated %",
+}
 
 _RUN_COLUMNS = (
     "method",
@@ -146,10 +153,16 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
         _number(row.ece, "{:.4f}"),
         _number(_mean([100 * found["agreement"] for found in against]), "{:.2f}"),
         _number(_mean([found["kl"] for found in against]), "{:.4f}"),
+        *(_number(_mean(_percent(against, name)), "{:.2f}") for name in _WHERE_TEACHER_ERRS),
         _number(row.num_seeds, "{:d}"),
         _number(None if row.baseline in (None, row.name) else row.num_pairs, "{:d}"),
         _words(row.baseline or "none"),
     ]
+
+
+def _percent(against: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A share of every run that has it, in percent."""
+    return [100 * found[name] for found in against if found.get(name) is not None]
 
 
 def _cost_cells(name: str, runs: Mapping[int, FinishedRun]) -> list[Cell]:

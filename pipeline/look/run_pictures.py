@@ -103,20 +103,30 @@ def _curve_panels(methods: Methods, rows: Sequence[Comparison]) -> list[Panel]:
     lines = [line for runs in histories.values() for history in runs for line in history]
     shown, words = ("val_accuracy", "validation") if all("val_accuracy" in line for line in lines) else _TRAINING
     size = (4.6, 3.1 + 0.19 * -(-len(rows) // 2) * max(len(folded(row.name).splitlines()) for row in rows))
-    return [
+    panels = [
         Panel("training loss, each method's own", partial(_draw_curves, histories=histories, shown="loss"), size),
         Panel(f"{words} accuracy, %", partial(_draw_curves, histories=histories, shown=shown), size),
     ]
+    measured = {
+        name: runs for name, runs in histories.items() if all("val_golden" in line for run in runs for line in run)
+    }
+    for column, title in _DIVERGENCES.items() if measured else ():
+        panels.append(Panel(title, partial(_draw_curves, histories=measured, shown=column), size))
+    return panels
 
 
 _TRAINING = ("train_accuracy", "training")
+_DIVERGENCES = {
+    "val_proxy": "divergence to the teacher, held-out rows, nats",
+    "val_golden": "divergence to the truth, held-out rows, nats",
+}
 
 
 def _draw_curves(axis: Any, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], shown: str) -> None:
     """A line a seed, a colour a method."""
     from matplotlib.ticker import MaxNLocator
 
-    scale = 1 if shown == "loss" else 100
+    scale = 100 if shown.endswith("accuracy") else 1
     for number, (name, runs) in enumerate(histories.items()):
         for seed, history in enumerate(runs):
             axis.plot(
@@ -129,7 +139,7 @@ def _draw_curves(axis: Any, histories: Mapping[str, Sequence[Sequence[Mapping[st
                 linewidth=1.2,
                 marker="." if len(history) == 1 else "",
             )
-    if shown == "loss" and all(line[shown] > 0 for runs in histories.values() for run in runs for line in run):
+    if scale == 1 and all(line[shown] > 0 for runs in histories.values() for run in runs for line in run):
         _scale_losses(axis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("epoch")

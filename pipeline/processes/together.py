@@ -6,6 +6,7 @@ step is the step of the whole batch. Only batch norm, and losses that couple row
 Shapes: B batch.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,12 +97,13 @@ class Processes(Rank):
         return [part.cpu() for part in found]
 
     def from_first(self, values: Mapping[str, float], names: tuple[str, ...], device: torch.device) -> dict[str, float]:
-        """Process 0's numbers, in every process."""
+        """Process 0's numbers, those that it has, in every process."""
         if self.count == 1:
             return dict(values)
-        numbers = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
+        numbers = torch.tensor([values.get(name, math.nan) for name in names], dtype=torch.float64, device=device)
         distributed.broadcast(numbers, src=0)
-        return dict(zip(names, numbers.tolist(), strict=True))
+        found = zip(names, numbers.tolist(), strict=True)
+        return {name: number for name, number in found if not math.isnan(number)}
 
 
 def cut(rows_B: Tensor, parts: int, together: int = 1) -> tuple[Tensor, ...]:

@@ -9,10 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitbank.pipeline.domains import METRICS
+from logitbank.pipeline.domains import BESIDE_TEACHER, METRICS, WHERE_TEACHER_ERRS
 
 CONFIDENCE = 0.95
-PERCENT = ("accuracy", "top5_accuracy", "balanced_accuracy", "agreement")  # shares that people read in percent
+PERCENT = (
+    "accuracy",
+    "top5_accuracy",
+    "balanced_accuracy",
+    "agreement",
+    *WHERE_TEACHER_ERRS,
+)  # shares that people read in percent
 _EQUAL = 1e-12  # differences that differ by less are the same number, rounded
 
 
@@ -68,7 +74,7 @@ class Comparison:
 
     @property
     def higher_is_better(self) -> bool:
-        return METRICS.get(self.metric, self.metric == "agreement")
+        return {**METRICS, **BESIDE_TEACHER, **WHERE_TEACHER_ERRS}[self.metric]
 
     @property
     def within_noise(self) -> bool:

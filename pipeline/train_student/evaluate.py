@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
-from logitbank.pipeline.metrics import confusion, measure, measure_agreement, measure_classes, reliability_of
+from logitbank.pipeline.metrics import (
+    confusion,
+    measure,
+    measure_agreement,
+    measure_classes,
+    measure_where_teacher_errs,
+    reliability_of,
+)
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.int64]
@@ -119,7 +126,8 @@ def evaluate_against_teacher(
     folds: npt.NDArray[np.integer] | None,
     views: Views,
 ) -> dict[str, Any]:
-    """Agreement with the teacher and KL to it at T = 1 on the first view, and both accuracies; by fold if cross-fitted.
+    """Agreement with the teacher and KL to it at T = 1 on the first view, and both accuracies, also where the teacher
+    is right or wrong; by fold if cross-fitted.
 
     On the validation rows, which the student has not seen, or else on some training rows.
     """
@@ -128,17 +136,12 @@ def evaluate_against_teacher(
     if not len(rows):
         return {}
     student_NC = ask(model, split, rows=rows, views=views)
-    flat_NC = torch.zeros_like(student_NC)
-    teacher_NC = torch.cat(
-        [
-            answers.logits(part, 0, student_BC=flat_NC[: len(part)]).cpu()
-            for part in torch.split(torch.from_numpy(rows), _DECODE_ROWS)
-        ]
-    )
+    teacher_NC = teacher_logits(answers, rows, student_NC)
     labels_N = torch.from_numpy(split.labels[rows])
     found = {
         "rows": "validation" if len(validation) else "training",
         **measure_agreement(student_NC, teacher_NC, labels_N),
+        **({} if views.mixes else measure_where_teacher_errs(student_NC, teacher_NC, labels_N)),
     }
     if folds is not None:
         found["per_fold"] = []
@@ -148,3 +151,11 @@ def evaluate_against_teacher(
                 measured = measure_agreement(student_NC[own_N], teacher_NC[own_N], labels_N[own_N])
                 found["per_fold"].append({"fold": fold, **measured})
     return found
+
+
+def teacher_logits(answers: Answers, rows: Rows, student_NC: Tensor) -> Tensor:
+    """What the teachers say of rows that they serve in the first view, float32 [N, C]; a tail that follows the student
+    is flat."""
+    flat_NC = torch.zeros_like(student_NC)
+    parts = torch.split(torch.from_numpy(rows), _DECODE_ROWS)
+    return torch.cat([answers.logits(part, 0, student_BC=flat_NC[: len(part)]).cpu() for part in parts])

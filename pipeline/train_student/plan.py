@@ -46,6 +46,7 @@ from logitbank.pipeline.train_student.evaluate import (
     validate,
 )
 from logitbank.pipeline.train_student.fitted import check_student, fit_student
+from logitbank.pipeline.train_student.golden import Golden, open_golden
 from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
@@ -70,6 +71,7 @@ class Plan:
         answers: What the teachers say.
         grouping: How rows are shuffled where a slab does not fit into memory.
         rows, validation: Row numbers of the split: trained on, and held out.
+        golden: What the student is measured by after every epoch, beside its teacher.
         left_out: The fold that neither has rows of.
         folds: Rows to train on and rows left out, of a search.
         views: What each epoch shows.
@@ -89,6 +91,7 @@ class Plan:
     grouping: Grouping | None
     rows: Rows
     validation: Rows
+    golden: Golden | None
     left_out: LeftOut | None
     folds: list[tuple[Rows, Rows]]
     views: Views
@@ -115,6 +118,7 @@ class Plan:
                 "num_rows": len(self.validation),
                 "keys_sha256": rows_digest(split, self.validation),
             },
+            **({} if self.golden is None else {"golden": self.golden.identity}),
             **({} if self.left_out is None else {"left_out": self.left_out.attributes()}),
             "preprocessing": self.scaling.attributes(),
             "store": store_identity(self.inputs.store, self.answers),
@@ -184,7 +188,15 @@ class Plan:
                 self.ask, model, self.inputs.split, self.answers, self.validation, folds=None, views=self.views
             )
             found["val_selected"] = beside[selected_by]
+        if self.golden is not None:
+            found |= self.golden.measure(self.ask, model, self.inputs.split, self.answers, self.views)
         return found
+
+    def close(self) -> None:
+        """Gives back the memory that answers hold."""
+        self.answers.close()
+        if self.golden is not None:
+            self.golden.close()
 
 
 def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
@@ -244,6 +256,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         grouping=grouping,
         rows=rows,
         validation=validation,
+        golden=open_golden(run, split, answers, views, validation),
         left_out=left_out,
         folds=cut_folds(split, rows) if objective.search else [],
         views=views,

@@ -16,6 +16,7 @@ from logitbank.pipeline.models.trees import TreeEnsemble
 from logitbank.pipeline.models.weights import KEY_SPACE, save_weights, weights_digest
 from logitbank.pipeline.train_student.evaluate import evaluate_against_teacher, evaluate_test
 from logitbank.pipeline.train_student.folder import CLASSES, CONFUSION, WEIGHTS, write_json
+from logitbank.pipeline.train_student.golden import alarm
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.plan import Plan
 from logitbank.stores.share.cache import place_of
@@ -40,6 +41,7 @@ def measure_student(
         counts: How many processes trained it; several numbers when it went on with others.
     """
     run, identity, training = plan.run, plan.identity(), plan.run.training
+    golden = None if plan.golden is None else plan.golden.result(history)
     result: dict[str, Any] = {
         "loss": objective.name,
         "student": identity["student"],
@@ -49,10 +51,11 @@ def measure_student(
         "tail": run.tail,
         "seconds": sum(epoch.seconds for epoch in history),
         "notes": _total_notes(history),
-        "warnings": [*plan.warnings, *_of_counts(counts)],
+        "warnings": [*plan.warnings, *_of_counts(counts), *alarm(golden)],
         "search": list(searched),
         "validation": _validation(identity["validation"], history, training) if len(plan.validation) else None,
         "against_teacher": _against_teacher(plan, model),
+        "golden": golden,
         "test": None,
         **_size(model, training),
         "weights_sha256": weights_digest(model.state_dict()),

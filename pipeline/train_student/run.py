@@ -9,6 +9,7 @@ from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.folder import CHECKPOINT, RunFolder, finished_result, refuse_file
+from logitbank.pipeline.train_student.golden import alarm
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
 from logitbank.pipeline.train_student.loggers.all_of import Loggers
 from logitbank.pipeline.train_student.plan import Plan, plan_run
@@ -44,7 +45,7 @@ def train_student(
         until: Stop after this epoch, if the run is not at its end by then, and leave what a later call goes on from;
             learning rates are those of all epochs. 0 trains to the end.
         on_epoch: Called after every epoch, those of a resumed run first.
-        on_warning: Told what the user should know, before the first step.
+        on_warning: Told what the user should know, before the first step, or of what was measured after the last.
 
     Returns:
         What ``result.json`` holds; nothing in processes other than 0, or of a run that is not at its end.
@@ -53,16 +54,17 @@ def train_student(
         ValueError: The store does not belong to the data, or lacks what the loss needs; ``out`` holds another run.
     """
     refuse_file(out)
+    warn = on_warning or _nobody
     plan = plan_run(run, out, inputs or open_inputs(run), processes or Processes())
-    with closing(plan.answers):
+    with closing(plan):
         if not plan.processes.first:
             return _follow(plan, out, until)
-        for warning in plan.warnings if on_warning is not None else ():
-            on_warning(warning)  # type: ignore[misc]
+        for warning in plan.warnings:
+            warn(warning)
         with RunFolder(out, plan.identity(), wait=wait) as folder:
             if folder.result is not None:
                 return folder.result
-            with Loggers(run.logger, out, plan.identity(), on_warning or _nobody) as loggers:
+            with Loggers(run.logger, out, plan.identity(), warn) as loggers:
                 history: list[EpochRecord] = []
 
                 def record(epoch: EpochRecord) -> None:
@@ -84,6 +86,8 @@ def train_student(
                 tables = take_tables(result)
                 loggers.on_result(result)
                 folder.finish(result, tables)
+                for warning in alarm(result["golden"]):
+                    warn(warning)
     return result
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from logitbank.pipeline.fit import COLUMNS
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.train_student.folder import CONFUSION, HISTORY, RESULT, SETTINGS, flat, read_json
 
 _DIGEST = re.compile(r"store\.(teachers\..+\.)?digest")
-_NUMBERS = {"epoch", "loss", "train_accuracy", "lr", "seconds", "val_accuracy", "val_nll", "val_selected"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class FinishedRun:
         """The lines of history.csv; empty cells are left out."""
         with (self.folder / HISTORY).open(newline="") as file:
             return [
-                {name: float(value) for name, value in row.items() if name in _NUMBERS and value}
+                {name: float(value) for name, value in row.items() if name in COLUMNS and value}
                 for row in csv.DictReader(file)
             ]
 

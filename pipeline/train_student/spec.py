@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from logitbank.pipeline.train_student.losses import Objective
 
 GIGABYTE = 1e9
+LABELS = "labels"
 OF_NETWORKS = (
     *(setting.name for setting in settings_of(Training) if setting.name != "seed"),
-    *("init", "mean", "std", "input_transform", "device", "checkpoint_every"),
+    *("init", "mean", "std", "input_transform", "device", "checkpoint_every", "golden"),
 )
 """Settings that say nothing to a student without gradients."""
 
@@ -71,6 +72,11 @@ class Run:
     transform: str = option("", help="Your file.py:factory, when the store's views were made by it")
     training: Training = part(Training)
     val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
+    golden: str = option(
+        "",
+        help="After every epoch, how far from the teacher and from the truth are held-out rows: labels, or another"
+        " store, STORE or STORE?teacher=NAME",
+    )
     leave_out: str = option(
         "", help="A fold of the store that is not trained on: the student may answer it, as a fold teacher"
     )

@@ -12,6 +12,8 @@ _OF_EPOCH = {
     "val_accuracy": "accuracy/validation",
     "val_nll": "nll/validation",
     "val_selected": "selected/validation",
+    "val_proxy": "proxy/validation",
+    "val_golden": "golden/validation",
     "lr": "lr",
     "seconds": "seconds",
 }

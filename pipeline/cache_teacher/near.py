@@ -36,6 +36,7 @@ class NearTeacher:
 
     def __init__(self, teacher: AnsweringTeacher, nearness: Nearness) -> None:
         own = load_split(nearness.near)
+        teacher.split.refuse_positions("--near")
         near_N = is_near(teacher.split, own, share=nearness.near_share, clusters=nearness.near_clusters)
         before_N = teacher.split.readable
         asked_N = near_N if before_N is None else near_N & before_N

@@ -125,6 +125,7 @@ def open_golden(run: Run, split: Split, answers: Answers, views: Views, validati
     """
     if not run.golden:
         return None
+    split.refuse_positions("--golden")
     if not len(validation):
         raise ValueError("--golden is measured on held-out rows; pass --val-share 0.1")
     rows = validation[answers.served(0)[validation]]

@@ -22,7 +22,7 @@ class DistillationLoss(BatchLoss):
         self, objective: Objective, answers: Answers, split: Split, *, epochs: int, grouping: Grouping | None = None
     ) -> None:
         self.objective, self.answers, self.epochs, self.grouping = objective, answers, epochs, grouping
-        self.modules = objective.modules
+        self.modules = objective.modules if len(objective.modules) else None
         self._announce = split.announce
         self.labels = torch.from_numpy(split.labels)
 

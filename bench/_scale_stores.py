@@ -55,7 +55,7 @@ class RepeatingTeacher:
         return self._logits_PC[torch.from_numpy(rows % PERIOD)]
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
-        return in_turn(self, rows, view, CLASSES)
+        return in_turn(self, rows, view, self.split)
 
 
 def write_tables(folder: Path, rows: int) -> None:

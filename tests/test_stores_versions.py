@@ -134,9 +134,7 @@ def test_the_first_version_has_no_shift(pairs: dict[str, tuple[Path, Path]], tmp
         TeacherWriter(path, "t", identity={}, encoding={}, arrays={"tail_shift": RowArray(dtype="float32")})
 
 
-def test_answers_at_several_positions_are_left_to_a_later_release(
-    pairs: dict[str, tuple[Path, Path]], tmp_path: Path
-) -> None:
+def test_positions_that_the_root_does_not_name_are_refused(pairs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     path = tmp_path / "s"
     copy_store(pairs["topk"][1], path)
 
@@ -146,9 +144,9 @@ def test_answers_at_several_positions_are_left_to_a_later_release(
     dims = ["view", "example", "position", "kept"]
     edit(path, lambda document: document.update(dimension_names=dims, shape=[1, N, 7, 3]), f"{TEACHER}/index")
     edit(path, several, TEACHER)
-    with pytest.raises(StoreError, match="answers at several positions .* use a later release"):
+    with pytest.raises(StoreError, match="must have row dimensions .'kept'., found shape .7, 3."):
         open_store(path).teacher()
-    assert "several positions" in verify_store(path)[0].message
+    assert "row dimensions" in verify_store(path)[0].message
 
 
 def with_shifts(path: Path, out: Path, shifts: Mapping[int, float], left_out: str = "") -> Store:

@@ -1,6 +1,6 @@
 """Do answers belong to their examples: judged by the labels alone, with the likely cause where they do not.
 
-Shapes: N examples, C classes.
+Shapes: N examples, C classes. Of examples with positions each answer is a row, the first ones alone.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ _FEWEST = 20  # labelled rows that a word is said about
 _MOST_CLASSES = 2000  # of which the best permutation is looked for
 _MOST_PROCESSES = 16
 _READ = 2**28  # bytes of rows
+_MOST_ANSWERS = 2**18  # of examples with positions
 
 
 class _Guess(NamedTuple):
@@ -35,20 +36,26 @@ def label_warnings(store: Store, teacher: Teacher) -> list[str]:
     """A line when a teacher's first view knows the labels no better than luck, or than it would if read otherwise."""
     if Views.from_attributes(store.views).mixes:
         return []  # two examples and two labels in a picture
-    line = suspicion(best_classes(teacher), np.asarray(store.labels, np.int64), store.num_classes)
+    best_N, labels_N = best_classes(teacher), np.asarray(store.labels, np.int64)
+    if store.positions is not None:
+        some = slice(max(1, _MOST_ANSWERS // store.positions))
+        best_N, labels_N = best_N[some].reshape(-1), labels_N[some].reshape(-1)
+    line = suspicion(best_N, labels_N, store.num_classes)
     return [] if line is None else [f"teacher {teacher.name!r}: {line}"]
 
 
 def best_classes(teacher: Teacher) -> Ids:
-    """The best class of each row of the first view, int64 [N]; -1 where it has no answer or was not read."""
+    """The best class of each answer of the first view, int64 [N], or [N, L]; -1: none, or not read."""
     encoding = encoding_of(teacher)
     name = encoding.best_array
     names = [name, *({"mask"} & set(teacher.arrays))]
-    best_N = np.full(teacher.num_examples, -1, np.int64)
+    lead = () if teacher.positions is None else (teacher.positions,)
+    best_N = np.full((teacher.num_examples, *lead), -1, np.int64)
     num_blocks = max(1, _READ // (teacher.block_rows * teacher.row_arrays[name].row_bytes))
     for block in range(min(teacher.num_blocks, num_blocks)):
         arrays = teacher.answers(0, block, names)
-        best_B = encoding.best_class(arrays[name])
+        values = arrays[name]
+        best_B = encoding.best_class(values.reshape(-1, values.shape[-1])).reshape(values.shape[:-1])
         best_N[teacher.rows(block)] = np.where(arrays["mask"], best_B, -1) if "mask" in arrays else best_B
     return best_N
 

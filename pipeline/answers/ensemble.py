@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, N examples, M teachers.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -47,12 +48,14 @@ class Ensemble:
     ) -> Tensor:
         answer = self.of(rows_B, view)
         served_B = answer.served()
-        if served_B is not None:
+        served_B = None if served_B is None else served_B.reshape(len(rows_B), -1).any(dim=1)
+        if served_B is not None and not served_B.all():
             raise ValueError(
                 f"no teacher serves {int((~served_B).sum())} of {len(served_B)} rows; ask served(view) which rows have"
                 " an answer"
             )
-        return answer.decoded(student_BC, temperature)
+        student_PC = None if student_BC is None else student_BC.flatten(0, len(answer.shape) - 1)
+        return answer.decoded(student_PC, temperature).reshape(*answer.shape, -1)
 
     def served(self, view: int) -> npt.NDArray[np.bool_]:
         return np.asarray(np.stack([part.served(view) for part in self.parts]).any(axis=0))
@@ -67,7 +70,7 @@ class Ensemble:
 
 
 class EnsembleBatch:
-    """What several teachers say of B rows, as one."""
+    """What several teachers say of B rows, or of their answers at positions, as one; see ``StoredBatch``."""
 
     def __init__(self, ensemble: Ensemble, parts: Sequence[StoredBatch]) -> None:
         self.ensemble, self.parts = ensemble, list(parts)
@@ -75,6 +78,10 @@ class EnsembleBatch:
     @property
     def offers(self) -> frozenset[str]:
         return self.ensemble.offers
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parts[0].shape
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.decoded(student_BC, temperature)
@@ -115,7 +122,7 @@ class EnsembleBatch:
 
     @cached_property
     def _served_BM(self) -> Tensor:
-        every_B = torch.ones(len(self.parts[0].rows_B), dtype=torch.bool)
+        every_B = torch.ones(math.prod(self.shape), dtype=torch.bool)
         masks = [part.served() for part in self.parts]
         return torch.stack([every_B if served_B is None else served_B for served_B in masks], dim=1)
 

@@ -16,7 +16,16 @@ from logitbank.pipeline.answers.stored_batch import View
 
 
 class Batch(Protocol):
-    """What is said of the B rows of a batch, and how much of it is known: an ``Answer`` as losses take it."""
+    """What is said of the B rows of a batch, and how much of it is known: an ``Answer`` as losses take it.
+
+    Where an example is answered at L positions, a row has L answers, and B is the number of answers here: those to the
+    first row, one position after the other, then those to the second. ``shape`` is (rows, L).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows,), or (rows, L): ``batch.logits(...).reshape(*batch.shape, -1)``."""
+        ...
 
     @property
     def offers(self) -> frozenset[str]:
@@ -69,15 +78,18 @@ class Answers(Protocol):
     def logits(
         self, rows_B: Tensor, view: View, *, student_BC: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor:
-        """Dense, finite logits, float32 [B, C]; student and temperature matter to the ``bucket`` rule only.
+        """Dense, finite logits, float32 [B, C], or [B, L, C] where examples are answered at L positions.
+
+        Student (of the same shape) and temperature matter to the ``bucket`` rule only. Positions that are not served
+        hold no answer: ``of(rows, view).served()`` says which.
 
         Raises:
-            ValueError: There is no such row or view, or no teacher serves one of the rows.
+            ValueError: There is no such row or view, or no teacher serves one of the rows at any position.
         """
         ...
 
     def served(self, view: int) -> npt.NDArray[np.bool_]:
-        """Rows that have an answer in the view, bool [N]."""
+        """Rows that have an answer in the view, at some position, bool [N]."""
         ...
 
     def read_ahead(self, view: int, groups: Sequence[Tensor] = ()) -> None:

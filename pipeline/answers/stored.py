@@ -96,12 +96,15 @@ class StoredAnswers:
     ) -> Tensor:
         answer = self.of(rows_B, view)
         answer.refuse_unserved()
-        return answer.decoded(student_BC, temperature)
+        student_PC = None if student_BC is None else student_BC.flatten(0, len(answer.shape) - 1)
+        return answer.decoded(student_PC, temperature).reshape(*answer.shape, -1)
 
     def served(self, view: int) -> npt.NDArray[np.bool_]:
         _, view_B = self._asked(torch.zeros(1, dtype=torch.int64), view)
         served_N = self._mask(int(view_B[0]))
-        return np.ones(len(self.labels), np.bool_) if served_N is None else served_N.numpy().copy()
+        if served_N is None:
+            return np.ones(len(self.labels), np.bool_)
+        return np.asarray(served_N.numpy().reshape(len(self.labels), -1).any(axis=1))
 
     def read_ahead(self, view: int, groups: Sequence[Tensor] = ()) -> None:
         self._read().read_ahead(view, groups)
@@ -130,18 +133,18 @@ class StoredAnswers:
         return records_B
 
     def mask(self, rows_B: Tensor, view_B: Tensor) -> Tensor | None:
-        """Which of the rows the teacher serves, bool [B]; None: all."""
+        """Which of the rows' answers the teacher gives, bool [B], or [B * L]; None: all."""
         if "mask" not in self.teacher.arrays:
             return None
-        served_B = torch.ones(len(rows_B), dtype=torch.bool)
+        served_B = torch.ones((len(rows_B), *self.labels.shape[1:]), dtype=torch.bool)
         for view in torch.unique(view_B).tolist():
             served_N, own_B = self._mask(view), view_B == view
             served_B[own_B] = True if served_N is None else served_N[rows_B[own_B]]
-        return None if served_B.all() else served_B
+        return None if served_B.all() else served_B.flatten()
 
     def _mask(self, view: int) -> Tensor | None:
         if view not in self._served_N:
-            served_N = torch.from_numpy(self.decoder.served(view))
+            served_N = torch.from_numpy(self.decoder.answered(view))
             self._served_N[view] = None if served_N.all() else served_N
         return self._served_N[view]
 

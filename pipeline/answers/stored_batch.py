@@ -1,6 +1,7 @@
 """What a store holds of the B rows of a batch, decoded when it is asked for.
 
-Shapes: B batch, C classes.
+Shapes: B batch, C classes. Where an example is answered at L positions, a batch of rows is one of B times L answers,
+row by row: all but ``shape`` and the rows themselves speak of answers, and B stands for their number.
 """
 
 from functools import cached_property
@@ -36,7 +37,7 @@ class StoredBatch:
 
     Args:
         answers: All that the teacher says.
-        rows_B: int64 [B] on the CPU.
+        rows_B: Of the store, int64 [B] on the CPU.
         view_B: The view of each, int64 [B] on the CPU.
     """
 
@@ -46,6 +47,11 @@ class StoredBatch:
     @property
     def offers(self) -> frozenset[str]:
         return self.answers.offers
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B,), or (B, L): ``batch.logits(...).reshape(*batch.shape, -1)`` has a row for each example."""
+        return (len(self.rows_B), *self.answers.labels.shape[1:])
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.decoded(student_BC, temperature)
@@ -58,7 +64,9 @@ class StoredBatch:
         """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""
         if not self.answers.decoder.encoding.has_tail:
             return None
-        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64)).to(self.answers.decoder.device)
+        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64).reshape(-1)).to(
+            self.answers.decoder.device
+        )
         known_B = rank_B <= self.answers.decoder.encoding.top_k
         if self.answers.decoder.tail != "bucket":  # no other tail rises above the head
             return known_B
@@ -68,9 +76,10 @@ class StoredBatch:
         return self.answers.mask(self.rows_B, self.view_B)
 
     def refuse_unserved(self) -> None:
-        """Raises ValueError when the teacher has no answer to one of the rows."""
+        """Raises ValueError when the teacher has no answer to one of the rows, at any position."""
         served_B = self.served()
-        if served_B is not None:
+        served_B = None if served_B is None else served_B.reshape(len(self.rows_B), -1).any(dim=1)
+        if served_B is not None and not served_B.all():
             name, first = self.answers.decoder.teacher.name, int(self.rows_B[~served_B][0])
             raise ValueError(
                 f"teacher {name!r} does not serve {int((~served_B).sum())} of {len(served_B)} rows, such as row"
@@ -80,15 +89,18 @@ class StoredBatch:
     def above_label_BC(self, student_BC: Tensor, temperature: float) -> Tensor:
         """Classes that decode at or above the label, the label's own included, bool [B, C]."""
         logits_BC = self.decoded(student_BC, temperature)
-        labels_B1 = self.answers.labels[self.rows_B].clamp(min=0)[:, None].to(logits_BC.device)
+        labels_B1 = self.answers.labels[self.rows_B].clamp(min=0).reshape(-1, 1).to(logits_BC.device)
         return logits_BC >= logits_BC.gather(1, labels_B1)
 
     def stored_BC(self) -> Tensor:
         """Classes whose logit the store holds by itself, the label's aside, bool [B, C]."""
-        return self.answers.decoder.encoding.kept(self._arrays()).to(self.answers.decoder.device)
+        arrays = {name: array.flatten(0, len(self.shape) - 1) for name, array in self._arrays().items()}
+        return self.answers.decoder.encoding.kept(arrays).to(self.answers.decoder.device)
 
     def _decode(self, student_BC: Tensor | None, temperature: float) -> Tensor:
-        return self.answers.decoder.logits(self._arrays(), self.rows_B, student_BC=student_BC, temperature=temperature)
+        shaped = None if student_BC is None else student_BC.reshape(*self.shape, -1)
+        logits = self.answers.decoder.logits(self._arrays(), self.rows_B, student_BC=shaped, temperature=temperature)
+        return logits.flatten(0, len(self.shape) - 1)
 
     def _arrays(self) -> dict[str, Tensor]:
         """What is decoded."""

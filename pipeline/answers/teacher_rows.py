@@ -1,6 +1,7 @@
 """Everything that decoding one teacher's rows takes, beside the rows: both stages and all that looks decode with it.
 
-Shapes: B rows, C classes, N examples.
+Shapes: B rows, C classes, N examples. Where an example is answered at L positions, a row has L answers: logits are
+[B, L, C], labels [N, L].
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,7 +58,7 @@ class TeacherRows:
         student_BC: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Dense logits, float32 [B, C]; -inf for a masked class.
+        """Dense logits, float32 [B, C], or [B, L, C]; -inf for a masked class.
 
         Args:
             arrays: Of the rows, as stored or as ``prepared`` gave them.
@@ -95,11 +96,11 @@ class TeacherRows:
             rows_N: Row numbers.
 
         Yields:
-            Which of ``rows_N``, and their logits float32 [B, C]; -inf for a masked class. Batches depend on the number
-            of classes alone.
+            Which of ``rows_N``, and their logits float32 [B, C], or [B, L, C]; -inf for a masked class. Batches depend
+            on the numbers of classes and positions alone.
         """
         reader = RowReader(self.teacher, self.names)
-        step = max(16, DECODED_BYTES // (4 * self.encoding.num_classes))
+        step = max(1, max(16, DECODED_BYTES // (4 * self.encoding.num_classes)) // (self.teacher.positions or 1))
         group = max(step, reader.group_rows // step * step)
         for start in range(0, len(rows_N), group):
             rows_G = rows_N[start : start + group]
@@ -123,11 +124,15 @@ class TeacherRows:
         )
         return {name: array.numpy() for name, array in shifted.items()}
 
-    def served(self, view: int) -> npt.NDArray[np.bool_]:
-        """Rows that the teacher answers in a view, bool [N]."""
+    def answered(self, view: int) -> npt.NDArray[np.bool_]:
+        """What the teacher answers in a view: which rows, bool [N], or which of their positions, bool [N, L]."""
         if "mask" not in self.teacher.arrays:
-            return np.ones(self.teacher.num_examples, np.bool_)
+            return np.ones(tuple(self.labels_N.shape), np.bool_)
         return self.teacher.slab(view, ["mask"])["mask"].astype(np.bool_)
+
+    def served(self, view: int) -> npt.NDArray[np.bool_]:
+        """Rows that the teacher answers in a view, at some position, bool [N]."""
+        return np.asarray(self.answered(view).reshape(self.teacher.num_examples, -1).any(axis=1))
 
 
 def encoding_of(teacher: Teacher) -> Encoding:

@@ -4,6 +4,7 @@
     train               teachers of our own
     teachers/           who can answer
     sound, sample       answers that can be learnt from; the few rows that decide how they are kept
+    picked              some answers, of a few positions of each example where there are many
     asked, begin        what a pass was asked to keep; the store and the teacher in it
     cells, passes       rows of a cell, encoded; cells claimed and written one by one, and the last word
     run, extend, trial  a whole pass; more views of one; what one will cost

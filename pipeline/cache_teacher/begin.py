@@ -124,12 +124,13 @@ def _writer(
     num_writers: int,
 ) -> TeacherWriter:
     shifted = predictor is not None and _keeps_shift(out, name)
+    arrays = {**encoding.row_arrays(shifted=shifted), **({} if teacher.split.readable is None else MASK)}
     return TeacherWriter(
         out,
         name,
         identity=teacher.identity(),
         encoding=encoding.attributes(),
-        arrays={**encoding.row_arrays(shifted=shifted), **({} if teacher.split.readable is None else MASK)},
+        arrays={name: array.at(teacher.split.positions) for name, array in arrays.items()},
         folds=teacher.fold_attributes,
         constants=predictor.constants() if predictor is not None else None,
         block_rows=block_rows,

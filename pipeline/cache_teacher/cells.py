@@ -3,7 +3,7 @@
 Rows are encoded in groups whose size depends on the number of classes alone, so that a store's bytes do not depend on
 how a teacher forms its batches beyond what its own rounding does.
 
-Shapes: B rows of a group, N rows of a cell, C classes.
+Shapes: B rows of a group, N rows of a cell, C classes; of examples with L positions [B, L] and [N, L].
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -52,12 +52,12 @@ class EncodedRows:
         self._teacher, self._encoding, self._predictor, self._rows = teacher, encoding, predictor, rows
         self._shifted = shifted
         self._arrays = {
-            name: np.empty((len(rows), *row.row_shape), row.dtype)
+            name: np.empty((len(rows), *row.at(teacher.split.positions).row_shape), row.dtype)
             for name, row in encoding.row_arrays(shifted=shifted).items()
         }
-        self._best_N = np.empty(len(rows), np.int64)
+        self._best_N = np.empty((len(rows), *teacher.split.labels.shape[1:]), np.int64)
         self._parts: list[Future[None]] = []
-        step = held_rows(teacher.split.num_classes)
+        step = held_rows(teacher.split.num_classes, teacher.split.positions)
         for positions, logits_BC in gathered(_heard(teacher.batches(rows, view), on_rows), len(rows), step):
             if len(self._parts) >= _WAITING:
                 self._parts[-_WAITING].result()
@@ -75,10 +75,10 @@ class EncodedRows:
         )
         for name, array in encoded.items():
             self._arrays[name][positions] = array
-        self._best_N[positions] = logits_BC.argmax(dim=1).cpu().numpy()
+        self._best_N[positions] = logits_BC.argmax(dim=-1).cpu().numpy()
 
     def arrays(self) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int64]]:
-        """Arrays [N, *row_shape] by name, and the best class of each row, [N], once all are encoded."""
+        """Arrays [N, *row_shape] by name, and the best class of each answer, [N] or [N, L], once all are encoded."""
         for part in self._parts:
             part.result()
         return self._arrays, self._best_N

@@ -1,6 +1,6 @@
 """The few rows that decide how a teacher's answers are encoded, and how faithful that is.
 
-Shapes: C classes, N rows of the sample.
+Shapes: C classes, N answers of the sample. Where examples are answered at positions, numbers of rows are of answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, choose_encoding, measure_fidelity
+from logitbank.pipeline.cache_teacher.picked import pick, shown_rows
 from logitbank.pipeline.cache_teacher.sound import ZERO_FLOOR, SoundTeacher, floored, is_zero
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, gathered, held_rows
 from logitbank.pipeline.encoding import Encoding
@@ -35,16 +36,16 @@ class Sample:
 
     def __init__(self, teacher: SoundTeacher, predictor_rows: int) -> None:
         self.teacher = teacher
-        order = np.random.default_rng(teacher.views.seed).permutation(len(teacher.split))
-        if teacher.split.readable is not None:
-            order = order[teacher.split.readable[order]]
-        num_measured = min(FIDELITY_ROWS, max(256, len(order) // 50), max(1, len(order) // 4))
-        self.measured = np.sort(order[:num_measured])
-        self.fitted = np.sort(order[num_measured : num_measured + predictor_rows])
+        split, seed = teacher.split, teacher.views.seed
+        order = shown_rows(split, np.random.default_rng(seed).permutation(len(split)))
+        num_answers = len(order) * (split.positions or 1)
+        num_measured = min(FIDELITY_ROWS, max(256, num_answers // 50), max(1, num_answers // 4))
+        self.measured, rest = pick(split, order, num_measured, seed, most=max(1, len(order) // 4))
+        self.fitted, _ = pick(split, rest, predictor_rows, seed)
 
     @cached_property
     def _measured_raw_NC(self) -> Tensor:
-        return self.teacher.raw(self.measured, 0)
+        return self.teacher.raw_of(self.measured, 0)
 
     @cached_property
     def measured_logits_NC(self) -> Tensor:
@@ -52,12 +53,11 @@ class Sample:
 
     def choose(self, kl: float, temperatures: Sequence[float]) -> Encoding:
         """The smallest encoding whose KL T^2 stays within ``kl`` nats at every temperature."""
-        rows = np.concatenate([self.measured, self.fitted[:FIDELITY_ROWS]])
-        held_out_N = torch.arange(len(rows)) < len(self.measured)
-        logits_NC = torch.cat([self.measured_logits_NC, self.teacher(rows[len(self.measured) :], 0)])
-        return choose_encoding(
-            logits_NC, self._labels(rows), kl, temperatures, held_out_N=held_out_N.to(logits_NC.device)
-        )
+        some = self.fitted.first(FIDELITY_ROWS)
+        held_out_N = torch.arange(len(self.measured) + len(some)) < len(self.measured)
+        logits_NC = torch.cat([self.measured_logits_NC, floored(self.teacher.raw_of(some, 0))])
+        labels_N = torch.cat([self.measured.labels, some.labels])
+        return choose_encoding(logits_NC, labels_N, kl, temperatures, held_out_N=held_out_N.to(logits_NC.device))
 
     def fit_predictor(self, encoding: Encoding) -> TailPredictor | None:
         """The tail predictor of the rows that do not measure."""
@@ -65,12 +65,18 @@ class Sample:
             return None
         folds = self.teacher.folds
         fit = PredictorFit(encoding, num_folds=1 if folds is None else int(folds.max()) + 1)
+        length = self.teacher.split.positions or 1
         step = _CHUNK_ROWS if encoding.num_classes <= DENSE_CLASSES else held_rows(encoding.num_classes)
-        for start in range(0, len(self.fitted), _CHUNK_ROWS):
-            rows = self.fitted[start : start + _CHUNK_ROWS]
+        step, chunk = max(1, step // length), max(1, _CHUNK_ROWS // length)
+        held_out = self.fitted.left_out(folds)
+        for start in range(0, len(self.fitted.rows), chunk):
+            part, part_Q = self.fitted.only(np.arange(start, min(start + chunk, len(self.fitted.rows))))
             more = False
-            for positions, logits_BC in gathered(self.teacher.batches(rows, 0), len(rows), step):
-                fit.update(logits_BC, folds_of(self.teacher, rows[positions]), more=more)
+            for places, logits_BC in gathered(self.teacher.batches(part.rows, 0), len(part.rows), step):
+                own, own_BC = part.of_batch(places, logits_BC)
+                held_out_B = None if held_out is None else torch.from_numpy(held_out[part_Q[own]])
+                folds_Q = part.folds(folds)
+                fit.update(own_BC, None if folds_Q is None else folds_Q[own], held_out_B, more=more)
                 more = True
         return fit.fit()
 
@@ -85,11 +91,11 @@ class Sample:
         measured = partial(
             measure_fidelity,
             self.measured_logits_NC,
-            self._labels(self.measured),
+            self.measured.labels,
             encoding,
             predictor,
             temperatures=temperatures,
-            folds_N=folds_of(self.teacher, self.measured),
+            folds_N=self.measured.folds(self.teacher.folds),
         )
         zero_share = int(is_zero(self._measured_raw_NC).sum()) / self._measured_raw_NC.numel()
         found = {**measured(), "zero_share": zero_share, "zero_floor": ZERO_FLOOR}
@@ -97,9 +103,6 @@ class Sample:
             plain = measured(tail="uniform")
             found |= {f"uniform_{temperature:g}": plain[f"{temperature:g}"] for temperature in temperatures}
         return found
-
-    def _labels(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.teacher.split.labels[rows])
 
 
 def zero_warnings(fidelity: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Answers that can be learnt from: asked about a few rows before a pass, and each held to what logits are during it.
 
-Shapes: B batch, C classes.
+Shapes: B batch, C classes, Q picked answers. Where an example is answered at L positions, B stands for [B, L].
 """
 
 import math
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.asked import Budget
+from logitbank.pipeline.cache_teacher.picked import Picked, pick, shown_rows
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
+from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
 
 ZERO_FLOOR = 1e-6
@@ -23,6 +25,7 @@ ZERO_BELOW = 1e3
 LARGEST = 1e5
 """Of a row's best logit; beyond it float32 has no room for differences of a hundredth."""
 _ASKED = 256  # rows
+_ASKED_EXAMPLES = 8  # where each has positions
 _EVIDENCE = 64  # numbers between 0 and 1 that are not so by luck
 _NEXT_TO_NONE = 0.1  # of the mean: what an unlikely class has of a percentage, and logits far above 0 never
 # Rows may differ by this much of a logit, or by this share of the row's spread, from one batch to another.
@@ -66,24 +69,45 @@ class SoundTeacher:
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
         for positions, logits_BC in self._teacher.batches(rows, view):
-            yield positions, floored(_checked(logits_BC, rows[positions], view))
+            yield positions, floored(_checked(self.split, logits_BC, rows[positions], view))
 
     def raw(self, rows: Rows, view: int) -> Tensor:
         """The logits before they are raised, float32 [B, C]."""
-        return _checked(self._teacher(rows, view), rows, view)
+        return _checked(self.split, self._teacher(rows, view), rows, view)
+
+    def raw_of(self, picked: Picked, view: int) -> Tensor:
+        """The same of picked answers, float32 [Q, C]."""
+        if picked.places is None:
+            return self.raw(picked.rows, view)
+        found: Tensor | None = None
+        for places, logits_BC in self._teacher.batches(picked.rows, view):
+            own, own_BC = picked.of_batch(places, _checked(self.split, logits_BC, picked.rows[places], view))
+            if found is None:
+                found = own_BC.new_empty((len(picked), own_BC.shape[1]))
+            found[torch.from_numpy(own).to(found.device)] = own_BC
+        return torch.empty((0, self.split.num_classes)) if found is None else found
 
 
-def _checked(logits_BC: Tensor, rows: Rows, view: int) -> Tensor:
-    """Answers to rows of a view in float32; ValueError when one is no logits."""
+def _checked(split: Split, logits_BC: Tensor, rows: Rows, view: int) -> Tensor:
+    """Answers to rows of a view in float32; ValueError when one is no logits. What an example lacks is set to 0."""
     logits_BC = logits_BC.float()
-    best_B = logits_BC.amax(1)
+    shape = (len(rows), *split.answer_shape)
+    if tuple(logits_BC.shape) != shape:
+        raise ValueError(
+            f"the teacher answers {len(rows)} rows with logits {list(logits_BC.shape)}; expected {list(shape)}"
+        )
+    if split.positions is not None and split.readable is not None:
+        absent_B = torch.from_numpy(~split.readable[rows]).to(logits_BC.device)
+        logits_BC = logits_BC.masked_fill(absent_B[..., None], 0.0)
+    best_B = logits_BC.amax(-1)
     bad_B = ~(best_B.abs() <= LARGEST)
     if bad_B.any():
-        place = int(bad_B.nonzero()[0])
+        place = tuple(bad_B.nonzero()[0].tolist())
         best = float(best_B[place])
         found = "nothing but -inf" if best == -math.inf else f"a best logit of {best:g}"
+        where = f"row {int(rows[place[0]])}" + "".join(f" position {position}" for position in place[1:])
         raise ValueError(
-            f"the teacher answers row {int(rows[place])} of view {view} with {found}; expected finite logits, the"
+            f"the teacher answers {where} of view {view} with {found}; expected finite logits, the"
             f" best within {LARGEST:g} of 0 (-inf: a class of probability zero); look at its input scaling,"
             " --precision, and the scale of its last layer"
         )
@@ -95,14 +119,14 @@ def floored(logits_BC: Tensor) -> Tensor:
     zero_BC = is_zero(logits_BC)
     if not zero_BC.any():
         return logits_BC
-    floor_B1 = logits_BC.masked_fill(zero_BC, -math.inf).logsumexp(1, keepdim=True) + math.log(ZERO_FLOOR)
-    least_B1 = logits_BC.masked_fill(zero_BC, math.inf).amin(1, keepdim=True)
+    floor_B1 = logits_BC.masked_fill(zero_BC, -math.inf).logsumexp(-1, keepdim=True) + math.log(ZERO_FLOOR)
+    least_B1 = logits_BC.masked_fill(zero_BC, math.inf).amin(-1, keepdim=True)
     return torch.where(zero_BC, torch.minimum(floor_B1, least_B1), logits_BC)
 
 
 def is_zero(logits_BC: Tensor) -> Tensor:
     """Which probabilities are zero, bool [B, C]."""
-    return logits_BC < logits_BC.amax(1, keepdim=True) - ZERO_BELOW
+    return logits_BC < logits_BC.amax(-1, keepdim=True) - ZERO_BELOW
 
 
 def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
@@ -113,10 +137,10 @@ def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
             time to the next, or with the company that a row has in its batch.
     """
     sound = SoundTeacher(teacher)
-    rows = _some_rows(teacher)
-    if not len(rows):
+    asked = _some_answers(teacher)
+    if not len(asked):
         return sound
-    raw_BC = sound.raw(rows, 0)
+    raw_BC = sound.raw_of(asked, 0)
     reason = stand_for_logits(raw_BC.cpu().numpy())
     if reason:
         raise ValueError(
@@ -125,16 +149,17 @@ def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
             " of them, which changes no softmax"
         )
     first_BC = floored(raw_BC)
-    order = np.random.default_rng(0).permutation(len(rows))
-    cut = len(rows) // 3
+    order = np.random.default_rng(0).permutation(len(asked.rows))
+    cut = len(order) // 3
     again_BC = torch.empty_like(first_BC)
     for some in (order[:cut], order[cut:]):
         if len(some):
-            again_BC[torch.from_numpy(some).to(again_BC.device)] = sound(rows[some], 0)
+            part, own = asked.only(some)
+            again_BC[torch.from_numpy(own).to(again_BC.device)] = floored(sound.raw_of(part, 0))
     unlike = int(_unlike(first_BC, again_BC, str(teacher.identity().get("precision"))).sum())
-    if unlike > _MOST_UNLIKE * len(rows):
+    if unlike > _MOST_UNLIKE * len(asked):
         raise ValueError(
-            f"the teacher answers {unlike} of {len(rows)} rows differently when it is asked again in another batch; a"
+            f"the teacher answers {unlike} of {len(asked)} rows differently when it is asked again in another batch; a"
             " cache would hold one answer of many: switch off its dropout, and let its normalisation use running"
             " statistics (eval mode), not those of the batch"
         )
@@ -142,15 +167,16 @@ def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
         for view in range(teacher.views.num_views):
             rows = np.arange(len(teacher.split))
             for positions, logits_BC in teacher.batches(rows, view):
-                _checked(logits_BC, rows[positions], view)
+                _checked(teacher.split, logits_BC, rows[positions], view)
     return sound
 
 
-def _some_rows(teacher: AnsweringTeacher) -> npt.NDArray[np.int64]:
-    order = np.random.default_rng(teacher.views.seed).permutation(len(teacher.split))
-    if teacher.split.readable is not None:
-        order = order[teacher.split.readable[order]]
-    return order[:_ASKED]
+def _some_answers(teacher: AnsweringTeacher) -> Picked:
+    split, seed = teacher.split, teacher.views.seed
+    order = shown_rows(split, np.random.default_rng(seed).permutation(len(split)))
+    if split.positions is None:
+        return Picked(split, order[:_ASKED])
+    return pick(split, order, _ASKED, seed, most=_ASKED_EXAMPLES)[0]
 
 
 def _unlike(first_BC: Tensor, again_BC: Tensor, precision: str) -> Tensor:

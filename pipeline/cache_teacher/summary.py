@@ -1,6 +1,7 @@
 """How good the teacher's answers are, put together once every cell is written.
 
-Shapes: N examples, R rows of a block, F folds (1 without folds), B bins of confidence.
+Shapes: N examples, R rows of a block, F folds (1 without folds), B bins of confidence. Where an example is answered at
+positions, each answer counts as a row.
 """
 
 import math
@@ -182,14 +183,16 @@ class _Figures:
     def _add_rows(self, block: int, seen_R: Seen) -> None:
         """NLL of a block's rows, whose views are one example, and whether the teacher was trained on them."""
         rows = self._teacher.rows(block)
-        labels_R, folds_R = self._store.labels[rows], self._folds_N[rows].astype(np.int64)
+        each = self._store.positions or 1
+        labels_R = self._store.labels[rows].reshape(-1)
+        folds_R, seen_R = np.repeat(self._folds_N[rows].astype(np.int64), each), np.repeat(seen_R, each)
         served_R, log_prob_R = np.ones(len(labels_R), np.bool_), np.zeros(len(labels_R))
         names = ["label_log_prob", *({"mask"} & set(self._teacher.arrays))]
         for view in range(self._store.num_views):
             arrays = self._teacher.block(view, block, names)
-            log_prob_R += arrays["label_log_prob"]
+            log_prob_R += arrays["label_log_prob"].reshape(-1)
             if "mask" in arrays:
-                served_R &= arrays["mask"]
+                served_R &= arrays["mask"].reshape(-1)
         counted_R = served_R & (labels_R >= 0)
         folds_R = folds_R[counted_R]
         self._nll.add(-log_prob_R[counted_R] / self._store.num_views, folds_R)

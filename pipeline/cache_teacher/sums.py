@@ -4,7 +4,8 @@ The sums of a cell are a function of its rows alone and lie beside them until th
 missing, they are made again of the rows. Cells are put together in their order, so the figures are the same to the last
 bit however cells were shared out.
 
-Shapes: R rows of a block, F folds (1 without folds), B bins of confidence, N examples.
+Shapes: R rows of a block, F folds (1 without folds), B bins of confidence, N examples. Where an example is answered at
+positions, each answer counts as a row.
 """
 
 from collections.abc import Mapping
@@ -32,13 +33,17 @@ def cell_sums(
     Args:
         arrays: All rows of a cell, as they are stored.
         encoding: What they are stored in.
-        labels_R: Labels, -1 where there is none.
-        folds_R: Fold of each row; None without folds.
+        labels_R: Labels, -1 where there is none; [R, L] of examples with positions.
+        folds_R: Fold of each example; None without folds.
         num_folds: F.
 
     Returns:
         float64 [F, B, 3].
     """
+    if labels_R.ndim > 1:
+        arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+        folds_R = None if folds_R is None else np.repeat(folds_R, labels_R.shape[1])
+        labels_R = labels_R.reshape(-1)
     best_R = encoding.best_class(arrays[encoding.best_array])
     counted_R = labels_R >= 0
     if "mask" in arrays:

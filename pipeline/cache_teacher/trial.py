@@ -36,8 +36,9 @@ def try_out(
     """
     teacher = ask_first(teacher)
     predictor_rows = teacher.fitting_rows(encoding, predictor_rows)
-    num_rows = len(teacher.split) * teacher.views.num_views
-    chosen = np.sort(np.random.default_rng(0).permutation(len(teacher.split))[:TIMED_ROWS])
+    num_rows, length = len(teacher.split) * teacher.views.num_views, teacher.split.positions or 1
+    timed = max(1, TIMED_ROWS // length)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(teacher.split))[:timed])
     teacher(chosen[:_WARM_ROWS], 0)
     started = time.perf_counter()
     teacher(chosen, 0)
@@ -46,12 +47,13 @@ def try_out(
     if isinstance(encoding, Budget):
         encoding = sample.choose(encoding.kl, encoding.temperatures)
     predictor = sample.fit_predictor(encoding)
-    answered_twice = len(sample.measured) + (min(predictor_rows, len(teacher.split)) if predictor is not None else 0)
+    fitted = min(predictor_rows // length, len(teacher.split)) if predictor is not None else 0
+    answered_twice = len(sample.measured.rows) + fitted
     return {
         "num_rows": num_rows,
         "rows_per_second": rows_per_second,
         "seconds": (num_rows + answered_twice) / rows_per_second,
-        "bytes": round(num_rows * encoding.row_bytes),
+        "bytes": round(num_rows * length * encoding.row_bytes),
         "encoding": encoding.attributes(),
         "fidelity": sample.measure(encoding, predictor, temperatures),
     }

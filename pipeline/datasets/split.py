@@ -158,6 +158,11 @@ class Split:
         """L, at how many positions an example is answered; None where it has one answer."""
         return int(self.labels.shape[1]) if self.labels.ndim == 2 else None
 
+    @property
+    def answer_shape(self) -> tuple[int, ...]:
+        """(C,), or (L, C): the logits of an example."""
+        return (*self.labels.shape[1:], self.num_classes)
+
     def refuse_positions(self, what: str) -> None:
         """Raises ValueError where examples are answered at positions, of which ``what`` knows nothing."""
         if self.positions is not None:

@@ -97,6 +97,11 @@ class LabelledLogits:
         return torch.where(self.labelled_B, log_prob_B, math.nan)
 
 
+def at_positions(folds_B: Tensor | None, labels_BL: Tensor) -> Tensor | None:
+    """The fold of each answer, [B * L], from that of each example, [B]."""
+    return None if folds_B is None else folds_B.repeat_interleave(labels_BL.shape[1])
+
+
 def check_finite(logsumexp_B: Tensor) -> Tensor:
     """The same numbers; ValueError when one is none."""
     if not torch.isfinite(logsumexp_B).all():

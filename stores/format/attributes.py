@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from logitbank.stores.format.schema import MAX_CLASSES, MAX_EXAMPLES, MAX_VIEWS, StoreError
+from logitbank.stores.format.schema import MAX_CLASSES, MAX_EXAMPLES, MAX_POSITIONS, MAX_VIEWS, StoreError
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ ROOT = Object(
             {
                 "num_examples": Whole(1, MAX_EXAMPLES),
                 "num_classes": Whole(1, MAX_CLASSES),
+                "num_positions": Whole(1, MAX_POSITIONS),
                 "class_names": Maybe([TEXT]),
                 **dict.fromkeys(("name", "split", "fingerprint", "fingerprint_unordered"), Maybe(TEXT)),
             },

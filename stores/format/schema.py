@@ -72,7 +72,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RowArray:
-    """Dtype and shape per row of one array [V, N, *row_shape] of a teacher."""
+    """Dtype and shape per row of one array [V, N, *row_shape] of a teacher; of L positions the shape begins with L."""
 
     dtype: str
     row_shape: tuple[int, ...] = ()
@@ -82,14 +82,19 @@ class RowArray:
         """Bytes of one decoded row."""
         return int(np.dtype(self.dtype).itemsize) * int(np.prod(self.row_shape, dtype=object))
 
+    def at(self, positions: int | None) -> "RowArray":
+        """The same of each of L positions of an example; None: of the example."""
+        return self if positions is None else RowArray(dtype=self.dtype, row_shape=(positions, *self.row_shape))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
     """One line of the format: what an array of this name holds.
 
-    `row_dims` are the dimensions after (view, example). "answer" is "kept" in a store with `index` and
-    "class" in a dense one. `shuffle` and `level` are what compressed real answers best at a good speed; a
-    reader takes any. `finite`: neither NaN nor infinite. `since`: the first version of the format that has it.
+    `row_dims` are the dimensions after (view, example), and after position where examples have positions. "answer" is
+    "kept" in a store with `index` and "class" in a dense one. `shuffle` and `level` are what compressed real answers
+    best at a good speed; a reader takes any. `finite`: neither NaN nor infinite. `since`: the first version of the
+    format that has it.
     """
 
     row_dims: tuple[str, ...]
@@ -207,7 +212,7 @@ CONSTANTS: dict[str, str] = {
     "tail_levels": "values that the codes of tail_code stand for",
 }
 
-POSITION = "position"  # of a row's answers: kept free for a later version
+POSITION = "position"  # right after "example", where an example is answered at several; from version 2 on
 
 PROBE = ArraySpec(row_dims=(), dtypes=STATIC_DTYPES, unit="hash", doc="evidence that a replayed view is the same")
 
@@ -241,12 +246,19 @@ def safe_names(found: Any) -> list[str]:
 
 
 def check_row_arrays(
-    arrays: Mapping[str, RowArray], *, num_classes: int, encoding: Mapping[str, object], version: int = VERSION
+    arrays: Mapping[str, RowArray],
+    *,
+    num_classes: int,
+    encoding: Mapping[str, object],
+    positions: int | None = None,
+    version: int = VERSION,
 ) -> None:
     """Raise StoreError unless arrays are known to a version, well-typed and agree with the encoding and each other."""
     if not arrays:
         raise StoreError("a teacher needs at least one array per row, found none; pass arrays")
     sizes: dict[str, tuple[int, str]] = {"class": (num_classes, "dataset.num_classes")}
+    if positions is not None:
+        sizes[POSITION] = (positions, "dataset.num_positions")
     top_k = encoding.get("top_k", 0)
     if isinstance(top_k, int) and top_k > 0:
         sizes["kept"] = (top_k, "encoding.top_k")
@@ -257,7 +269,7 @@ def check_row_arrays(
         spec = ROW_ARRAYS[name]
         if array.dtype not in spec.dtypes:
             raise StoreError(f"array {name} must be {' or '.join(spec.dtypes)}, found {array.dtype}")
-        dims = row_dims(name, arrays)
+        dims = row_dims(name, arrays, positions)
         if len(array.row_shape) != len(dims) or not all(
             isinstance(size, int) and 0 < size <= MAX_CLASSES for size in array.row_shape
         ):
@@ -268,30 +280,41 @@ def check_row_arrays(
                 raise StoreError(f"array {name} must have {expected} per {dim} as {source} says, found {size}")
 
 
-def row_dims(name: str, arrays: Mapping[str, RowArray]) -> tuple[str, ...]:
-    """Dimension names of one row of array `name` in a teacher that holds `arrays`."""
+def row_dims(name: str, arrays: Mapping[str, RowArray], positions: int | None = None) -> tuple[str, ...]:
+    """Dimension names of one row of array `name` in a teacher that holds `arrays`, about examples of so many positions.
+
+    A row is one example's: its answers at all positions.
+    """
     answer = "kept" if "index" in arrays else "class"
-    return tuple(answer if dim == "answer" else dim for dim in ROW_ARRAYS[name].row_dims)
+    dims = tuple(answer if dim == "answer" else dim for dim in ROW_ARRAYS[name].row_dims)
+    return dims if positions is None else (POSITION, *dims)
 
 
 def default_block_rows(
-    num_examples: int, arrays: Mapping[str, RowArray], *, num_views: int = 1, num_writers: int = 1
+    num_examples: int,
+    arrays: Mapping[str, RowArray],
+    *,
+    positions: int | None = None,
+    num_views: int = 1,
+    num_writers: int = 1,
 ) -> int:
-    """Rows of a block: a sixteenth of the examples, or fewer where many write; within bounds of rows and of bytes.
+    """Rows of a block: a sixteenth of the examples, or fewer where many write; within bounds of answers and of bytes.
 
     Every writer has some cells to take, so that none waits long for the last one. Four writers a view get the
     blocks that one gets: the bytes of most stores say nothing of how many wrote them.
     """
+    length = positions or 1  # answers of a row: a block's size is counted in answers, whatever they are answers to
+    step = max(1, 256 // length)
     wanted = -(-min(num_writers, MOST_WRITERS) * CELLS_A_WRITER // num_views)
     if wanted > 16:
-        rows = max(256, num_examples // wanted // 256 * 256)
+        rows = max(step, num_examples // wanted // step * step)
     else:
-        rows = max(1024, -(-num_examples // 16 // 256) * 256)
-    rows = min(rows, MAX_BLOCK_ROWS)
+        rows = max(max(1, 1024 // length), -(-num_examples // 16 // step) * step)
+    rows = min(rows, max(1, MAX_BLOCK_ROWS // length))
     widest = max(array.row_bytes for array in arrays.values())
     affordable = max(1, MAX_BLOCK_BYTES // 4 // widest)
     if affordable < rows:
-        rows = affordable - affordable % 256 if affordable >= 256 else affordable
+        rows = affordable - affordable % step if affordable >= step else affordable
     return min(rows, num_examples)
 
 

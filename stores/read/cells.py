@@ -19,7 +19,6 @@ from logitbank.stores.format.documents import (
 from logitbank.stores.format.layout import Layout, block_layout, cell_layout
 from logitbank.stores.format.schema import (
     CELL_ARRAYS,
-    POSITION,
     ROW_ARRAYS,
     RowArray,
     StoreError,
@@ -111,7 +110,12 @@ def _numbers(root: Path, folder: Path, stop: int) -> list[int]:
 
 
 def array_plan(
-    name: str, arrays: Mapping[str, RowArray], num_views: int, num_examples: int, block_rows: int
+    name: str,
+    arrays: Mapping[str, RowArray],
+    num_views: int,
+    num_examples: int,
+    block_rows: int,
+    positions: int | None = None,
 ) -> tuple[Layout, Document]:
     """Layout and zarr.json of one array of a teacher."""
     if name in CELL_ARRAYS:
@@ -120,7 +124,7 @@ def array_plan(
         return layout, array_document(layout, CELL_ARRAYS[name], ("view", "block", *dims))
     array = arrays[name]
     layout = block_layout(num_views, num_examples, block_rows, array.row_shape, array.dtype)
-    return layout, array_document(layout, ROW_ARRAYS[name], ("view", "example", *row_dims(name, arrays)))
+    return layout, array_document(layout, ROW_ARRAYS[name], ("view", "example", *row_dims(name, arrays, positions)))
 
 
 def declared_arrays(attributes: Mapping[str, Any]) -> dict[str, RowArray]:
@@ -148,12 +152,6 @@ def load_teacher(root: Path, name: str, examples: str) -> dict[str, Document]:
     for folder in (*own["arrays"], *CELL_ARRAYS):
         if folder not in documents:
             raise StoreError(f"{where}: metadata names no array {folder[:100]!r}; fetch the store again")
-    dims = [documents[folder].get("dimension_names") for folder in own["arrays"]]
-    if any(isinstance(names, list) and POSITION in names for names in dims):
-        raise StoreError(
-            f"{where} answers at several positions of an example, which this program does not read yet; use a later"
-            " release of logitbank"
-        )
     return documents
 
 

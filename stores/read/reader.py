@@ -54,6 +54,7 @@ class Store:
         num_examples: N.
         num_classes: C.
         num_views: V.
+        positions: L, at how many an example is answered; None where it has one answer.
     """
 
     def __init__(self, path: str | Path, *, allow_incomplete: bool = False) -> None:
@@ -68,6 +69,7 @@ class Store:
         self.num_examples: int = self.dataset["num_examples"]
         self.num_classes: int = self.dataset["num_classes"]
         self.num_views: int = self.views["num_views"]
+        self.positions: int | None = self.dataset.get("num_positions")
         if not allow_incomplete and not self.teachers and self._teacher_names:
             self._load_teacher(self._teacher_names[0])  # says what is missing
 
@@ -78,7 +80,7 @@ class Store:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The dataset's label of every example, int32 [N], -1 = unlabelled."""
+        """The dataset's label of every example, int32 [N], or of its positions, [N, L]; -1 = unlabelled."""
         return self.static_array("examples/label")
 
     @cached_property
@@ -169,6 +171,8 @@ def load_root(path: Path) -> dict[str, Document]:
             "use a release of logitbank that knows it"
         )
     check_attributes(attributes, ROOT, path)
+    if version < 2 and "num_positions" in attributes["dataset"]:
+        raise StoreError(f"{path} has positions, which version {version} does not know; do not use this store")
     documents = read_sealed(root, "", document)
     for name in ("examples", "probes", "teachers", "examples/key", "examples/label"):
         if name not in documents:
@@ -183,12 +187,20 @@ def load_root(path: Path) -> dict[str, Document]:
             raise StoreError(f"{path}: metadata names unknown {folder[:100]!r}; do not use this store")
         else:
             layout = check_static(documents[folder], EXAMPLE_ARRAYS[name], root / folder)
-            if layout.shape != (attributes["dataset"]["num_examples"],):
+            expected, said = _example_shape(name, attributes["dataset"])
+            if layout.shape != expected:
                 raise StoreError(
-                    f"{root / folder} must have {attributes['dataset']['num_examples']} rows as "
-                    f"dataset.num_examples says, found shape {list(layout.shape)}; do not use this store"
+                    f"{root / folder} must be {list(expected)} as {said} says, found shape {list(layout.shape)}; do "
+                    "not use this store"
                 )
     return documents
+
+
+def _example_shape(name: str, dataset: dict[str, Any]) -> tuple[tuple[int, ...], str]:
+    """Shape of an array of the examples, and what says so."""
+    if name == "label" and "num_positions" in dataset:
+        return (dataset["num_examples"], dataset["num_positions"]), "dataset.num_examples and num_positions"
+    return (dataset["num_examples"],), "dataset.num_examples"
 
 
 def teacher_names(root: Path) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], -1 = unlabelled."""
+        """int32 [N], or [N, L]; -1 = unlabelled."""
 
     @property
     def folds(self) -> np.ndarray | None:
@@ -70,6 +70,7 @@ class Teacher:
         self.num_examples: int = attributes["dataset"]["num_examples"]
         self.num_classes: int = attributes["dataset"]["num_classes"]
         self.num_views: int = attributes["views"]["num_views"]
+        self.positions: int | None = attributes["dataset"].get("num_positions")
         self._documents = load_teacher(root, name, examples.examples_sha256)
         own = self._documents[""]["attributes"]
         self.digest: str = own["digest"]
@@ -86,6 +87,7 @@ class Teacher:
             self.row_arrays,
             num_classes=self.num_classes,
             encoding=self.encoding,
+            positions=self.positions,
             version=attributes["version"],
         )
         self.block_rows = check_block_rows(own["block_rows"], self.num_examples, self.num_views, self.row_arrays)
@@ -141,7 +143,7 @@ class Teacher:
             names: The arrays wanted; all when left out.
 
         Returns:
-            Arrays [N, *row_shape] by name.
+            Arrays [N, *row_shape] by name; where examples have positions the shape begins with them.
 
         Raises:
             StoreError: a block is not committed, or does not hold what was committed.
@@ -186,28 +188,40 @@ class Teacher:
             rows_R: Their numbers.
             arrays: Arrays [R, *row_shape] by name.
         """
-        arrays, every_R = self._with_mask(view, rows_R, arrays), np.arange(len(rows_R))
-        some_R = np.unique(np.linspace(0, len(rows_R) - 1, _SHIFTS_READ).round().astype(np.int64))
-        shifted = {name: array[some_R] for name, array in arrays.items()} if "tail_shift" in arrays else {}
-        for part, own_R in ((arrays, every_R), (shifted, some_R)):
-            for words, broken in self.broken_rows(rows_R[own_R], part, every_class=part is shifted) if part else ():
-                row = rows_R[own_R[broken[0]]]
-                raise StoreError(f"{self._where}: view {view} row {row} {words}; do not use this store")
+        arrays = self._with_mask(view, rows_R, arrays)
+        for words, places in self.broken_rows(rows_R, arrays, shifts=_SHIFTS_READ):
+            raise StoreError(f"{self._where}: {self.place(view, rows_R, places[0])} {words}; do not use this store")
+
+    def place(self, view: int, rows_R: npt.NDArray[np.int64], place: int) -> str:
+        """Which of the answers to some rows of a view it is, in words."""
+        row, position = divmod(int(place), self.positions or 1)
+        return f"view {view} row {rows_R[row]}{'' if self.positions is None else f' position {position}'}"
 
     def broken_rows(
-        self, rows_R: npt.NDArray[np.int64], arrays: Mapping[str, np.ndarray], *, every_class: bool
+        self, rows_R: npt.NDArray[np.int64], arrays: Mapping[str, np.ndarray], *, shifts: int | None = None
     ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
-        """The laws that rows break, with their places among them.
+        """The laws that answers break, with their places among all that the rows hold: R, or R times positions.
 
         Args:
             rows_R: Row numbers.
             arrays: Arrays [R, *row_shape] of these rows, by name.
-            every_class: Also judge shifts of predicted tails, which takes a look at every class.
+            shifts: Of how many answers the shifts of predicted tails are judged, which takes a look at every class; all
+                when left out.
         """
-        tails = self.tails if every_class else None
-        folds_R = None if tails is None or self.row_folds is None else self.row_folds[rows_R]
-        labels_R = self._examples.labels[rows_R]
-        yield from broken_rows(arrays, labels_R, self.num_classes, tails=tails, folds_R=folds_R)
+        labels_P, each = self._examples.labels[rows_R].reshape(-1), self.positions or 1
+        if self.positions is not None:  # an answer at a position is judged as the answer to an example is
+            arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+        every_P = np.arange(len(labels_P))
+        judged = [(every_P, shifts is None)]
+        if shifts is not None and "tail_shift" in arrays:
+            judged.append((np.unique(np.linspace(0, len(every_P) - 1, shifts).round().astype(np.int64)), True))
+        for own_P, every_class in judged:
+            tails = self.tails if every_class else None
+            folds_N = None if tails is None else self.row_folds
+            part = arrays if own_P is every_P else {name: array[own_P] for name, array in arrays.items()}
+            folds_P = None if folds_N is None else folds_N[rows_R[own_P // each]]
+            for words, broken in broken_rows(part, labels_P[own_P], self.num_classes, tails=tails, folds_R=folds_P):
+                yield words, own_P[broken]
 
     def _with_mask(
         self, view: int, rows_R: npt.NDArray[np.int64], arrays: Mapping[str, np.ndarray]
@@ -215,7 +229,10 @@ class Teacher:
         """The arrays with the rows' `mask`, where there is one."""
         if "mask" in arrays or "mask" not in self.row_arrays:
             return arrays
-        mask_R, block_R = np.empty(len(rows_R), np.bool_), rows_R // self.block_rows
+        mask_R, block_R = (
+            np.empty((len(rows_R), *self.row_arrays["mask"].row_shape), np.bool_),
+            rows_R // self.block_rows,
+        )
         for block in np.unique(block_R).tolist():
             own = block_R == block
             mask_R[own] = self.block(view, block, ["mask"])["mask"][rows_R[own] - self.rows(block).start]
@@ -230,8 +247,9 @@ class Teacher:
         return sum(_bytes_below(self._where / name) for name in self.constant_names)
 
     def bytes_per_row(self) -> float:
-        """Bytes on disk of an answer to one view of one example, without what is stored once."""
-        return (self.bytes_on_disk() - self.constant_bytes_on_disk()) / (self.num_views * self.num_examples)
+        """Bytes on disk of an answer to one view of one example, or position of it, without what is stored once."""
+        answers = self.num_views * self.num_examples * (self.positions or 1)
+        return (self.bytes_on_disk() - self.constant_bytes_on_disk()) / answers
 
     def committed(self) -> np.ndarray:
         """Commits of all cells, uint32 [V, num_blocks], 0 = not there."""
@@ -255,7 +273,9 @@ class Teacher:
 
     def _checked_layout(self, name: str) -> Layout:
         document, where = self._documents[name], self._where / name
-        layout, expected = array_plan(name, self.row_arrays, self.num_views, self.num_examples, self.block_rows)
+        layout, expected = array_plan(
+            name, self.row_arrays, self.num_views, self.num_examples, self.block_rows, self.positions
+        )
         check_array(document, expected, where)
         return codec_layout(document, layout, where)
 

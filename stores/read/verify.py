@@ -107,8 +107,10 @@ def _cell_problems(teacher: Teacher, view: int, block: int, labels: np.ndarray |
                 arrays[name] = values
     if labels is None or len(arrays) < len(teacher.arrays):
         return
-    where = teacher.rows(block)
-    for words, rows in teacher.broken_rows(np.arange(where.start, where.stop), arrays, every_class=True):
-        first = f"view {view} row {where.start + int(rows[0])}"
-        others = f" (and {len(rows) - 1} more of its {where.stop - where.start} rows)" if len(rows) > 1 else ""
+    rows = np.arange(teacher.rows(block).start, teacher.rows(block).stop)
+    answers = "rows" if teacher.positions is None else "answers"
+    for words, places in teacher.broken_rows(rows, arrays):
+        first = teacher.place(view, rows, int(places[0]))
+        total = len(rows) * (teacher.positions or 1)
+        others = f" (and {len(places) - 1} more of its {total} {answers})" if len(places) > 1 else ""
         yield Problem(prefix, view, block, f"{first}{others} {words}; do not use this store")

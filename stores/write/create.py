@@ -24,7 +24,9 @@ from logitbank.stores.format.schema import (
     FORMAT,
     MAX_CLASSES,
     MAX_EXAMPLES,
+    MAX_POSITIONS,
     MAX_VIEWS,
+    POSITION,
     PROBE,
     RESERVED,
     VERSION,
@@ -53,10 +55,11 @@ def create_store(
 
     Args:
         path: Folder of the store.
-        dataset: name, split, num_examples, num_classes, fingerprint, and class_names when known.
+        dataset: name, split, num_examples, num_classes, fingerprint, and class_names when known; num_positions where
+            an example is answered at several.
         views: num_views, transform, seed, versions of the libraries that make the views.
         keys: Content id of each example, uint64 [N].
-        labels: Label of each example, [N], -1 = unlabelled.
+        labels: Label of each example, [N], or of each of its positions, [N, L]; -1 = unlabelled.
         folds: Fold of each example, [N].
         groups: Group of each example, uint64 [N].
         probes: Evidence of what the views look like, by name.
@@ -97,19 +100,25 @@ def _store_plan(
     num_examples = _count(dataset, "num_examples", "dataset", MAX_EXAMPLES)
     num_classes = _count(dataset, "num_classes", "dataset", MAX_CLASSES)
     _count(views, "num_views", "views", MAX_VIEWS)
+    positions = _positions(dataset, version)
     taken = sorted(set(attributes) & set(RESERVED))
     if taken:
         raise StoreError(f"attributes must not use {', '.join(RESERVED)}, found {taken[0]}; rename it")
     given = {"key": keys, "label": labels, "fold": folds, "group": groups}
+    at_positions = {"label": positions}
     examples = {
-        name: _example_array(name, values, num_examples) for name, values in given.items() if values is not None
+        name: _example_array(name, values, (num_examples, *at_positions.get(name, ())))
+        for name, values in given.items()
+        if values is not None
     }
     bounds = int(examples["label"].min()), int(examples["label"].max())
     if bounds[0] < -1 or bounds[1] >= num_classes:
         raise StoreError(f"labels must be -1 to {num_classes - 1}, found {bounds[0]} to {bounds[1]}; fix num_classes")
     values = {f"examples/{name}": array for name, array in examples.items()}
+    dims = ("example", POSITION)
     documents = {
-        folder: static_document(array, EXAMPLE_ARRAYS[folder[9:]], ("example",)) for folder, array in values.items()
+        folder: static_document(array, EXAMPLE_ARRAYS[folder[9:]], dims[: array.ndim])
+        for folder, array in values.items()
     }
     for name, probe in probes.items():
         folder = f"probes/{check_name(name, 'probe')}"
@@ -133,12 +142,22 @@ def _count(section: Mapping[str, Any], name: str, what: str, most: int) -> int:
     return value
 
 
-def _example_array(name: str, values: np.ndarray, num_examples: int) -> np.ndarray:
+def _positions(dataset: Mapping[str, Any], version: int) -> tuple[int, ...]:
+    """(L,) where an example is answered at L positions, else nothing."""
+    if "num_positions" not in dataset:
+        return ()
+    if version < 2:
+        raise StoreError(f"format version {version} has no positions; write a store of version {VERSION}")
+    return (_count(dataset, "num_positions", "dataset", MAX_POSITIONS),)
+
+
+def _example_array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     dtype = EXAMPLE_ARRAYS[name].dtypes[0]
     values = np.asarray(values)
-    if values.shape != (num_examples,) or values.dtype.kind not in "iu":
+    if values.shape != shape or values.dtype.kind not in "iu":
+        each = "examples" if len(shape) == 1 else f"examples and each of {shape[1]} positions"
         raise StoreError(
-            f"{name} must be one integer for each of {num_examples} examples, found {values.dtype} "
+            f"{name} must be one integer for each of {shape[0]} {each}, found {values.dtype} "
             f"{list(values.shape)}; pass the data that num_examples counts"
         )
     if name == "key" and values.dtype != np.uint64:

@@ -32,11 +32,12 @@ class SourceRows:
 
     @cached_property
     def served(self) -> npt.NDArray[np.bool_]:
-        """Those that the teacher answers in some view, bool [N]."""
+        """Those that the teacher answers in some view, at some position, bool [N]."""
         served_N = self.rows >= 0
         if "mask" in self.teacher.arrays:
             masks = [self.teacher.slab(view, ["mask"])["mask"] for view in range(self.teacher.num_views)]
-            served_N &= np.any(masks, axis=0)[self.rows]
+            served = np.any(masks, axis=0)
+            served_N &= served.reshape(len(served), -1).any(axis=1)[self.rows]
         return served_N
 
 
@@ -66,7 +67,8 @@ class Gathered:
         masked = (self._choice_N < 0).any() or any("mask" in arrays for arrays in sources)
         shifted = all("tail_shift" in arrays for arrays in sources)
         arrays = {name: array for name, array in sources[0].items() if shifted or name != "tail_shift"}
-        return arrays | ({"mask": RowArray(dtype="bool")} if masked else {})
+        mask = RowArray(dtype="bool").at(self._parts[0].teacher.positions)
+        return arrays | ({"mask": mask} if masked else {})
 
     @property
     def block_rows(self) -> int | None:
@@ -107,7 +109,8 @@ class Gathered:
             return False
         arrays = part.teacher.block(cell.view, block, _shared(part.teacher, writer))
         if "mask" in writer.arrays:
-            arrays.setdefault("mask", np.ones(there.stop - there.start, np.bool_))
+            shape = there.stop - there.start, *writer.arrays["mask"].row_shape
+            arrays.setdefault("mask", np.ones(shape, np.bool_))
         files = cell_files(same[number], part.teacher, Cell(cell.view, block))
         writer.write(cell, arrays, same_files=files)
         return True
@@ -124,7 +127,8 @@ class Gathered:
             rows = source[rows_G[own_G]] if number >= 0 else np.array([source.max()])
             taken = readers[number].take(view, rows)
             if number < 0 or "mask" not in taken:
-                taken["mask"] = np.full(len(rows), number >= 0)
+                shape = writer.arrays["mask"].row_shape if "mask" in writer.arrays else ()
+                taken["mask"] = np.full((len(rows), *shape), number >= 0)
             for name in values:
                 values[name][own_G] = taken[name]
         start = 0

@@ -1,6 +1,8 @@
 """Which row of one store is which row of another: by content key and label, never by position.
 
-Shapes: N examples of a result, M of a source, P probes.
+Labels of examples with L positions are [N, L]: those of an example are one thing, and are numbered.
+
+Shapes: N examples of a result, M of a source, L positions, P probes.
 """
 
 from collections.abc import Sequence
@@ -31,8 +33,13 @@ def match_rows(
             their folds, then by their order.
 
     Raises:
-        StoreError: an example has other labels in the store.
+        StoreError: an example has other labels in the store, or another number of positions.
     """
+    if labels.shape[1:] != store.labels.shape[1:]:
+        raise StoreError(
+            f"{store.path} answers an example at {_positions(store.labels)}, the others are answered at"
+            f" {_positions(labels)}; only stores of one kind go together"
+        )
     if ranks is None and _are_equal(
         (keys, store.keys), (labels, store.labels), (folds, None if folds is None else store.folds)
     ):
@@ -62,8 +69,15 @@ def _are_equal(*pairs: tuple[np.ndarray | None, np.ndarray | None]) -> bool:
     )
 
 
+def _positions(labels: np.ndarray) -> str:
+    return "one position" if labels.ndim == 1 else f"{labels.shape[1]} positions"
+
+
 def _pair_ids(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """A number for each (key, label), equal for equal pairs."""
+    if labels.ndim > 1:
+        rows = np.ascontiguousarray(labels.astype("<i4")).view(f"V{4 * labels.shape[1]}")[:, 0]
+        labels = np.unique(rows, return_inverse=True)[1]
     order = np.lexsort((labels, keys))
     first = (np.diff(keys[order]) != 0) | (np.diff(labels[order]) != 0)
     ids = np.empty(len(keys), dtype=np.int64)

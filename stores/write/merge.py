@@ -122,6 +122,7 @@ def check_alike(first: Store, other: Store) -> None:
     """Raise StoreError unless two stores answer about the same views of examples of the same classes."""
     parts = {
         "dataset.num_classes": (first.num_classes, other.num_classes),
+        "dataset.num_positions": (first.positions, other.positions),
         "dataset.class_names": (first.dataset.get("class_names"), other.dataset.get("class_names")),
         **{
             f"views.{key}": (first.views.get(key), other.views.get(key))

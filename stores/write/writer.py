@@ -107,6 +107,7 @@ class TeacherWriter:
             arrays,
             num_classes=self._store.num_classes,
             encoding=attributes["encoding"],
+            positions=self._store.positions,
             version=self._store.version,
         )
         with writing(str(self._where)):
@@ -160,7 +161,7 @@ class TeacherWriter:
 
         Args:
             cell: View and block.
-            arrays: [rows, *row_shape] for every array of the teacher.
+            arrays: [rows, *row_shape] for every array of the teacher; the shape begins with the positions, if any.
             same_files: Files that hold these very rows as this teacher would write them, by array name: they get
                 another name instead of being written, where the disk can do so.
             note: What whoever finishes the teacher is to know of these rows.
@@ -259,8 +260,10 @@ class TeacherWriter:
         statics = {name: static_array(name, values, constant_spec(name)) for name, values in constants.items()}
         remove_abandoned(self._where.parent)
         if not self._where.exists():
-            size = self._store.num_examples, self._store.num_views
-            chosen = default_block_rows(size[0], self.arrays, num_views=size[1], num_writers=num_writers)
+            size, positions = (self._store.num_examples, self._store.num_views), self._store.positions
+            chosen = default_block_rows(
+                size[0], self.arrays, positions=positions, num_views=size[1], num_writers=num_writers
+            )
             rows = check_block_rows(chosen if block_rows is None else block_rows, *size, self.arrays)
             top = {
                 **attributes,
@@ -272,9 +275,7 @@ class TeacherWriter:
             }
             documents = {"": group_document(top)}
             for name in (*sorted(self.arrays), *CELL_ARRAYS):
-                documents[name] = array_plan(name, self.arrays, self._store.num_views, self._store.num_examples, rows)[
-                    1
-                ]
+                documents[name] = array_plan(name, self.arrays, size[1], size[0], rows, positions)[1]
             documents |= {name: document for name, (_, document) in statics.items()}
             build_folder(self._where, sealed(documents), {name: values for name, (values, _) in statics.items()})
         self._check_same(attributes, statics, block_rows)

@@ -1,6 +1,6 @@
 """What stage one asks of a teacher that answers now; what one has answered is a store's `Teacher`.
 
-Shapes: B batch, C classes, N examples.
+Shapes: B batch, C classes, N examples. Where an example is answered at L positions, logits are [B, L, C].
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
 Batch = tuple[npt.NDArray[np.int64], Tensor]
-"""Positions among the rows that were asked for, [B], and their logits float32 [B, C]."""
+"""Places among the rows that were asked for, [B], and their logits float32 [B, C], or [B, L, C]."""
 HELD_BYTES = 2**25
 """Of logits that are held at once."""
 
@@ -41,7 +41,7 @@ class AnsweringTeacher(Protocol):
         ...
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
-        """Raw logits float32 [len(rows), C]; the same for the same rows, whoever asks."""
+        """Raw logits float32 [len(rows), C], or [len(rows), L, C]; the same for the same rows, whoever asks."""
         ...
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
@@ -49,14 +49,14 @@ class AnsweringTeacher(Protocol):
         ...
 
 
-def held_rows(num_classes: int) -> int:
-    """How many rows' logits are held at once: fewer, the more classes there are."""
-    return max(16, HELD_BYTES // (4 * num_classes) // 16 * 16)
+def held_rows(num_classes: int, positions: int | None = None) -> int:
+    """How many rows' logits are held at once: fewer, the more classes and positions there are."""
+    return max(1, max(16, HELD_BYTES // (4 * num_classes) // 16 * 16) // (positions or 1))
 
 
-def in_turn(answer: Callable[[Rows, int], Tensor], rows: Rows, view: int, num_classes: int) -> Iterator[Batch]:
+def in_turn(answer: Callable[[Rows, int], Tensor], rows: Rows, view: int, split: Split) -> Iterator[Batch]:
     """Batches of a teacher that answers each row by itself, in their order."""
-    step = held_rows(num_classes)
+    step = held_rows(split.num_classes, split.positions)
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
         yield np.arange(start, start + len(own)), answer(own, view)
@@ -80,7 +80,7 @@ def gathered(batches: Iterable[Batch], num_rows: int, step: int) -> Iterator[Bat
         while taken < len(positions_B):
             if not filled:
                 size = min(step, left)
-                positions, logits = np.empty(size, np.int64), logits_BC.new_empty((size, logits_BC.shape[1]))
+                positions, logits = np.empty(size, np.int64), logits_BC.new_empty((size, *logits_BC.shape[1:]))
             more = min(len(positions) - filled, len(positions_B) - taken)
             positions[filled : filled + more] = positions_B[taken : taken + more]
             logits[filled : filled + more] = logits_BC[taken : taken + more]

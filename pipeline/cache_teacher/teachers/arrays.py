@@ -1,6 +1,6 @@
 """Logits that somebody computed before: a .npy file in the data's order.
 
-Shapes: C classes, N examples, V views.
+Shapes: C classes, L positions, N examples, V views.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from logitbank.pipeline.views import Views
 
 class ArrayTeacher:
     """A teacher that has already spoken: a .npy file of logits [N, C], or [V, N, C], read through a memory map.
+
+    Where examples are answered at positions it has [N, L, C], or [V, N, L, C].
 
     The file's rows must be in the order of the split; nothing in it can prove that, so it is worth a look at the
     accuracy that ``cache-teacher`` prints.
@@ -49,13 +51,13 @@ class ArrayTeacher:
             array: Any = np.lib.format.open_memmap(path, mode="r")  # never unpickles
         except Exception as error:  # numpy parses the header as Python, which raises many kinds
             raise ValueError(f"{path}: not a readable .npy file of logits ({error})") from error
-        expected = (views.num_views, len(split), split.num_classes)
-        if array.ndim == 2:
+        expected = (views.num_views, len(split), *split.answer_shape)
+        if array.ndim == len(expected) - 1:
             array = array[None]
         if array.shape != expected or not np.issubdtype(array.dtype, np.floating):
             raise ValueError(
                 f"{path}: found {array.dtype} {list(array.shape)}, expected floats {list(expected)}:"
-                f" --views, examples of {split.spec}, classes"
+                f" --views, examples of {split.spec}, {'' if split.positions is None else 'positions, '}classes"
             )
         self.path, self.array = path, array
         self.split, self.views = split, views
@@ -76,7 +78,7 @@ class ArrayTeacher:
         return torch.from_numpy(np.asarray(self.array[view][rows], dtype=np.float32))
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
-        return in_turn(self, rows, view, self.split.num_classes)
+        return in_turn(self, rows, view, self.split)
 
 
 def declared_folds(plan: FoldPlan | None, split: Split) -> tuple[Folds | None, Mapping[str, Any] | None]:

@@ -83,7 +83,7 @@ class ExportTeacher:
         return logits_NC
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
-        return in_turn(self, rows, view, self.split.num_classes)
+        return in_turn(self, rows, view, self.split)
 
     def _logits(self, values: dict[str, npt.NDArray[Any]], labels: npt.NDArray[np.int32]) -> Tensor:
         """Dense logits of natural values, checked: they are a stranger's."""

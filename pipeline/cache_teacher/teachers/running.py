@@ -74,7 +74,7 @@ class NetworkTeacher:
         return {**self._identity(), "precision": self.compute.precision}
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
-        logits_NC = torch.empty((len(rows), self.split.num_classes), device=self.device)
+        logits_NC = torch.empty((len(rows), *self.split.answer_shape), device=self.device)
         for positions, logits_BC in self.batches(rows, view):
             logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
         return logits_NC

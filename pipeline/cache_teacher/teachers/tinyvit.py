@@ -129,7 +129,7 @@ class TinyVitTeacher:
         return logits_NC
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
-        return in_turn(self, rows, view, self.split.num_classes)
+        return in_turn(self, rows, view, self.split)
 
     def _load(self, folder: Path) -> tuple[Epoch, str]:
         """An epoch, and how well it knows the labels.

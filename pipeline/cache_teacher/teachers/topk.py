@@ -105,7 +105,7 @@ class TopKTeacher:
         return logits_BC
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
-        return in_turn(self, rows, view, self.split.num_classes)
+        return in_turn(self, rows, view, self.split)
 
     def _read(self, rows: Rows) -> "Head":
         values_BK, index_BK = self._heads.read(rows)

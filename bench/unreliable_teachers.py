@@ -49,7 +49,8 @@ from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.models import Preprocessing
 
 SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-UNSEEN = FoldPlan(num_folds=2)  # says that no row was answered by a teacher that saw it: these never saw a test image
+# Says that no row was answered by a teacher that saw it: these never saw a test image.
+UNSEEN = FoldPlan(num_folds=2, strategy="kfold")
 
 Record = dict[str, Any]
 
@@ -195,7 +196,7 @@ def main() -> int:
     parser.add_argument("--weights", help="of the teachers; {} is 20 or 56")
     parser.add_argument("--pairs", default=",".join(PAIRS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="two epochs, three losses: does it run?")
+    parser.add_argument("--tiny", action="store_true", help="two epochs, two losses: does it run?")
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
     if not (arguments.out and arguments.data and arguments.weights):

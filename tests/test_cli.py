@@ -29,6 +29,7 @@ OPTIONS = {
     " combine tail leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs"
     " layer-decay weight-decay weight-decay-on grad-clip"
     " ema-decay drop-path random-erasing mixup precision channels-last compile val-share golden select patience seed"
+    " dp-sgd dp-delta"
     " memory-budget eval-batch-size workers checkpoint-every logger log-json mean std input-transform device"
     " threads",
     "predict": "data out student batch-size workers device threads",

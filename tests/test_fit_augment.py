@@ -97,7 +97,7 @@ def test_pairs_stay_together_however_a_batch_is_cut() -> None:
             processes = Processes(number=number, count=count)
             own = replace(training, accumulate=passes)
             feed = Feed(split, Views(), own, processes, fit=None, workers=0, pinned=False, least_rows=2)
-            for _, parts in feed.steps(order, 0, done=0):
+            for _, parts in feed.steps(feed.batches(order), 0):
                 for rows_B, samples in parts:
                     shown = augmentation.apply(samples.float(), rows_B, 3)
                     loss_B = augmentation.loss(lambda rows: rows.double(), rows_B, 3)

@@ -62,6 +62,8 @@ OTHER: dict[str, Any] = {
     "channels_last": True,
     "compile": True,
     "weight_bits": 4,
+    "dp_sgd": 1.0,
+    "dp_delta": 1e-6,
     "select": "best",
     "patience": 1,
     "seed": 1,
@@ -80,7 +82,12 @@ OTHER: dict[str, Any] = {
     "threads": 1,
 }
 # what a setting is asked with where it makes no sense alone
-WITH: dict[str, dict[str, Any]] = {"mean": {"std": "1"}, "std": {"mean": "0"}, "golden": {"val_share": 0.2}}
+WITH: dict[str, dict[str, Any]] = {
+    "mean": {"std": "1"},
+    "std": {"mean": "0"},
+    "golden": {"val_share": 0.2},
+    "dp_delta": {"dp_sgd": 1.0},
+}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from logitbank.pipeline.processes.device import find_device
 # what a student's training alone has
 _STUDENTS = (
     *("accumulate", "momentum", "schedule", "warmup_epochs", "layer_decay", "ema_decay", "precision", "channels_last"),
-    *("compile", "weight_bits", "select", "patience", "drop_path", "random_erasing", "mixup"),
+    *("compile", "weight_bits", "select", "patience", "drop_path", "random_erasing", "mixup", "dp_sgd", "dp_delta"),
 )
 
 

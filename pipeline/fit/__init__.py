@@ -6,6 +6,7 @@ loop.py         fit: the loop, top to bottom
 feed.py         the rows and samples of each step, read ahead
 augment.py      what is done to samples beside the views: random erasing, mixup of pairs and of their losses
 progress.py     what changes while it runs: one step, the running average, what would be kept, what is best so far
+private.py     steps of DP-SGD
 predict.py      logits in evaluation mode
 weights.py      weights rounded to few bits with a straight-through gradient
 checkpoint.py   everything that a killed run needs to go on bit for bit, in one safetensors file

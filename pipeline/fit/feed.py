@@ -42,34 +42,30 @@ class Feed:
 
     def num_steps(self, num_rows: int) -> int:
         """Of an epoch of so many rows."""
-        return len(self._batches(torch.arange(num_rows)))
+        return len(self.batches(torch.arange(num_rows)))
 
     def num_shown(self, num_rows: int, done: int) -> int:
         """Rows of the first steps of an epoch of so many rows."""
-        return sum(map(len, self._batches(torch.arange(num_rows))[:done]))
+        return sum(map(len, self.batches(torch.arange(num_rows))[:done]))
 
     def check(self, num_rows: int) -> None:
         """Raises ValueError when a step of an epoch of so many rows leaves a process without enough rows."""
         self.processes.check(self.training.batch_size, num_rows)
-        last = len(self._batches(torch.arange(num_rows))[-1])
+        last = len(self.batches(torch.arange(num_rows))[-1])
         if last < LEAST_ROWS * self.processes.count:
             raise ValueError(
                 f"the run began with fewer processes, and the last step of its epochs has {last} examples; go on with"
                 f" at most {last // LEAST_ROWS} processes, not {self.processes.count}"
             )
 
-    def steps(self, order_N: Tensor, view: int, done: int) -> Iterator[tuple[int, Iterator[Pass]]]:
-        """For each step its number of rows over all processes, and its passes here: rows [B] and samples [B, ...].
-
-        Those that are done already are not read.
-        """
-        batches = self._batches(order_N)[done:]
+    def steps(self, batches: list[Tensor], view: int) -> Iterator[tuple[int, Iterator[Pass]]]:
+        """For each step its number of rows over all processes, and its passes here: rows [B] and samples [B, ...]."""
         passes = [self._passes(self.processes.share(rows_B, self._together)) for rows_B in batches]
         samples = in_order(partial(self._samples, view), list(chain.from_iterable(passes)), self.workers)
         for rows_B, own in zip(batches, passes, strict=True):
             yield len(rows_B), zip(own, samples, strict=False)  # samples go on in the next step
 
-    def _batches(self, order_N: Tensor) -> list[Tensor]:
+    def batches(self, order_N: Tensor) -> list[Tensor]:
         """Batches of rows; a last one that is too small for the processes joins the batch before it."""
         batches = list(torch.split(order_N, self.training.batch_size))
         if len(batches) > 1 and len(batches[-1]) < self.least_rows:
@@ -77,7 +73,9 @@ class Feed:
         return batches
 
     def _passes(self, rows_B: Tensor) -> tuple[Tensor, ...]:
-        """The rows of each forward pass of a step; batch norm needs two."""
+        """The rows of each forward pass of a step; batch norm needs two. A private step may have none."""
+        if not len(rows_B):
+            return ()
         return cut(rows_B, min(self.training.accumulate, max(len(rows_B) // LEAST_ROWS, 1)), self._together)
 
     @property

@@ -18,6 +18,7 @@ from logitbank.pipeline.fit.augment import Augmentation
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.feed import Feed
 from logitbank.pipeline.fit.optimizers import PRECISIONS
+from logitbank.pipeline.fit.private import PrivateSteps
 from logitbank.pipeline.fit.progress import Evaluate, Progress
 from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.pipeline.fit.weights import rounded_parameters
@@ -84,7 +85,8 @@ def fit(
     """Trains ``model`` in place; epoch e reads view e modulo V.
 
     The order of examples depends on ``training.seed`` alone, so the same seed on the same machine gives
-    the same weights bit for bit, also when the run was killed and went on from its checkpoint.
+    the same weights bit for bit, also when the run was killed and went on from its checkpoint. Private steps depend on
+    nothing that is known, so they are never the same, and have no checkpoint.
 
     Args:
         model: Maps preprocessed inputs to logits [B, C].
@@ -112,10 +114,14 @@ def fit(
     """
     device, processes = device or torch.device("cpu"), processes or Processes()
     tell = on_epoch if on_epoch is not None and processes.first else _nobody
-    forward = _forward(model, training, preprocessing, processes, device, images=split.is_image)
     chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    private = PrivateSteps(model, training, len(chosen)) if training.dp_sgd else None
+    module = model if private is None else private.module
+    forward = _forward(module, training, preprocessing, processes, device, images=split.is_image)
     labels = torch.from_numpy(split.labels)
     progress = Progress.start(model, training, device, processes, beside=loss.modules)
+    if private is not None:
+        private.attach(progress.optimizer, device)
     processes.seed(training.seed)
     if checkpoint is not None:
         checkpoint.restore(progress, training, processes)
@@ -127,7 +133,8 @@ def fit(
         least_rows=progress.least_rows,
     )
     feed.check(len(chosen))
-    steps_per_epoch, augmentation = feed.num_steps(len(chosen)), Augmentation(training, split.keys)
+    steps_per_epoch = feed.num_steps(len(chosen)) if private is None else private.num_steps
+    augmentation = Augmentation(training, split.keys)
     for record in progress.history:
         tell(record)
     while not training.is_over(progress.history) and len(progress.history) < (until or training.epochs):
@@ -139,24 +146,33 @@ def fit(
         shown = feed.num_shown(len(chosen), under_way.steps)
         order = loss.order(chosen, progress.order, view=view, next_view=next_view, shown=shown)
         model.train()
-        steps = feed.steps(order, view, done=under_way.steps)
+        batches = feed.batches(order) if private is None else private.draw(chosen)
+        steps = feed.steps(batches[under_way.steps :], view)
         for step, (num_rows, passes) in enumerate(steps, first_step + under_way.steps):
-            progress.optimizer.zero_grad(set_to_none=True)
+            if private is None:
+                progress.optimizer.zero_grad(set_to_none=True)
+            else:
+                private.zero_grad()
             for rows_B, samples in passes:
                 logits_BC = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
                 ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch)
                 loss_B = augmentation.loss(ask, rows_B, epoch)
-                progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
+                if private is None:
+                    progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
+                else:
+                    private.backward(loss_B)
                 under_way.sums += _counted(loss_B, logits_BC, labels[rows_B].to(device))
             if loss.modules is not None:
                 processes.average_gradients(loss.modules)
+            if private is not None:
+                private.make_gradients()
             progress.step(training, step, steps_per_epoch)
             under_way.steps += 1
             if checkpoint is not None and checkpoint.is_due(step + 1) and under_way.steps < steps_per_epoch:
                 under_way.notes.update(loss.notes())
                 under_way.seconds = time.perf_counter() - started
                 checkpoint.save(progress, training, processes)
-        means = _means(processes.sum_(under_way.sums), len(chosen))
+        means = _means(processes.sum_(under_way.sums), max(sum(map(len, batches)), 1))
         progress.check_finite(means["loss"])
         validation = progress.validate(training, evaluate, processes)
         under_way.notes.update(loss.notes())
@@ -167,6 +183,8 @@ def fit(
         if checkpoint is not None:
             checkpoint.save(progress, training, processes)
         tell(record)
+    if private is not None:
+        private.close()
     model.load_state_dict(progress.kept(training))
     return progress.history
 

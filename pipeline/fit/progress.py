@@ -113,7 +113,7 @@ class Progress:
         """One step, counted from 0 over the whole run, along the gradients that its passes have left."""
         for group in self.optimizer.param_groups:
             group["lr"] = training.learning_rate(step, steps_per_epoch) * group.get("lr_scale", 1.0)
-        if training.grad_clip:
+        if training.grad_clip and not training.dp_sgd:  # which clips each example's
             self.scaler.unscale_(self.optimizer)
             parts = [self.model] if self.beside is None else [self.model, self.beside]
             for part in parts:  # each by itself: what is beside does not slow the model down

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from logitbank.pipeline.described import Idle, check_settings, deciding, option
+from logitbank.pipeline.described import Idle, check_settings, deciding, option, settings_of, values_of
 from logitbank.pipeline.domains import (
     AT_LEAST_ONE,
     BESIDE_TEACHER,
@@ -35,6 +35,16 @@ WITH_MOMENTUM = ("sgd", "lars", "rmsproptf", "madgrad", "muon")
 EVAL_BATCH_SIZE = 500
 STEP_MILESTONES = (0.625, 0.75, 0.875)  # 150, 180 and 210 of 240 epochs
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 0.04
+
+# what does not go with --dp-sgd, and why
+_NOT_PRIVATE = {
+    "mixup": "an example would be in two samples",
+    "accumulate": "a step is one draw of rows, in one pass",
+    "compile": "each example's gradient is taken from the layers as they are",
+    "weight_bits": "each example's gradient is taken from the layers as they are",
+    "precision": "gradients and noise are float32",
+    "select": "the choice of an epoch looks at private rows and is not accounted for",
+}
 
 # share of the run that is done, 0 to below 1 -> share of the peak learning rate
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -111,6 +121,14 @@ class Training:
         domain=whole(among=(0, 2, 4, 8)),
         spelled="--student-bits",
     )
+    dp_sgd: float = option(
+        0.0,
+        help="Private steps: Gaussian noise of so many times --grad-clip, which then clips each example's gradient",
+        domain=NOT_NEGATIVE,
+    )
+    dp_delta: float = option(
+        1e-5, help="Of the epsilon that --dp-sgd reports", domain=Number(high=1.0, open_low=True, open_high=True)
+    )
     select: str = option(
         "last",
         help="Keep the last epoch, or the best by validation accuracy, or by another measure: best:nll, best:auc,"
@@ -140,6 +158,7 @@ class Training:
             )
         if self.mixup and self.batch_size < 2:
             raise ValueError("--mixup mixes two examples of a batch, and --batch-size is 1; expected at least 2")
+        self._refuse_beside_privacy()
         if self.compile and self.weight_bits:
             raise ValueError("--compile and --student-bits do not go together; pass one of them")
 
@@ -147,10 +166,22 @@ class Training:
         """Settings that do nothing beside the others."""
         if self.optimizer not in WITH_MOMENTUM:
             yield ("momentum",), f"{self.optimizer} has none"
+        if not self.dp_sgd:
+            yield ("dp_delta",), "--dp-sgd is 0"
         if not self.weight_decay:
             yield ("weight_decay_on",), "--weight-decay is 0"
         if not self.selected_by:
             yield ("patience",), "--select last looks for no best epoch"
+
+    def _refuse_beside_privacy(self) -> None:
+        """Raises ValueError for what would break the promise of --dp-sgd, or does not work with it."""
+        values = values_of(self)
+        for setting in settings_of(Training) if self.dp_sgd else ():
+            if setting.name in _NOT_PRIVATE and values[setting.name] != setting.default:
+                because = _NOT_PRIVATE[setting.name]
+                raise ValueError(f"{setting.flag} does not go with --dp-sgd: {because}; leave it out")
+        if self.dp_sgd and not self.grad_clip:
+            raise ValueError("--dp-sgd clips each example's gradient, and --grad-clip is 0; pass one such as 1")
 
     @property
     def selected_by(self) -> str:

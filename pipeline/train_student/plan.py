@@ -28,6 +28,7 @@ from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.fit.estimators import is_estimator
 from logitbank.pipeline.fit.loop import fit
 from logitbank.pipeline.fit.predict import predict
+from logitbank.pipeline.fit.private import check_layers
 from logitbank.pipeline.models import Preprocessing, build_model, settle_fresh, spell_model
 from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.parts import split_selection
@@ -53,6 +54,7 @@ from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
 from logitbank.pipeline.train_student.losses import Material, Objective
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
+from logitbank.pipeline.train_student.privacy import check_private
 from logitbank.pipeline.train_student.search import cut_folds
 from logitbank.pipeline.train_student.seen import student_keys
 from logitbank.pipeline.train_student.spec import Run
@@ -154,7 +156,7 @@ class Plan:
             rows=rows,
             device=self.device,
             evaluate=self.validate if len(self.validation) and checkpoint is not None else None,
-            checkpoint=checkpoint,
+            checkpoint=None if training.dp_sgd else checkpoint,
             on_epoch=on_epoch,
             workers=self.run.workers,
             processes=self.processes,
@@ -222,6 +224,9 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     grouping = decide_grouping(out, answers, split, processes, device)
     warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
     warnings += cautions(objective, run.training, processes)
+    warnings += check_private(run, objective, split, views, processes)
+    if grouping is not None and run.training.dp_sgd:
+        raise ValueError("--dp-sgd draws rows from the whole store, which does not fit; raise --memory-budget")
     if objective.uses_teacher:
         warnings += [line for part in answers.parts for line in label_warnings(store, part.teacher)]
     check_data(store, split)
@@ -287,6 +292,8 @@ def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, R
 def _check_network(run: Run, inputs: Inputs, views: Views, scaling: Preprocessing) -> Taken | None:
     """Runs a fresh network once, so that a mistake is answered before anything is made; what it starts from."""
     student, taken = fresh_student(run, scaling.sized(inputs.split), run.training.seed)
+    if run.training.dp_sgd:
+        check_layers(student)
     if inputs.test is not None:
         check_network(run.student, student, inputs.test, views=Views(), preprocessing=scaling)
     check_network(run.student, student, inputs.split, views=views, preprocessing=scaling, to_train=True)

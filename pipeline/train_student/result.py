@@ -19,6 +19,7 @@ from logitbank.pipeline.train_student.folder import CLASSES, CONFUSION, WEIGHTS,
 from logitbank.pipeline.train_student.golden import alarm
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.plan import Plan
+from logitbank.pipeline.train_student.privacy import spent
 from logitbank.stores.share.cache import place_of
 
 
@@ -56,6 +57,7 @@ def measure_student(
         "validation": _validation(identity["validation"], history, training) if len(plan.validation) else None,
         "against_teacher": _against_teacher(plan, model),
         "golden": golden,
+        "privacy": spent(training, len(plan.rows), len(history)),
         "test": None,
         **_size(model, training),
         "weights_sha256": weights_digest(model.state_dict()),
@@ -95,7 +97,8 @@ def save_student(out: Path, plan: Plan, model: nn.Module, objective: Objective) 
         **({} if plan.left_out is None else {"folds": plan.left_out.attributes()}),
         "versions": library_versions(),
     }
-    save_weights(out / WEIGHTS, model, metadata, plan.keys, complete=plan.keys_complete)
+    keys = None if plan.run.training.dp_sgd else plan.keys  # which would tell who took part
+    save_weights(out / WEIGHTS, model, metadata, keys, complete=plan.keys_complete)
     signature = Signature.of(identity["student"], split, plan.scaling)
     write_json(out / SIGNATURE, signature.attributes())
 

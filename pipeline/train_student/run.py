@@ -54,6 +54,10 @@ def train_student(
         ValueError: The store does not belong to the data, or lacks what the loss needs; ``out`` holds another run.
     """
     refuse_file(out)
+    if until and run.training.dp_sgd:
+        raise ValueError(
+            "--search halving stops runs to go on later, and private ones (--dp-sgd) do not; search random"
+        )
     warn = on_warning or _nobody
     plan = plan_run(run, out, inputs or open_inputs(run), processes or Processes())
     with closing(plan):

@@ -70,18 +70,18 @@ train_student(run, Path(sys.argv[3]))
 class OnlineTeacher(BatchLoss):
     """KD with the teacher run on the pixels of the batch."""
 
-    def __init__(self, split: Split, weights: Path | None) -> None:
+    def __init__(self, split: Split, weights: Path | None, views: Views = VIEWS, epochs: int = 1) -> None:
         self.teacher = build_model("resnet56", split).eval()
         if weights is not None:
             load_into(self.teacher, load_state(weights), architecture="resnet56", source=str(weights))
-        self.split, self.labels = split, torch.from_numpy(split.labels)
+        self.split, self.views, self.epochs, self.labels = split, views, epochs, torch.from_numpy(split.labels)
         self.objective = parse_objective("kd")
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
-        samples = torch.from_numpy(VIEWS.samples(self.split, rows_B.numpy(), view))
+        samples = torch.from_numpy(self.views.samples(self.split, rows_B.numpy(), view))
         with torch.inference_mode():
             teacher_BC = self.teacher(SCALING(samples))
-        now = Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=1)
+        now = Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs)
         return self.objective(logits_BC, ExactAnswer(teacher_BC.clone()), self.labels[rows_B], now)
 
 

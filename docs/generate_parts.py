@@ -28,8 +28,9 @@ have [a page of their own](losses.md); encodings are in [the format](../../store
 
 DATA = """## Data
 
-`--data SOURCE[:NAME][?option=value&...]`. Every source takes `limit=n`, for n examples spread evenly, and
-`shuffle=SEED`, for a random order that is the same on every machine. Quote a spec with `?` or `&` in it. How to:
+`--data SOURCE[:NAME][?option=value&...]`. Every source takes `limit=n`, for n examples spread evenly,
+`shuffle=SEED`, for a random order that is the same on every machine, and `labelled=n`, which hides all labels but n, of
+each class as many as of another (the test split keeps its own). Quote a spec with `?` or `&` in it. How to:
 [own-data.md](../how-to/own-data.md).
 """
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +152,10 @@ def test_processes_come_and_go(seed: int, undisturbed: Path, fold_teachers: Path
     random, out, answered, killed = np.random.default_rng(seed), tmp_path / "s.zarr", 0, 0
     workers = [Worker(out, fold_teachers, f"{number}/3") for number in range(3)]
     while not finished(out):
-        number = int(random.integers(3))
-        num_blocks = int(random.integers(1, 6))
+        number, num_blocks = int(random.integers(3)), int(random.integers(1, 6))
+        if not killed:  # whoever is first to write: the others might end before a slower one begins
+            ready = wait([worker.said for worker in workers])
+            number, num_blocks = next(n for n, worker in enumerate(workers) if worker.said in ready), 1
         heard, ended = workers[number].listen(num_blocks)
         answered += heard
         if not ended and (not killed or random.random() < 0.7):

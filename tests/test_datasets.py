@@ -182,3 +182,33 @@ def test_fingerprints_of_labels_at_positions_see_order_and_labels() -> None:
     assert set_fingerprint(keys[order], labels[order]) == set_fingerprint(keys, labels)
     assert order_fingerprint(keys[order], labels[order]) != order_fingerprint(keys, labels)
     assert set_fingerprint(keys, labels[:, ::-1]) != set_fingerprint(keys, labels)
+
+
+def test_few_labels_are_the_same_everywhere_and_even_over_the_classes(digits: Split) -> None:
+    few = load_split("digits?labelled=203")
+    shown = few.labels >= 0
+    assert shown.sum() == 203
+    assert (few.labels[shown] == digits.labels[shown]).all()
+    assert np.ptp(np.bincount(few.labels[shown])) == 1
+    assert (few.keys == digits.keys).all()
+    assert load_split(few.spec).fingerprint == few.fingerprint
+    more = load_split("digits?labelled=300")
+    assert (more.labels[shown] == few.labels[shown]).all()  # fewer are part of more
+    frozen = [15, 170, 196, 207, 565, 697, 1047]
+    assert np.flatnonzero(load_split("digits?labelled=7").labels >= 0).tolist() == frozen
+
+
+@pytest.mark.parametrize("options", ["labelled=203&limit=100", "limit=100&labelled=203", "shuffle=3&labelled=203"])
+def test_labels_are_hidden_of_the_whole_split_before_rows_are_chosen(options: str, digits: Split) -> None:
+    chosen = load_split(f"digits?{options}")
+    label = dict(zip(digits.keys.tolist(), load_split("digits?labelled=203").labels.tolist(), strict=True))
+    assert [label[key] for key in chosen.keys.tolist()] == chosen.labels.tolist()
+    assert load_split(chosen.spec).fingerprint == chosen.fingerprint
+
+
+def test_more_labels_than_there_are(digits: Split) -> None:
+    with pytest.raises(ValueError, match=r"labelled=2000, but only 1437 examples have a label; ask for fewer"):
+        load_split("digits?labelled=2000")
+    with pytest.raises(ValueError, match="labelled is '0'; expected a number of examples"):
+        load_split("digits?labelled=0")
+    assert (load_split(with_split("digits?labelled=9", "test")).labels >= 0).all()

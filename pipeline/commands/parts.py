@@ -55,7 +55,8 @@ def datasets() -> None:
     for source in SOURCES.values():
         typer.echo(f"{source.example:44} {source.about}")
     typer.echo(
-        f"{'...&limit=n&shuffle=SEED':44} of any: n examples evenly spread, in a random order that stays the same"
+        f"{'...&limit=n&shuffle=SEED&labelled=m':44} of any: n examples evenly spread, in a random order that stays the"
+        " same, with the labels of m"
     )
 
 

@@ -94,8 +94,9 @@ SOURCES: dict[str, Source] = {
 def load_split(spec: str) -> Split:
     """Loads the split that a data spec ``SOURCE[:NAME][?option=value&...]`` describes.
 
-    Every source takes two options more: limit=n keeps n examples, shuffle=SEED gives them in a random order that is
-    the same on every machine (for data that is sorted by class and read block by block).
+    Every source takes three options more: limit=n keeps n examples, shuffle=SEED gives them in a random order that is
+    the same on every machine (for data that is sorted by class and read block by block), labelled=n hides all labels
+    but n of the whole split, of each class as many as of another.
 
     Raises:
         ValueError: Unknown source, option or split, or data that is not there.
@@ -110,6 +111,10 @@ def load_split(spec: str) -> Split:
         number = read_whole(f"data {spec!r}", "shuffle", seed, 0, MAX_LIMIT, "a seed, a whole number from 0")
         split = load_split(spell(kind, name, options))
         return _rows(split, shuffled_rows(len(split), number), f"shuffle={number}")
+    labelled = options.pop("labelled", None)
+    if labelled is not None:
+        number = read_whole(f"data {spec!r}", "labelled", labelled, 1, MAX_LIMIT, "a number of examples")
+        return _few_labels(load_split(spell(kind, name, options)), number)
     own = f"{kind}:{name}"
     if is_file_factory(own):
         return load_own(own, options)
@@ -124,9 +129,9 @@ def load_split(spec: str) -> Split:
 
 
 def with_split(spec: str, split: str) -> str:
-    """Another split of the same data: ``digits`` with "test" becomes ``digits?split=test``."""
+    """Another split of the same data: ``digits`` with "test" becomes ``digits?split=test``; it has all its labels."""
     kind, name, options = parse(spec)
-    return spell(kind, name, {**options, "split": split})
+    return spell(kind, name, {**{key: value for key, value in options.items() if key != "labelled"}, "split": split})
 
 
 def few_rows(num_examples: int, limit: int) -> npt.NDArray[np.int64]:
@@ -153,11 +158,36 @@ def take(split: Split, limit: int) -> Split:
     return _rows(split, few_rows(len(split), limit), f"limit={limit}")
 
 
+def _few_labels(split: Split, labelled: int) -> Split:
+    """The split with the labels of so many examples, a random choice that is the same on every machine."""
+    if split.positions:
+        raise ValueError(
+            f"{split.spec}: labelled={labelled} needs one label an example, found {split.positions}; drop it"
+        )
+    order = shuffled_rows(len(split), 0)
+    order = order[split.labels[order] >= 0]
+    if labelled > len(order):
+        raise ValueError(
+            f"{split.spec}: labelled={labelled}, but only {len(order)} examples have a label; ask for fewer"
+        )
+    of_class, turn = split.labels[order], np.empty(len(order), np.int64)
+    for label in np.unique(of_class):
+        turn[of_class == label] = np.arange((of_class == label).sum())
+    kept = order[np.argsort(turn, kind="stable")[:labelled]]
+    labels = np.full_like(split.labels, -1)
+    labels[kept] = split.labels[kept]
+    return replace(split, spec=_with_option(split.spec, f"labelled={labelled}"), labels=labels)
+
+
+def _with_option(spec: str, option: str) -> str:
+    return f"{spec}{'&' if '?' in spec else '?'}{option}"
+
+
 def _rows(split: Split, rows: npt.NDArray[np.int64], option: str) -> Split:
     """Some rows of a split, in their order; ``option`` is what the data spec says of them."""
     return replace(
         split,
-        spec=f"{split.spec}{'&' if '?' in split.spec else '?'}{option}",
+        spec=_with_option(split.spec, option),
         samples=getattr(split.samples, "subset", split.samples.__getitem__)(rows),
         labels=split.labels[rows],
         groups=None if split.groups is None else split.groups[rows],

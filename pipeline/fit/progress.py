@@ -115,9 +115,13 @@ class Progress:
             group["lr"] = training.learning_rate(step, steps_per_epoch) * group.get("lr_scale", 1.0)
         if training.grad_clip and not training.dp_sgd:  # which clips each example's
             self.scaler.unscale_(self.optimizer)
-            parts = [self.model] if self.beside is None else [self.model, self.beside]
-            for part in parts:  # each by itself: what is beside does not slow the model down
-                nn.utils.clip_grad_norm_(part.parameters(), training.grad_clip)
+            beside = [] if self.beside is None else list(self.beside.parameters())
+            for part in (
+                list(self.model.parameters()),
+                beside,
+            ):  # by itself: what is beside does not slow the model down
+                if part:
+                    nn.utils.clip_grad_norm_(part, training.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:

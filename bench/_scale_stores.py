@@ -18,7 +18,7 @@ from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.begin import begin_pass
 from logitbank.pipeline.cache_teacher.sums import as_note, cell_sums
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.encoding.encode import encode
@@ -42,6 +42,7 @@ class RepeatingTeacher:
         self.folds: Folds | None = None
         self.fold_attributes: Mapping[str, Any] | None = None
         self.groups: npt.NDArray[np.uint64] | None = None
+        self.features: Features | None = None
         self._name, made = name, torch.Generator().manual_seed(zlib.crc32(name.encode()))
         common = torch.Generator().manual_seed(0)
         low_PD, weights_DC = (torch.randn(*shape, generator=common) for shape in ((PERIOD, DIMS), (DIMS, CLASSES)))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.run import cache_teacher
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import KINDS, Encoding
 from logitbank.pipeline.folds import Folds
@@ -46,6 +46,7 @@ class MadeTeacher:
         self.folds: Folds | None = None
         self.fold_attributes: Mapping[str, Any] | None = None
         self.groups: npt.NDArray[np.uint64] | None = None
+        self.features: Features | None = None
         self._weights_DC = torch.randn(DIMS, num_classes, generator=torch.Generator().manual_seed(0)) / 2
 
     def identity(self) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class MadeTeacher:
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), self.split.num_classes))
-        for positions, logits_BC in self.batches(rows, view):
+        for positions, logits_BC, _ in self.batches(rows, view):
             logits_NC[torch.from_numpy(positions)] = logits_BC
         return logits_NC
 
@@ -61,7 +62,7 @@ class MadeTeacher:
         for start in range(0, len(rows), BATCH):
             own = rows[start : start + BATCH]
             phase_BD = torch.arange(DIMS) * (0.37 + torch.from_numpy(own % 9973).double())[:, None]
-            yield np.arange(start, start + len(own)), 2 * torch.sin(phase_BD).float() @ self._weights_DC
+            yield Batch(np.arange(start, start + len(own)), 2 * torch.sin(phase_BD).float() @ self._weights_DC)
 
 
 def peak() -> float:

@@ -40,7 +40,7 @@ def test_answers_are_gathered_in_their_order(sizes: list[int], step: int, seed: 
     order = np.random.default_rng(seed).permutation(sum(sizes))
     logits = torch.from_numpy(order[:, None] * np.ones(dims))
     starts = np.cumsum([0, *sizes])
-    batches = [(order[a:b], logits[a:b]) for a, b in pairwise(starts)]
+    batches = [Batch(order[a:b], logits[a:b]) for a, b in pairwise(starts)]
     found = list(gathered(batches, len(order), step))
     assert [len(positions) for positions, _ in found] == [
         min(step, len(order) - start) for start in range(0, len(order), step)
@@ -61,7 +61,7 @@ class Batched(ArrayTeacher):
             own = np.flatnonzero(folds == fold)
             for start in range(0, len(own), self.size):
                 some = own[start : start + self.size]
-                yield some, self(rows[some], view)
+                yield Batch(some, self(rows[some], view))
 
 
 @pytest.fixture(scope="module")

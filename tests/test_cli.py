@@ -20,7 +20,7 @@ OPTIONS = {
     " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
     "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed near near-share near-clusters"
     " encoding top-k tail-bits bits"
-    " kl-budget temperatures predictor-rows views transform view-seed batch-size precision"
+    " kl-budget temperatures predictor-rows embedding embedding-dim views transform view-seed batch-size precision"
     " channels-last compile workers part ray limit dry-run log-json mean std input-transform device threads",
     "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
     " device threads",

@@ -46,7 +46,7 @@ class TeacherRows:
         predicts = tail in ("predicted", "bucket")
         self._predictor = TailPredictor.from_constants(teacher.constants()) if predicts else None
         self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
-        idle = ("mask",) if predicts else ("mask", "tail_shift")
+        idle = ("mask", "embedding") if predicts else ("mask", "embedding", "tail_shift")
         self.names = [name for name in teacher.arrays if name not in idle]
         """Arrays that a row is decoded from."""
 

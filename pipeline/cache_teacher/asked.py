@@ -26,14 +26,28 @@ class Asked:
         encoding: What is kept of a row, or a budget that decides it.
         predictor_rows: Rows on which the tail predictor is fitted.
         temperatures: Where fidelity is measured; a finished teacher has more, at most.
+        embedding: Where features are taken that are kept, by name; empty for none.
+        embedding_dim: How many principal components of them; 0 for all.
     """
 
     encoding: Encoding | Budget
     predictor_rows: int
     temperatures: tuple[float, ...]
+    embedding: str = ""
+    embedding_dim: int = 0
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the encoding or its constants and cannot be read from them: a store says it."""
+        """What decides the encoding, the features kept, or their constants, and cannot be read from them: a store says
+        it."""
+        return {**self._of_encoding(), **self._of_embedding()}
+
+    def _of_embedding(self) -> dict[str, Any]:
+        if not self.embedding:
+            return {}
+        fitted = {"embedding_dim": self.embedding_dim, "predictor_rows": self.predictor_rows}
+        return {"embedding": self.embedding, **(fitted if self.embedding_dim else {})}
+
+    def _of_encoding(self) -> dict[str, Any]:
         if isinstance(self.encoding, Budget):
             budget = {"kl_budget": self.encoding.kl, "temperatures": list(self.encoding.temperatures)}
             return {"predictor_rows": self.predictor_rows, **budget}

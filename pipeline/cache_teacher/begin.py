@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from logitbank.pipeline.cache_teacher.asked import Asked, Budget
+from logitbank.pipeline.cache_teacher.embedding import Embedding
 from logitbank.pipeline.cache_teacher.fidelity import TEMPERATURES
 from logitbank.pipeline.cache_teacher.passes import Pass
 from logitbank.pipeline.cache_teacher.sample import Sample
@@ -36,6 +37,7 @@ def begin_pass(
     encoding: Encoding | Budget,
     name: str = "teacher",
     predictor_rows: int = PREDICTOR_ROWS,
+    embedding_dim: int = 0,
     temperatures: Sequence[float] = TEMPERATURES,
     block_rows: int | None = None,
     rank: Rank | None = None,
@@ -48,6 +50,7 @@ def begin_pass(
         encoding: What is kept of a row, or a budget that decides it.
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
+        embedding_dim: How many principal components are kept of a teacher's features, if it gives some; 0: all.
         temperatures: Where the encoding's fidelity is measured.
         block_rows: Rows written and committed together; when left out those of a store that is begun, or chosen for
             the examples and ``rank.count``.
@@ -63,53 +66,66 @@ def begin_pass(
     sound, rank = ask_first(teacher), rank or Rank()
     predictor_rows = sound.fitting_rows(encoding, predictor_rows)
     sample = Sample(sound, predictor_rows)
-    asked = Asked(encoding=encoding, predictor_rows=predictor_rows, temperatures=tuple(temperatures))
+    asked = Asked(
+        encoding=encoding,
+        predictor_rows=predictor_rows,
+        temperatures=tuple(temperatures),
+        embedding="" if sound.features is None else sound.features.layer,
+        embedding_dim=embedding_dim,
+    )
     if is_begun(out):
         describe(sound, out)  # another dataset or other views: said before anything is computed
     stored = find_teacher(out, name)
     if stored is None and rank.together and not rank.first:
         stored = _wait_for_teacher(out, name)
     if stored is None:
-        chosen, predictor = _decide(sample, asked)
+        chosen, predictor, embedding = _decide(sample, asked)
         stored = find_teacher(out, name)  # another process may have been faster
     if stored is not None:
         asked.check(out, stored)
-        chosen, predictor = _kept(stored)
+        chosen, predictor, embedding = _kept(stored)
     describe(sound, out)
     create = partial(_writer, sound, out, name, chosen, asked=asked, block_rows=block_rows, num_writers=rank.count)
     try:
-        writer = create(predictor)
+        writer = create(predictor, embedding)
     except StoreError:
         late = find_teacher(out, name)  # its constants may be those of a process on another kind of machine
         if stored is not None or late is None:
             raise
-        predictor = TailPredictor.from_constants(late.constants())
-        writer = create(predictor)
+        _, predictor, embedding = _kept(late)
+        writer = create(predictor, embedding)
     return Pass(
         out=out,
         teacher=sound,
         writer=writer,
         encoding=chosen,
         predictor=predictor,
+        embedding=embedding,
         asked=asked.recorded(),
         check=partial(asked.check, out),
         measure=partial(sample.measure, chosen, predictor, temperatures),
     )
 
 
-def _decide(sample: Sample, asked: Asked) -> tuple[Encoding, TailPredictor | None]:
-    """The encoding and its predictor, measured once: a teacher that does not fit is found before a file is made."""
+Kept = tuple[Encoding, TailPredictor | None, Embedding | None]
+
+
+def _decide(sample: Sample, asked: Asked) -> Kept:
+    """What rows are encoded with, measured once: a teacher that does not fit is found before a file is made."""
     encoding = asked.encoding
     if isinstance(encoding, Budget):
         encoding = sample.choose(encoding.kl, encoding.temperatures)
     predictor = sample.fit_predictor(encoding)
     sample.measure(encoding, predictor, asked.temperatures)
-    return encoding, predictor
+    features = sample.teacher.features
+    embedding = None if features is None else Embedding.of(features, sample, asked.embedding_dim)
+    return encoding, predictor, embedding
 
 
-def _kept(stored: Teacher) -> tuple[Encoding, TailPredictor | None]:
+def _kept(stored: Teacher) -> Kept:
     """What the rows of a teacher that is there are encoded with."""
-    return Encoding.from_attributes(stored.encoding), TailPredictor.from_constants(stored.constants())
+    predictor = TailPredictor.from_constants(stored.constants())
+    return Encoding.from_attributes(stored.encoding), predictor, Embedding.kept_by(stored)
 
 
 def _writer(
@@ -118,13 +134,15 @@ def _writer(
     name: str,
     encoding: Encoding,
     predictor: TailPredictor | None,
+    embedding: Embedding | None,
     *,
     asked: Asked,
     block_rows: int | None,
     num_writers: int,
 ) -> TeacherWriter:
     shifted = predictor is not None and _keeps_shift(out, name)
-    arrays = {**encoding.row_arrays(shifted=shifted), **({} if teacher.split.readable is None else MASK)}
+    kept = {} if embedding is None else embedding.row_arrays
+    arrays = {**encoding.row_arrays(shifted=shifted), **kept, **({} if teacher.split.readable is None else MASK)}
     return TeacherWriter(
         out,
         name,
@@ -132,7 +150,7 @@ def _writer(
         encoding=encoding.attributes(),
         arrays={name: array.at(teacher.split.positions) for name, array in arrays.items()},
         folds=teacher.fold_attributes,
-        constants=predictor.constants() if predictor is not None else None,
+        constants={part: array for each in (predictor, embedding) if each for part, array in each.constants().items()},
         block_rows=block_rows,
         num_writers=num_writers,
         summary={"asked": asked.recorded()},

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.cache_teacher.embedding import Embedding
 from logitbank.pipeline.cache_teacher.sample import folds_of
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, gathered, held_rows
 from logitbank.pipeline.encoding import Encoding
@@ -30,6 +31,7 @@ class EncodedRows:
         teacher: Who answers.
         encoding: What is kept of a row.
         predictor: The tail predictor, where there is one.
+        embedding: What is kept of its features, if anything.
         rows: Row numbers, int64 [N].
         view: Which view.
         thread: Encodes, one group after another.
@@ -42,6 +44,7 @@ class EncodedRows:
         teacher: AnsweringTeacher,
         encoding: Encoding,
         predictor: TailPredictor | None,
+        embedding: Embedding | None,
         rows: npt.NDArray[np.int64],
         view: int,
         thread: Executor,
@@ -50,18 +53,28 @@ class EncodedRows:
         shifted: bool = False,
     ) -> None:
         self._teacher, self._encoding, self._predictor, self._rows = teacher, encoding, predictor, rows
-        self._shifted = shifted
+        self._shifted, self._embedding = shifted, embedding
+        kept = {} if embedding is None else embedding.row_arrays
         self._arrays = {
             name: np.empty((len(rows), *row.at(teacher.split.positions).row_shape), row.dtype)
-            for name, row in encoding.row_arrays(shifted=shifted).items()
+            for name, row in {**encoding.row_arrays(shifted=shifted), **kept}.items()
         }
         self._best_N = np.empty((len(rows), *teacher.split.labels.shape[1:]), np.int64)
         self._parts: list[Future[None]] = []
         step = held_rows(teacher.split.num_classes, teacher.split.positions)
-        for positions, logits_BC in gathered(_heard(teacher.batches(rows, view), on_rows), len(rows), step):
+        for positions, logits_BC in gathered(self._heard(teacher.batches(rows, view), on_rows), len(rows), step):
             if len(self._parts) >= _WAITING:
                 self._parts[-_WAITING].result()
             self._parts.append(thread.submit(self._encode, positions, logits_BC))
+
+    def _heard(self, batches: Iterable[Batch], on_rows: Callable[[int], None]) -> Iterator[Batch]:
+        """The batches as they come; their features are kept at once."""
+        for batch in batches:
+            on_rows(len(batch.positions))
+            if self._embedding is not None and batch.features is not None:
+                folds_B = folds_of(self._teacher, self._rows[batch.positions])
+                self._arrays["embedding"][batch.positions] = self._embedding.rows(batch.features, folds_B)
+            yield batch
 
     def _encode(self, positions: npt.NDArray[np.int64], logits_BC: Tensor) -> None:
         rows = self._rows[positions]
@@ -82,9 +95,3 @@ class EncodedRows:
         for part in self._parts:
             part.result()
         return self._arrays, self._best_N
-
-
-def _heard(batches: Iterable[Batch], on_rows: Callable[[int], None]) -> Iterator[Batch]:
-    for positions, logits_BC in batches:
-        on_rows(len(positions))
-        yield positions, logits_BC

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from logitbank.pipeline.cache_teacher.embedding import Embedding
 from logitbank.pipeline.cache_teacher.passes import Pass, write_cells
 from logitbank.pipeline.cache_teacher.progress import Progress
 from logitbank.pipeline.cache_teacher.sound import ask_first
@@ -71,6 +72,7 @@ def begin_extension(store: Store, teacher: AnsweringTeacher, out: Path) -> Pass:
         writer=extend_store(store, out, num_views=sound.views.num_views, probes=probes),
         encoding=Encoding.from_attributes(stored.encoding),
         predictor=TailPredictor.from_constants(stored.constants()),
+        embedding=Embedding.kept_by(stored),
         asked=stored.summary.get("asked"),  # an older store does not say
         check=lambda _: None,
         measure=lambda: stored.fidelity,

@@ -55,7 +55,7 @@ class NearTeacher:
         )
         self.split, self.views = teacher.split.answered_at(asked_N), teacher.views
         self.folds, self.fold_attributes, self.groups = teacher.folds, teacher.fold_attributes, teacher.groups
-        self.seen = teacher.seen
+        self.seen, self.features = teacher.seen, teacher.features
 
     def identity(self) -> dict[str, Any]:
         return {**self._teacher.identity(), "near": self._asked}

@@ -37,6 +37,7 @@ class CellWorker:
             encoding=chosen,
             name=caching.name,
             predictor_rows=caching.predictor_rows,
+            embedding_dim=caching.embedding_dim,
             temperatures=caching.measured_at,
             rank=rank,
         )

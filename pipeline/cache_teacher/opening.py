@@ -43,6 +43,7 @@ def open_teacher(
         plan=caching.folding.plan(),
         preprocessing=read_given(caching.mean, caching.std, caching.input_transform),
         compute=caching.compute,
+        embedding=caching.embedding,
         device=find_device(caching.device, caching.threads, local),
     )
     if caching.nearness.near:

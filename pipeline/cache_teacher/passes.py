@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.cache_teacher.cells import EncodedRows
+from logitbank.pipeline.cache_teacher.embedding import Embedding
 from logitbank.pipeline.cache_teacher.progress import Progress, Tally
 from logitbank.pipeline.cache_teacher.sample import zero_warnings
 from logitbank.pipeline.cache_teacher.summary import summarise
@@ -46,6 +47,7 @@ class Pass:
         writer: Of the teacher's cells.
         encoding: What is kept of a row.
         predictor: The tail predictor, where there is one.
+        embedding: What is kept of the teacher's features, if anything.
         asked: What decided them, for the store to say; None where that is not known.
         check: Raises ValueError where a finished teacher is not what was asked for.
         measure: Gives the encoding's fidelity.
@@ -56,6 +58,7 @@ class Pass:
     writer: TeacherWriter
     encoding: Encoding
     predictor: TailPredictor | None
+    embedding: Embedding | None
     asked: Mapping[str, Any] | None
     check: Callable[[Teacher], None]
     measure: Callable[[], Mapping[str, Any]]
@@ -96,7 +99,15 @@ class Pass:
         """Asks the teacher for a cell; another thread encodes some rows while it answers the next."""
         rows, shifted = self.rows(cell), "tail_shift" in self.writer.arrays
         return EncodedRows(
-            self.teacher, self.encoding, self.predictor, rows, cell.view, background, on_rows, shifted=shifted
+            self.teacher,
+            self.encoding,
+            self.predictor,
+            self.embedding,
+            rows,
+            cell.view,
+            background,
+            on_rows,
+            shifted=shifted,
         )
 
     def keep(self, cell: Cell, encoded: EncodedRows) -> Count:

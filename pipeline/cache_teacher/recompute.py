@@ -8,7 +8,7 @@ Shapes: B rows, C classes, V views, N examples.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
+from logitbank.pipeline.cache_teacher.embedding import Embedding
+from logitbank.pipeline.cache_teacher.sample import folds_of
 from logitbank.pipeline.cache_teacher.sound import SoundTeacher
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher
 from logitbank.pipeline.cache_teacher.teachers.recorded import differences
@@ -29,6 +31,8 @@ NUM_PAIRS = 64
 # KL T^2 is half the variance of the logits' error: these are errors of 0.045 and 0.2, several times what convolutions
 # in TF32 and whole networks in half precision were seen to differ by.
 ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
+FEATURES_ROUNDING = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
+"""How far stored features may lie from those computed now, as a share of their size; float16 rounds to 5e-4."""
 _AT_ONCE = 256
 _TEMPERATURE, _MOST_TEMPERATURES = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?"), 8
 _FIDELITY_FACTOR, _FIDELITY_SIGMA = 2.0, 5.0
@@ -45,6 +49,7 @@ class Recomputed:
         encoding_loss: What the encoding itself loses on the same pairs.
         encoding_agreement: The agreement that it leaves.
         limit: The largest distance that a sound store has.
+        features_distance: Of stored features from those now, as a share of their size; None where none are kept.
         problems: Why the store's answers are not this teacher's, as phrases; empty when they are.
     """
 
@@ -54,6 +59,7 @@ class Recomputed:
     distance: dict[str, float]
     encoding_loss: dict[str, float]
     limit: dict[str, float]
+    features_distance: float | None = None
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -64,6 +70,7 @@ class Recomputed:
             f"recomputed {self.num_pairs} answers: top-1 agreement {self.agreement:.4f} (after the encoding alone"
             f" {self.encoding_agreement:.4f}), KL T^2 {listed(self.distance)} nats at T = {' / '.join(self.distance)}"
             f" (the encoding alone {listed(self.encoding_loss)}; limit {listed(self.limit)})"
+            + ("" if self.features_distance is None else f"; features {self.features_distance:.1e} of their size apart")
         )
 
 
@@ -106,6 +113,9 @@ def recompute(
         and not loss[name]
         <= _FIDELITY_FACTOR * recorded + rounding + _FIDELITY_SIGMA * _error(measured[f"loss {name}"])
     ][:1]
+    apart = _features_apart(measured)
+    if apart is not None and not apart <= FEATURES_ROUNDING[identity["precision"]]:
+        problems.append(f"its features are {apart:.2g} of their size from the stored ones")
     return Recomputed(
         num_pairs=len(measured["agree"]),
         agreement=float(measured["agree"].mean()),
@@ -113,6 +123,7 @@ def recompute(
         distance=distance,
         encoding_loss=loss,
         limit=limit,
+        features_distance=apart,
         problems=problems,
     )
 
@@ -131,6 +142,7 @@ def _compared(
 ) -> Iterator[dict[str, Tensor]]:
     """Measures of each pair, float64 [B], a part of a block at a time."""
     decoder, predictor = TeacherRows(store, teacher), TailPredictor.from_constants(teacher.constants())
+    embedding = Embedding.kept_by(teacher)
     names = [name for name in teacher.fidelity if _TEMPERATURE.fullmatch(name) and float(name) > 0][:_MOST_TEMPERATURES]
     names = names or ["1", "2", "4"]
     sound = SoundTeacher(answers)
@@ -138,7 +150,7 @@ def _compared(
         stored = teacher.answers(view, block, decoder.names)
         own_B, rows_B = rows - teacher.rows(block).start, torch.from_numpy(rows)
         labels_B, folds_B = decoder.labels_N[rows_B], None if decoder.folds_N is None else decoder.folds_N[rows_B]
-        now_BC = sound(rows, view).cpu()
+        now_BC, features_BK = _now(sound, rows, view, embedding)
         encoded = encode(now_BC, labels_B, decoder.encoding, predictor=predictor, folds_B=folds_B)
         stored_BC, same_BC = (
             decoder.logits({name: torch.from_numpy(array) for name, array in arrays.items()}, rows_B)
@@ -153,7 +165,30 @@ def _compared(
         for name in names:
             part[f"kl {name}"] = _kl(now_BC, stored_BC, float(name))
             part[f"loss {name}"] = _kl(now_BC, same_BC, float(name))
+        if features_BK is not None:
+            kept_BK = teacher.block(view, block, ["embedding"])["embedding"][own_B].astype(np.float64)
+            part["gap"] = torch.from_numpy(((features_BK - kept_BK) ** 2).sum(1))
+            part["size"] = torch.from_numpy((kept_BK**2).sum(1))
         yield part
+
+
+def _features_apart(measured: Mapping[str, Tensor]) -> float | None:
+    if "gap" not in measured:
+        return None
+    return float((measured["gap"].sum() / measured["size"].sum().clamp(min=1e-12)).sqrt())
+
+
+def _now(
+    sound: SoundTeacher, rows: npt.NDArray[np.int64], view: int, embedding: Embedding | None
+) -> tuple[Tensor, npt.NDArray[np.float64] | None]:
+    """What the teacher says of rows: logits float32 [B, C], and features as they are kept, [B, K]."""
+    logits_BC = torch.empty(len(rows), *sound.split.answer_shape)
+    features_BK = None if embedding is None else np.empty((len(rows), embedding.size))
+    for positions, own_BC, own_BD in sound.batches(rows, view):
+        logits_BC[torch.from_numpy(positions)] = own_BC.cpu()
+        if embedding is not None and features_BK is not None and own_BD is not None:
+            features_BK[positions] = embedding.rows(own_BD, folds_of(sound, rows[positions]))
+    return logits_BC, features_BK
 
 
 def _by_block(teacher: Teacher, pairs: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:

@@ -24,6 +24,7 @@ def cache_teacher(
     encoding: Encoding | Budget,
     name: str = "teacher",
     predictor_rows: int = PREDICTOR_ROWS,
+    embedding_dim: int = 0,
     temperatures: Sequence[float] = TEMPERATURES,
     block_rows: int | None = None,
     rank: Rank | None = None,
@@ -40,6 +41,7 @@ def cache_teacher(
         encoding: What is kept of a row, or a budget that decides it.
         name: The teacher's name in the store.
         predictor_rows: Random rows of the first view on which the tail predictor is fitted; 0 fits none.
+        embedding_dim: How many principal components are kept of a teacher's features, if it gives some; 0: all.
         temperatures: Where the encoding's fidelity is measured.
         block_rows: Rows written and committed together; when left out those of a store that is begun, or chosen for
             the examples and ``rank.count``.
@@ -60,6 +62,7 @@ def cache_teacher(
         encoding=encoding,
         name=name,
         predictor_rows=predictor_rows,
+        embedding_dim=embedding_dim,
         temperatures=temperatures,
         block_rows=block_rows,
     )

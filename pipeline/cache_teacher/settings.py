@@ -120,7 +120,15 @@ class Caching:
         0.0, help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats", domain=NOT_NEGATIVE
     )
     temperatures: str = option("1,2,4", help="Where fidelity is measured and --kl-budget holds", domain=TEMPERATURES)
-    predictor_rows: int = option(20_000, help="Rows that fit the tail predictor; 0 fits none", domain=COUNT)
+    predictor_rows: int = option(
+        20_000, help="Rows that fit the tail predictor and --embedding-dim; 0 fits none", domain=COUNT
+    )
+    embedding: str = option(
+        "", help="Keep features as well: penultimate, which the network's last layer reads, or a layer's name"
+    )
+    embedding_dim: int = option(
+        0, help="Of the features, keep so many principal components; 0 keeps them as they are", domain=COUNT
+    )
     views: int = option(1, help="Views of each example", domain=VIEWS)
     transform: str = option(
         "none",
@@ -152,6 +160,8 @@ class Caching:
             yield ("view_seed",), "--transform is none"
         if self.heads_only:
             yield ("predictor_rows", "kl_budget"), f"{self.teacher} says nothing of other classes but their mass"
+        if not self.embedding:
+            yield ("embedding_dim",), "--embedding keeps no features"
         if self.kl_budget:
             yield ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding"
 
@@ -198,6 +208,7 @@ class Caching:
         offered = {"top_k": self.top_k, "tail_bits": self.tail_bits, "bits": self.bits}
         chosen: Any = {name: offered[name] for name in KINDS[kind].options}
         encoding = Encoding(kind=kind, num_classes=num_classes, **chosen)
-        idle = [name for name in offered if name not in chosen] + ([] if encoding.has_tail else ["predictor_rows"])
+        idle = [name for name in offered if name not in chosen]
+        idle += [] if encoding.has_tail or self.embedding_dim else ["predictor_rows"]
         refuse_idle(self, idle, f"the encoding is {kind}", given)
         return encoding

@@ -46,7 +46,7 @@ class SoundTeacher:
         self._teacher = teacher
         self.split, self.views, self.identity = teacher.split, teacher.views, teacher.identity
         self.folds, self.fold_attributes, self.groups = teacher.folds, teacher.fold_attributes, teacher.groups
-        self.seen = teacher.seen
+        self.seen, self.features = teacher.seen, teacher.features
 
     def fitting_rows(self, encoding: Encoding | Budget, asked: int) -> int:
         """Rows that may fit a tail predictor: none of a teacher that speaks of the best classes of each row alone.
@@ -68,8 +68,8 @@ class SoundTeacher:
         return floored(self.raw(rows, view))
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
-        for positions, logits_BC in self._teacher.batches(rows, view):
-            yield positions, floored(_checked(self.split, logits_BC, rows[positions], view))
+        for batch in self._teacher.batches(rows, view):
+            yield batch._replace(logits=floored(_checked(self.split, batch.logits, rows[batch.positions], view)))
 
     def raw(self, rows: Rows, view: int) -> Tensor:
         """The logits before they are raised, float32 [B, C]."""
@@ -80,7 +80,7 @@ class SoundTeacher:
         if picked.places is None:
             return self.raw(picked.rows, view)
         found: Tensor | None = None
-        for places, logits_BC in self._teacher.batches(picked.rows, view):
+        for places, logits_BC, _ in self._teacher.batches(picked.rows, view):
             own, own_BC = picked.of_batch(places, _checked(self.split, logits_BC, picked.rows[places], view))
             if found is None:
                 found = own_BC.new_empty((len(picked), own_BC.shape[1]))
@@ -166,7 +166,7 @@ def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
     if isinstance(teacher, ArrayTeacher):  # its other rows cost no forward pass
         for view in range(teacher.views.num_views):
             rows = np.arange(len(teacher.split))
-            for positions, logits_BC in teacher.batches(rows, view):
+            for positions, logits_BC, _ in teacher.batches(rows, view):
                 _checked(teacher.split, logits_BC, rows[positions], view)
     return sound
 

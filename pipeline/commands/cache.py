@@ -98,6 +98,7 @@ def _cache_here(
         encoding=chosen,
         name=caching.name,
         predictor_rows=caching.predictor_rows,
+        embedding_dim=caching.embedding_dim,
         temperatures=caching.measured_at,
         rank=rank,
         on_progress=display,
@@ -112,7 +113,13 @@ def _try_out(caching: Caching, given: list[str], *, as_json: bool) -> None:
 
     teacher, chosen = open_teacher(caching, given)
     measured_at = caching.measured_at
-    trial = try_out(teacher, chosen, predictor_rows=caching.predictor_rows, temperatures=measured_at)
+    trial = try_out(
+        teacher,
+        chosen,
+        predictor_rows=caching.predictor_rows,
+        embedding_dim=caching.embedding_dim,
+        temperatures=measured_at,
+    )
     typer.echo(to_json({"event": "dry-run", **trial}) if as_json else _format_trial(trial, measured_at))
 
 
@@ -218,7 +225,9 @@ def _said_at_the_end(summary: dict[str, Any], out: Path, rows: str, *, there: bo
 
 def _format_trial(trial: dict[str, Any], temperatures: tuple[float, ...]) -> str:
     fidelity = ", ".join(f"{trial['fidelity'][f'{t:g}']:.2g} at T = {t:g}" for t in temperatures)
+    kept = trial["embedding_bytes_per_row"]
+    features = f", {kept} bytes of features a row" if kept else ""
     return (
         f"{trial['num_rows']} rows at {trial['rows_per_second']:.0f} rows/s: about {trial['seconds']:.0f} s a process,"
-        f" {trial['bytes'] / 1e6:.1f} MB; KL T^2 {fidelity}"
+        f" {trial['bytes'] / 1e6:.1f} MB{features}; KL T^2 {fidelity}"
     )

@@ -45,11 +45,26 @@ def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
         "encoding": dict(teacher.encoding),
         "bytes_per_row": round(teacher.bytes_per_row(), 2),
         "constant_bytes": teacher.constant_bytes_on_disk(),
+        "features": _describe_features(teacher),
         "dense_float16_bytes_per_row": 2 * store.num_classes,
         "fidelity": dict(teacher.fidelity or {}),
         "num_folds": teacher.folds["num_folds"] if teacher.folds else 0,
         "folds": dict(teacher.folds) if teacher.folds else None,
         "answers": dict(teacher.summary or {}),
+    }
+
+
+def _describe_features(teacher: Teacher) -> dict[str, Any] | None:
+    """Where the features that it keeps are taken, how many, and whether its last layer is there; None without any."""
+    if "embedding" not in teacher.row_arrays:
+        return None
+    array = teacher.row_arrays["embedding"]
+    return {
+        "layer": teacher.identity.get("embedding"),
+        "size": array.row_shape[0],
+        "dtype": array.dtype,
+        "projected": "embedding_basis" in teacher.constant_names,
+        "head": "head_weight" in teacher.constant_names,
     }
 
 
@@ -112,7 +127,14 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
         f" ({dense / teacher['bytes_per_row']:.1f} times as many)",
     ]
     if teacher["constant_bytes"]:
-        lines.append(f"            and {teacher['constant_bytes']:,} bytes once, for the tail predictor")
+        what = " and the last layer" if teacher["features"] and teacher["features"]["head"] else ""
+        lines.append(f"            and {teacher['constant_bytes']:,} bytes once, for the tail predictor{what}")
+    if teacher["features"]:
+        features = teacher["features"]
+        how = "principal components" if features["projected"] else "features"
+        lines.append(
+            f"  features  {features['size']} {how} of layer {str(features['layer'])[:100]!r}, {features['dtype']}"
+        )
     if teacher["fidelity"]:
         lines.append(f"  fidelity  {_format_fidelity(teacher['fidelity'])}")
     answers = teacher["answers"]

@@ -14,7 +14,7 @@ from logitbank.pipeline.encoding import finite
 from logitbank.stores import Store
 from logitbank.stores.write.match import match_rows
 
-_IDENTITY = ("architecture", "weights_sha256", "preprocessing", "precision")
+_IDENTITY = ("architecture", "weights_sha256", "preprocessing", "precision", "embedding")
 
 
 def diff_teachers(

@@ -40,8 +40,7 @@ def check_network(
         ValueError: It cannot read them, or does not answer with a logit for each class.
     """
     preprocessing = preprocessing.on(split)
-    shown = np.arange(min(2, len(split))) if rows is None else rows[:2]
-    samples = torch.from_numpy(views.samples(split, shown, 0, preprocessing.fit)).to(device or "cpu")
+    samples = shown(split, views, preprocessing, device, rows)
     training = model.training
     ask = partial(_answer, name, model, samples, preprocessing, split)
     try:
@@ -54,6 +53,18 @@ def check_network(
                 raise ValueError(f"model {name!r} has nothing to train: its answers depend on no weight that does")
     finally:
         model.train(training)
+
+
+def shown(
+    split: Split,
+    views: Views,
+    preprocessing: Preprocessing,
+    device: torch.device | None = None,
+    rows: npt.NDArray[np.integer] | None = None,
+) -> Tensor:
+    """One or two examples of the first view on a device, of some rows or of all, before they are scaled."""
+    some = np.arange(min(2, len(split))) if rows is None else rows[:2]
+    return torch.from_numpy(views.samples(split, some, 0, preprocessing.fit)).to(device or "cpu")
 
 
 def _answer(

@@ -210,6 +210,10 @@ CONSTANTS: dict[str, str] = {
     "tail_scale": "size of the residual along each direction, per fold",
     "tail_width": "bits of the residual along each direction, per fold",
     "tail_levels": "values that the codes of tail_code stand for",
+    "head_weight": "weight of the teacher's last layer on embedding, per fold: fold, class, feature",
+    "head_bias": "bias of that layer, per fold: fold, class",
+    "embedding_basis": "directions that all features were projected on, per fold: fold, all features, feature",
+    "embedding_mean": "what the features had taken off before, per fold: fold, all features",
 }
 
 POSITION = "position"  # right after "example", where an example is answered at several; from version 2 on

@@ -1,10 +1,11 @@
 """What stage one asks of a teacher that answers now; what one has answered is a store's `Teacher`.
 
-Shapes: B batch, C classes, N examples. Where an example is answered at L positions, logits are [B, L, C].
+Shapes: B batch, C classes, D features, N examples. Where an example is answered at L positions, logits are [B, L, C].
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +18,39 @@ from logitbank.pipeline.folds import Folds
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
-Batch = tuple[npt.NDArray[np.int64], Tensor]
-"""Places among the rows that were asked for, [B], and their logits float32 [B, C], or [B, L, C]."""
 HELD_BYTES = 2**25
 """Of logits that are held at once."""
+
+
+class Batch(NamedTuple):
+    """Some answers: positions among the rows that were asked for, [B], their logits float32 [B, C], and features
+    float32 [B, D] where the teacher gives them."""
+
+    positions: npt.NDArray[np.int64]
+    logits: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a teacher gives beside logits.
+
+    Attributes:
+        layer: Where they are taken, by name.
+        num_features: D.
+        heads: Weight [C, D] and bias [C] of the last layer, of each fold's teacher, where that reads the features.
+    """
+
+    layer: str
+    num_features: int
+    heads: tuple[tuple[Tensor, Tensor], ...] | None
 
 
 class AnsweringTeacher(Protocol):
     """Gives the logits of any rows of any view, and everything a store records about where they come from.
 
     ``seen`` says of each row whether the teacher that answers it was trained on it, int8 [N]; see ``claims``.
+    ``features`` says what its batches hold beside logits, None where that is nothing.
     """
 
     split: Split
@@ -35,6 +59,7 @@ class AnsweringTeacher(Protocol):
     fold_attributes: Mapping[str, Any] | None
     groups: npt.NDArray[np.uint64] | None
     seen: Seen
+    features: Features | None
 
     def identity(self) -> dict[str, Any]:
         """Who answers: at least ``architecture`` and ``weights_sha256``."""
@@ -59,11 +84,11 @@ def in_turn(answer: Callable[[Rows, int], Tensor], rows: Rows, view: int, split:
     step = held_rows(split.num_classes, split.positions)
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
-        yield np.arange(start, start + len(own)), answer(own, view)
+        yield Batch(np.arange(start, start + len(own)), answer(own, view))
 
 
-def gathered(batches: Iterable[Batch], num_rows: int, step: int) -> Iterator[Batch]:
-    """The same answers in the same order, ``step`` rows at a time whatever the batches are; at last what is left.
+def gathered(batches: Iterable[Batch], num_rows: int, step: int) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """The logits of batches in their order, ``step`` rows at a time whatever the batches are; at last what is left.
 
     Args:
         batches: Answers to ``num_rows`` rows.
@@ -72,7 +97,7 @@ def gathered(batches: Iterable[Batch], num_rows: int, step: int) -> Iterator[Bat
     """
     positions, logits = np.empty(0, np.int64), torch.empty(0)
     filled, left = 0, num_rows
-    for positions_B, logits_BC in batches:
+    for positions_B, logits_BC, _ in batches:
         taken = 0
         if not filled and 0 < len(positions_B) == min(step, left):
             yield positions_B, logits_BC  # most often: nothing is copied

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import ARRAY_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.load import fold_attributes
 from logitbank.pipeline.datasets import Split
@@ -38,6 +38,8 @@ class ArrayTeacher:
     Raises:
         ValueError: Missing file, or an array of another shape or type.
     """
+
+    features: Features | None = None
 
     def __init__(
         self,

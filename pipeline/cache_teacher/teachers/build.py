@@ -50,6 +50,7 @@ def build_teacher(
     preprocessing: Given | None = None,
     device: torch.device | None = None,
     compute: Compute | None = None,
+    embedding: str = "",
 ) -> AnsweringTeacher:
     """Who answers: somebody who has already spoken, an estimator that is fitted here, or networks with weights.
 
@@ -64,6 +65,7 @@ def build_teacher(
         preprocessing: Overrides the network's own input scaling.
         device: Where networks run.
         compute: How networks run.
+        embedding: Which of a network's features it gives beside logits; empty: none.
 
     Raises:
         ValueError: Something is missing, unknown, or does not fit together.
@@ -76,6 +78,8 @@ def build_teacher(
             )
     if teacher.startswith(NO_WEIGHTS) and weights:
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
+    if teacher.startswith(NO_WEIGHTS) and embedding:
+        raise ValueError(f"--embedding is {embedding!r}, but {teacher} is no network with features here; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
     if teacher.startswith((TOPK_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
@@ -95,7 +99,7 @@ def build_teacher(
             "--weights is missing; give a file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
         )
     teachers = load_teachers(split, teacher, weights, plan=plan, preprocessing=preprocessing)
-    return NetworkTeacher(split, teachers, views, device=device, compute=compute)
+    return NetworkTeacher(split, teachers, views, device=device, compute=compute, embedding=embedding)
 
 
 class LimitedTeacher:
@@ -123,7 +127,7 @@ class LimitedTeacher:
             digest = fold_digest(self.split.keys, self.folds)
             self.fold_attributes = {**(teacher.fold_attributes or {}), "digest": digest}
         self.groups = None if teacher.groups is None else teacher.groups[self._rows]
-        self.seen = teacher.seen[self._rows]
+        self.seen, self.features = teacher.seen[self._rows], teacher.features
         self.identity = teacher.identity
 
     def __call__(self, rows: Rows, view: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import SKLEARN_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_seen, trained_on
 from logitbank.pipeline.cache_teacher.teachers.load import fold_attributes
 from logitbank.pipeline.datasets import Split
@@ -64,6 +64,8 @@ class EstimatorTeacher:
     Raises:
         ValueError: Unknown estimator or option.
     """
+
+    features: Features | None = None
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class EstimatorTeacher:
         return torch.from_numpy(log_prob_NC)
 
     def batches(self, rows: npt.NDArray[np.integer], view: int) -> Iterator[Batch]:
-        yield np.arange(len(rows)), self(rows, view)
+        yield Batch(np.arange(len(rows)), self(rows, view))
 
     @property
     def _num_folds(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import EXPORT_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import Seen, nothing_known, nothing_seen, trained_on
 from logitbank.pipeline.cache_teacher.teachers.sparse import check_head, sparse_logits
@@ -41,6 +41,8 @@ class ExportTeacher:
     Raises:
         ValueError: Damaged, about other classes, labels, views or pixels, or examples are missing.
     """
+
+    features: Features | None = None
 
     def __init__(self, path: Path, split: Split, views: Views, *, plan: FoldPlan | None = None) -> None:
         self.path, self.split, self.views = path, split, views

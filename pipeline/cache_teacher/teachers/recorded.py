@@ -81,14 +81,16 @@ def recorded_teacher(
         fold_attributes=teacher.folds,
     )
     compute = replace(compute or Compute(), precision=_precision(teacher))
-    return NetworkTeacher(split, again, views, device=device, compute=compute)
+    embedding = str(teacher.identity.get("embedding", ""))
+    return NetworkTeacher(split, again, views, device=device, compute=compute, embedding=embedding)
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """How the identity of a network differs from the one that a store records, a phrase for each part."""
     phrases = []
-    for part in ("architecture", "weights_sha256", "preprocessing", "precision"):
-        has, is_now = recorded.get(part), found[part]
+    for part in ("architecture", "weights_sha256", "preprocessing", "precision", "embedding"):
+        has: Any = recorded.get(part)
+        is_now: Any = found.get(part)
         if part == "architecture":
             has, is_now = factory_name(str(has)), factory_name(str(is_now))
         if has == is_now:

@@ -1,23 +1,25 @@
 """Networks that run here, each for the rows of its own fold.
 
-Shapes: B batch, C classes, N examples.
+Shapes: B batch, C classes, D features, N examples.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from logitbank.pipeline.cache_teacher.settings import Compute
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows
 from logitbank.pipeline.cache_teacher.teachers.compute import autocast, layout, prepare
 from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
-from logitbank.pipeline.models.check import check_network
+from logitbank.pipeline.models.check import check_network, shown
+from logitbank.pipeline.models.features import Featured, Place, find_place
 from logitbank.pipeline.views import Views
 
 
@@ -30,6 +32,7 @@ class NetworkTeacher:
         views: Which pixels they see.
         device: Where the teachers run (default: CPU).
         compute: Batch size, precision, and ways to run them faster.
+        embedding: Give features beside logits: "penultimate" or a layer's name, see ``find_place``; empty: none.
 
     Raises:
         ValueError: The views do not fit the data, or a teacher does not.
@@ -43,6 +46,7 @@ class NetworkTeacher:
         *,
         device: torch.device | None = None,
         compute: Compute | None = None,
+        embedding: str = "",
     ) -> None:
         views.check(split)
         if views.transform == "none" and views.num_views > 1:
@@ -68,14 +72,26 @@ class NetworkTeacher:
             if len(own):
                 model, scaling = teacher.model.to(self.device), teacher.preprocessing
                 check_network(name, model, split, views=views, preprocessing=scaling, rows=own, device=self.device)
-        self._models = [prepare(teacher.model, self.device, self.compute) for teacher in self.teachers]
+        models: list[nn.Module] = [teacher.model for teacher in self.teachers]
+        self.features: Features | None = None
+        if embedding:
+            places = self._places(name, embedding)
+            models = [Featured(model, place) for model, (place, _) in zip(models, places, strict=True)]
+            heads = [place.head for place, _ in places]
+            self.features = Features(
+                layer=embedding,
+                num_features=places[0][1],
+                heads=tuple(_weights(head) for head in heads if head is not None) or None,
+            )
+        self._models = [prepare(model, self.device, self.compute) for model in models]
 
     def identity(self) -> dict[str, Any]:
-        return {**self._identity(), "precision": self.compute.precision}
+        kept = {} if self.features is None else {"embedding": self.features.layer}
+        return {**self._identity(), "precision": self.compute.precision, **kept}
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
         logits_NC = torch.empty((len(rows), *self.split.answer_shape), device=self.device)
-        for positions, logits_BC in self.batches(rows, view):
+        for positions, logits_BC, _ in self.batches(rows, view):
             logits_NC[torch.from_numpy(positions).to(self.device)] = logits_BC
         return logits_NC
 
@@ -85,8 +101,9 @@ class NetworkTeacher:
         for (number, positions), samples_B in zip(batches, samples, strict=True):
             with torch.inference_mode(), autocast(self.device, self.compute):
                 inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
-                logits_BC = self._models[number](layout(inputs_B, self.compute)).float()
-            yield positions, logits_BC
+                found = self._models[number](layout(inputs_B, self.compute))
+            logits_BC, features_BD = found if self.features is not None else (found, None)
+            yield Batch(positions, logits_BC.float(), None if features_BD is None else features_BD.float())
 
     def _batches(self, rows: Rows) -> list[tuple[int, npt.NDArray[np.int64]]]:
         """Which teacher answers which positions of ``rows``: a function of the rows alone."""
@@ -96,7 +113,28 @@ class NetworkTeacher:
             batches += [(number, own[i : i + size]) for i in range(0, len(own), size)]
         return batches
 
+    def _places(self, name: str, embedding: str) -> list[tuple[Place, int]]:
+        """Where each teacher's features are, and how many."""
+        places = []
+        for teacher in self.teachers:
+            scaling = teacher.preprocessing.on(self.split)
+            samples_B = shown(self.split, self.views, scaling, self.device)
+            ask = partial(_ask, scaling(samples_B))
+            places.append(find_place(name, teacher.model, embedding, ask))
+        return places
+
     def _samples(self, number: int, rows: Rows, view: int) -> Tensor:
         fit = self.teachers[number].preprocessing.fit
         samples_B = torch.from_numpy(self.views.samples(self.split, rows, view, fit))
         return samples_B.pin_memory() if self.device.type == "cuda" else samples_B
+
+
+def _ask(inputs_B: Tensor, model: nn.Module) -> Any:
+    return model(inputs_B)
+
+
+def _weights(head: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight [C, D] and bias [C], zeros where there is none; on the CPU."""
+    weight_CD = head.weight.detach().float().cpu()
+    bias_C = torch.zeros(len(weight_CD)) if head.bias is None else head.bias.detach().float().cpu()
+    return weight_CD, bias_C

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import TINYVIT_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.exported import files_digest
@@ -60,6 +60,8 @@ class TinyVitTeacher:
     Raises:
         ValueError: An option is missing, files are, examples are, or records do not fit the data.
     """
+
+    features: Features | None = None
 
     def __init__(self, spec: str, split: Split, views: Views, *, plan: FoldPlan | None = None) -> None:
         self.folder, self.options = _parse(spec)

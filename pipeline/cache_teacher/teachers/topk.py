@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.teachers import TOPK_PREFIX
-from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Rows, in_turn
+from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
 from logitbank.pipeline.cache_teacher.teachers.claims import nothing_known
 from logitbank.pipeline.cache_teacher.teachers.exported import files_digest
@@ -62,6 +62,8 @@ class TopKTeacher:
     Raises:
         ValueError: The file cannot be read, or its rows are no log-probabilities of the best of these classes.
     """
+
+    features: Features | None = None
 
     def __init__(self, spec: str, split: Split, views: Views, *, plan: FoldPlan | None = None) -> None:
         self.path, names = _parse(spec)

@@ -120,6 +120,9 @@ class EnsembleBatch:
         served_B = self._served_BM.any(dim=1)
         return None if served_B.all() else served_B
 
+    def part(self, some: slice) -> "EnsembleBatch":
+        return EnsembleBatch(self.ensemble, [part.part(some) for part in self.parts])
+
     @cached_property
     def _served_BM(self) -> Tensor:
         every_B = torch.ones(math.prod(self.shape), dtype=torch.bool)

@@ -44,6 +44,10 @@ class Batch(Protocol):
         """Rows that a teacher answers, bool [B]; None: all rows."""
         ...
 
+    def part(self, some: slice) -> "Batch":
+        """The same of some of the rows: no others are decoded."""
+        ...
+
 
 class Answers(Protocol):
     """Answers to any rows of any view.

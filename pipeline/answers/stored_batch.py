@@ -75,6 +75,9 @@ class StoredBatch:
     def served(self) -> Tensor | None:
         return self.answers.mask(self.rows_B, self.view_B)
 
+    def part(self, some: slice) -> "StoredBatch":
+        return StoredBatch(self.answers, self.rows_B[some], self.view_B[some])
+
     def refuse_unserved(self) -> None:
         """Raises ValueError when the teacher has no answer to one of the rows, at any position."""
         served_B = self.served()

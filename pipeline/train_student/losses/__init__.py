@@ -11,6 +11,7 @@ row_weights.py     how much a row counts        class_weights.py by the class of
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
 plan.py            a term while its settings are read
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
+chunks.py          losses of many rows, some at a time
 targets.py         the targets of losses that a student without gradients can be fitted to
 own.py             a loss of the user's own, held to the laws
 context.py         what a step hears: the teacher's answer and what of it is known, and where the run is

@@ -2,7 +2,7 @@
 
 Both are required: nothing here has a default that would be wrong without a word.
 
-Shapes: B batch, C classes.
+Shapes: B rows of a batch (of examples with L positions B L, in row-major order), C classes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Answer(Protocol):
         """Rows that a teacher answers, bool [B]; None: all rows."""
         ...
 
+    def part(self, some: slice) -> Answer:
+        """The same of some of the rows: no others are decoded."""
+        ...
+
 
 OFFERS = {
     "dense": "every class's logit: cache with --encoding dense or topk+tail",
@@ -52,7 +56,7 @@ class ExactAnswer:
     """Every class's logit as the teacher itself gave it, such as that of a teacher which runs beside the student.
 
     Attributes:
-        logits_BC: Dense and finite.
+        logits_BC: Dense and finite; [B, L, C] where examples are answered at L positions.
         out_of_fold: Whether the teacher has not seen the rows.
     """
 
@@ -64,13 +68,16 @@ class ExactAnswer:
         return frozenset(OFFERS) if self.out_of_fold else frozenset(OFFERS) - {"out_of_fold"}
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
-        return self.logits_BC
+        return self.logits_BC.flatten(0, -2)
 
     def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
         return None
 
     def served(self) -> Tensor | None:
         return None
+
+    def part(self, some: slice) -> ExactAnswer:
+        return ExactAnswer(self.logits_BC.flatten(0, -2)[some], out_of_fold=self.out_of_fold)
 
 
 @dataclass(frozen=True, kw_only=True)

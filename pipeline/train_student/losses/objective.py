@@ -1,6 +1,9 @@
 """From the text of `--loss` and `--set` to one callable: weights, warm-ups, row rules and what a step knows.
 
-Shapes: B batch, C classes.
+Where examples are answered at L positions, all P = B L of them are rows to losses, row weights and rules of
+temperatures: they are flattened in one place, and each example gets the mean over the positions that count.
+
+Shapes: B batch, L positions, P rows, C classes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .chunks import in_chunks
 from .context import OFFERS, Answer, Step
 from .domains import Value
 from .kinds import SEARCH, Loss, Material
@@ -72,7 +76,10 @@ class Term:
     @property
     def couples_rows(self) -> bool:
         """Whether a row's loss depends on the other rows that are passed with it."""
-        by_weight = bool(self.row_weight) and self.row_options["row_weight_mean_one"] is True
+        by_weight = bool(self.row_weight) and (
+            self.row_options["row_weight_mean_one"] is True
+            or "labels" in ROW_WEIGHTS[self.row_weight].needs  # rows without one get the mean of the others
+        )
         by_loss = self.loss.couples_rows and self.loss.uncoupled_by not in self.options.items()
         return by_loss or by_weight or bool(self.temperature_rule)
 
@@ -121,8 +128,12 @@ class Term:
         return found | dict(self.row_options)
 
 
+CHUNK = 2**24
+"""Logits that a loss looks at together."""
+
+
 class Objective:
-    """A weighted sum of losses, called once per step; the caller takes the mean over the rows.
+    """A weighted sum of losses, called once per step; the caller takes the mean over the examples.
 
     Rows with label -1 get 0 from every term that needs a label. Halves are raised to float32.
 
@@ -200,20 +211,23 @@ class Objective:
         return counts
 
     def __call__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step) -> Tensor:
-        """Loss of each row.
+        """Loss of each example.
 
         Args:
-            student_BC: Student logits, any floating type.
-            answer: What the teacher says of the rows: ``answers.of(rows, view)``, or ``ExactAnswer`` of logits.
-            labels_B: Class ids, -1 unlabelled.
+            student_BC: Student logits, any floating type; [B, L, C] where examples are answered at L positions.
+            answer: What the teacher says of them: ``answers.of(rows, view)``, or ``ExactAnswer`` of logits.
+            labels_B: Class ids, -1 unlabelled; [B, L] likewise.
             step: Where in the run the step is.
 
         Returns:
             Loss, shape [B], float32 (float64 for float64 logits). A row that no teacher serves gets 0 from terms that
-            follow the teacher and keeps those of its label.
+            follow the teacher and keeps those of its label. Of L positions each term takes the mean over those that
+            are served and, where it needs labels, labelled. Many logits (``CHUNK``) are taken in chunks of rows, so
+            that the teacher's never exist whole, unless a term's rows depend on each other or it learns.
 
         Raises:
-            ValueError: When an option is still "auto", a loss lacks its module, or the answer what a loss needs.
+            ValueError: When an option is still "auto", a loss lacks its module, the answer what a loss needs, or labels
+                and logits are not of the same examples.
             TypeError: When the answer is bare logits, which do not say what of them is known.
         """
         if self.search:
@@ -226,14 +240,50 @@ class Objective:
                 " teacher gave every logit itself"
             )
         refuse_missing(self, answer.offers)
+        if student_BC.shape[:-1] != labels_B.shape:
+            raise ValueError(
+                f"labels are {list(labels_B.shape)} beside logits {list(student_BC.shape)}; expected one an answer"
+            )
+        student_PC, labels_P = student_BC.flatten(0, -2), labels_B.flatten().long()
+        shares = self._shares(answer, labels_B.long()) if labels_B.ndim > 1 else None
+
+        def losses(logits_PC: Tensor, some: slice) -> Tensor:
+            part = answer if len(logits_PC) == len(labels_P) else answer.part(some)
+            own = None if shares is None else [share_P[some] for share_P in shares]
+            return self._losses(logits_PC, part, labels_P[some], step, own)
+
         with torch.autocast(student_BC.device.type, enabled=False):
-            every = _Rows(raised(student_BC), answer, labels_B.long())
-            served_B = answer.served() if self.uses_teacher else None
-            served = every if served_B is None else every.only(served_B)
-            total_B = torch.zeros_like(every.student_BC[:, 0])
-            for term in self.terms:
-                total_B = total_B + term.factor(step.epoch) * self._term(term, every, served, step)
-        return total_B
+            num_rows = max(1, CHUNK // max(1, student_PC.shape[1]))
+            if num_rows >= len(student_PC) or any(term.couples_rows or term.loss.module for term in self.terms):
+                loss_P = losses(student_PC, slice(None))
+            else:
+                loss_P = in_chunks(losses, student_PC, num_rows)
+        return loss_P if shares is None else loss_P.view_as(labels_B).sum(dim=1)
+
+    def _losses(
+        self, student_PC: Tensor, answer: Answer, labels_P: Tensor, step: Step, shares: Sequence[Tensor] | None
+    ) -> Tensor:
+        """The weighted sum of the terms for each row; of rows that are positions, each term's share of it."""
+        every = _Rows(raised(student_PC), answer, labels_P)
+        served_P = answer.served() if self.uses_teacher else None
+        served = every if served_P is None else every.only(served_P)
+        total_P = torch.zeros_like(every.student_BC[:, 0])
+        for number, term in enumerate(self.terms):
+            loss_P = self._term(term, every, served, step)
+            total_P = total_P + term.factor(step.epoch) * (loss_P if shares is None else shares[number] * loss_P)
+        return total_P
+
+    def _shares(self, answer: Answer, labels_BL: Tensor) -> list[Tensor]:
+        """For each term, what a position has of its example's mean, float32 [P]."""
+        served_P = answer.served() if self.uses_teacher else None
+        served_BL = torch.ones_like(labels_BL) if served_P is None else served_P.to(labels_BL.device).view_as(labels_BL)
+        shares = []
+        for term in self.terms:
+            counts_BL = served_BL.bool() if term.fits_teacher else torch.ones_like(labels_BL, dtype=torch.bool)
+            if "labels" in term.loss_needs:
+                counts_BL = counts_BL & (labels_BL >= 0)
+            shares.append((counts_BL / counts_BL.sum(dim=1, keepdim=True).clamp(min=1)).flatten())
+        return shares
 
     def _term(self, term: Term, every: _Rows, served: _Rows, step: Step) -> Tensor:
         """One term's loss of every row: weights and the teacher's part of the rows that are served."""

@@ -36,8 +36,8 @@ each class as many as of another (the test split keeps its own). Quote a spec wi
 
 MODELS_ABOUT = """## Models
 
-`--model`, `--teacher` and `--student` take these names, and `mlp:WIDTHxDEPTH`, `timm:NAME`, `torchvision:NAME`,
-`file.py:factory` and `package.module:factory`. How to: [own-teacher.md](../how-to/own-teacher.md).
+`--model`, `--teacher` and `--student` take these names, and `mlp:WIDTHxDEPTH`, `gpt:WIDTHxDEPTH`, `timm:NAME`,
+`torchvision:NAME`, `file.py:factory` and `package.module:factory`. How to: [own-teacher.md](../how-to/own-teacher.md).
 """
 
 VIEWS = """## Views
@@ -93,8 +93,10 @@ def data() -> Iterator[str]:
 def models() -> Iterator[str]:
     """One line per model."""
     yield MODELS_ABOUT
-    inputs = {True: "images", False: "images, tables"}
-    rows = [(f"`{name}`", inputs[model.images_only], model.about) for name, model in MODELS.items()]
+    rows = [
+        (f"`{name}`", ", ".join(model.reads).replace("a table", "tables"), model.about)
+        for name, model in MODELS.items()
+    ]
     yield from table(("name", "inputs", "what"), rows)
 
 

@@ -246,5 +246,9 @@ def _share(true_N: Tensor) -> float | None:
 def reliability_of(logits_NC: Tensor, labels_N: Tensor) -> list[dict[str, float]]:
     """The bins of a reliability diagram, fit for JSON."""
     confidence_N, predicted_N = F.softmax(logits_NC.double(), dim=-1).max(dim=-1)
-    bins = reliability(confidence_N.numpy(), (predicted_N == labels_N).numpy())
+    return fit_for_json(reliability(confidence_N.numpy(), (predicted_N == labels_N).numpy()))
+
+
+def fit_for_json(bins: list[ReliabilityBin]) -> list[dict[str, float]]:
+    """The bins of a reliability diagram as a result has them."""
     return [{"count": b.count, "confidence": b.mean_confidence, "accuracy": b.accuracy} for b in bins]

@@ -145,6 +145,17 @@ def make_hf(folder: Path) -> str:
     return "hf:someone/pictures?size=12"
 
 
+IDS = np.random.default_rng(1).integers(0, 9, NUM_TRAIN * 8 + 4).astype(np.uint16)
+
+
+def make_tokens(folder: Path) -> str:
+    IDS.tofile(folder / "d.bin")
+    (IDS[::-1] // 2).tofile(folder / "t.bin")
+    np.save(folder / "d.npy", IDS.astype(np.int64))
+    IDS[: NUM_TEST * 8].tofile(folder / "u.bin")
+    return f"tokens:{folder}/d.bin?length=8&test={folder}/t.bin"
+
+
 MAKE: dict[str, Callable[[Path], str]] = {
     "digits": lambda _: "digits",
     "torchvision": make_torchvision,
@@ -154,6 +165,7 @@ MAKE: dict[str, Callable[[Path], str]] = {
     "webdataset": make_webdataset,
     "imagefolder": make_image_folder,
     "hf": make_hf,
+    "tokens": make_tokens,
 }
 
 
@@ -247,6 +259,13 @@ OPTIONS: dict[str, dict[str, Case]] = {
         "on_error": ("on_error=skip", "", ("ignore", "")),
     },
 }
+OPTIONS["tokens"] = {
+    "split": SPLIT,
+    "length": ("length=4", "", ("0", "-1", "1.5", "500", "many", "99999999")),
+    "dtype": ("tokens:D/d.bin?length=8&dtype=uint8", "tokens:D/d.bin?length=8", ("int16", "float32", "int64")),
+    "classes": ("classes=10", "", ("8", "0", "-1", "1e3", "wide.txt", "2000000")),
+    "test": ("split=test&test=D/u.bin", "split=test", ("no.bin", "D/wide.txt")),
+}
 SAME = {
     ("torchvision", "root"),
     ("torchvision", "download"),
@@ -308,7 +327,7 @@ def test_every_option_has_a_domain(kind: str, tmp_path: Path) -> None:
             load_split(f"{spec}{'&' if '?' in spec else '?'}{wrong}")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "digits"])
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind not in ("digits", "tokens")])
 def test_every_record_is_a_row(kind: str, tmp_path: Path) -> None:
     """In its place, with its label, and none besides; images also with their pixels."""
     spec = made(kind, tmp_path)

@@ -33,16 +33,18 @@ OnEpoch = Callable[[int, EpochRecord], None]
 
 
 class HardLabels(BatchLoss):
-    """Cross-entropy with the dataset's labels, for rows that have one."""
+    """Cross-entropy with the dataset's labels, for rows that have one; of many positions, the mean of the labelled."""
 
     def __init__(self, split: Split) -> None:
-        split.refuse_positions("train-teacher")
         if (split.labels < 0).all():
             raise ValueError(f"{split.spec}: every row is unlabelled; a teacher needs labels")
         self.labels = torch.from_numpy(split.labels)
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor, **_: int) -> Tensor:
-        return F.cross_entropy(logits_BC.float(), self.labels[rows_B].to(logits_BC.device), reduction="none")
+        labels_B = self.labels[rows_B].to(logits_BC.device)
+        logits_PC, labels_P = logits_BC.float().flatten(0, -2), labels_B.flatten()
+        loss_B = F.cross_entropy(logits_PC, labels_P, reduction="none", ignore_index=-1).view_as(labels_B)
+        return loss_B if labels_B.ndim == 1 else loss_B.sum(dim=1) / (labels_B >= 0).sum(dim=1).clamp(min=1)
 
 
 def train_teachers(
@@ -186,7 +188,7 @@ def _jobs(
     given: Given | None,
 ) -> Iterator[_Job]:
     folds = plan.assign(split) if plan is not None else None
-    usable = split.labels >= 0 if split.readable is None else (split.labels >= 0) & split.readable
+    usable = split.usable
     code = views.attributes().get("code_sha256")
     for fold in range(plan.num_folds if plan is not None else 1):
         chosen = usable if folds is None else usable & (folds != fold)

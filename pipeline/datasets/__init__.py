@@ -16,6 +16,7 @@ from logitbank.pipeline.datasets.own import load_own
 from logitbank.pipeline.datasets.spec import check_options, parse, read_whole, spell
 from logitbank.pipeline.datasets.split import Split
 from logitbank.pipeline.datasets.tables import load_csv, load_parquet
+from logitbank.pipeline.datasets.tokens import load_tokens
 from logitbank.pipeline.datasets.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from logitbank.pipeline.datasets.webdataset import load_webdataset
 from logitbank.pipeline.spelling import unknown
@@ -81,6 +82,13 @@ SOURCES: dict[str, Source] = {
         example="imagefolder:DIR?split=train",
         about="DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg, each in its own size; on_error=skip masks broken files,"
         " size=64 shrinks all to squares first",
+    ),
+    "tokens": Source(
+        load=load_tokens,
+        takes_name=True,
+        example="tokens:FILE.bin?length=1024&test=FILE",
+        about="packed token ids, .bin of uint16 (dtype=) or .npy, memory-mapped; sequences of length=, each position's"
+        " label is the next token",
     ),
     "hf": Source(
         load=load_hf,

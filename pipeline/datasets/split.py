@@ -84,9 +84,9 @@ class Split:
         name: Dataset name, such as "CIFAR10".
         split: "train" or "test".
         spec: The text that loads it again, such as "digits?split=train".
-        samples: Images as uint8 [N, H, W, C], or table rows as float32 [N, D]; an array, or what reads like one:
-            ``Originals``, pictures of any sizes, or ``Thumbnails`` (indexing, ``shape``, ``ndim``, ``dtype``, and
-            ``content_keys`` of its own).
+        samples: Images as uint8 [N, H, W, C], table rows as float32 [N, D], or token ids as int64 [N, L]; an array, or
+            what reads like one: ``Originals``, pictures of any sizes, ``Thumbnails``, or ``PackedTokens`` (indexing,
+            ``shape``, ``ndim``, ``dtype``, and ``content_keys`` of its own).
         labels: int64 [N]; -1 marks an unlabelled example. Of examples that are answered at L positions, such as the
             tokens of a text, int64 [N, L].
         num_classes: Number of classes C.
@@ -118,13 +118,13 @@ class Split:
             )
         if not len(self.samples):
             raise ValueError(f"{self.spec}: no examples; expected at least one")
-        ndim = {"uint8": 4, "float32": 2}.get(self.samples.dtype.name)
+        ndim = {"uint8": 4, "float32": 2, "int64": 2}.get(self.samples.dtype.name)
         if self.samples.ndim != ndim or 0 in self.samples.shape:
             raise ValueError(
                 f"{self.spec}: samples are {self.samples.dtype} {list(self.samples.shape)}; expected images as uint8"
-                " [N, H, W, channels] or a table as float32 [N, D]"
+                " [N, H, W, channels], a table as float32 [N, D], or tokens as int64 [N, L]"
             )
-        if ndim == 2 and not np.isfinite(self.samples).all():
+        if self.samples.dtype.kind == "f" and not np.isfinite(self.samples).all():
             raise ValueError(f"{self.spec}: samples hold NaN or infinite values; fill or drop them first")
         self._check_positions()
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -163,6 +163,12 @@ class Split:
         """(C,), or (L, C): the logits of an example."""
         return (*self.labels.shape[1:], self.num_classes)
 
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """Examples that have a label and can be read, at one position at least: bool [N]."""
+        usable = self.labels >= 0 if self.readable is None else (self.labels >= 0) & self.readable
+        return np.asarray(usable if self.positions is None else usable.any(axis=1), np.bool_)
+
     def refuse_positions(self, what: str) -> None:
         """Raises ValueError where examples are answered at positions, of which ``what`` knows nothing."""
         if self.positions is not None:
@@ -173,6 +179,15 @@ class Split:
     @property
     def is_image(self) -> bool:
         return self.samples.ndim == 4
+
+    @property
+    def is_tokens(self) -> bool:
+        return self.samples.dtype.kind == "i"
+
+    @property
+    def holds(self) -> str:
+        """What the samples are, for errors."""
+        return "images" if self.is_image else "tokens" if self.is_tokens else "a table"
 
     @property
     def originals(self) -> Originals | None:
@@ -194,7 +209,7 @@ class Split:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of an image or (D,) of a table row."""
+        """(H, W, C) of an image, (D,) of a table row, or (L,) of tokens."""
         return tuple(self.samples.shape[1:])
 
     @cached_property

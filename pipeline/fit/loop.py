@@ -1,6 +1,6 @@
 """The one training loop, for teachers and students alike: data and loss are arguments.
 
-Shapes: B batch, C classes, N examples.
+Shapes: B batch, L positions, C classes, N examples.
 """
 
 import time
@@ -53,7 +53,7 @@ class BatchLoss:
         return rows[torch.randperm(len(rows), generator=generator)]
 
     def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
-        """Loss [B] of logits [B, C] for the examples with the given row numbers.
+        """Loss [B] of logits [B, C], or [B, L, C], for the examples with the given row numbers.
 
         Args:
             logits_BC: The model's.
@@ -89,7 +89,7 @@ def fit(
     nothing that is known, so they are never the same, and have no checkpoint.
 
     Args:
-        model: Maps preprocessed inputs to logits [B, C].
+        model: Maps preprocessed inputs to logits [B, C], or [B, L, C] of examples that are answered at L positions.
         split: Training examples.
         loss: Loss of each example.
         training: Every setting.
@@ -234,7 +234,7 @@ def _forward(
 
 
 def _counted(loss_B: Tensor, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Sum of the losses, number of right answers, number of labels: float32 [3]."""
+    """Sum of the losses, number of right answers, number of labels, of positions where there are: float32 [3]."""
     right_B = logits_BC.detach().argmax(dim=-1) == labels_B
     return torch.stack([loss_B.detach().sum().float(), right_B.sum().float(), (labels_B >= 0).sum().float()])
 

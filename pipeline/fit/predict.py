@@ -1,4 +1,4 @@
-"""A model's answers in evaluation mode. Shapes: N examples, C classes."""
+"""A model's answers in evaluation mode. Shapes: N examples, L positions, C classes."""
 
 from functools import partial
 
@@ -14,6 +14,7 @@ from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
+_HELD_NUMBERS = 2**24  # logits of a forward pass
 
 
 class Diverged(ValueError):
@@ -31,7 +32,7 @@ def predict(
     batch_size: int = EVAL_BATCH_SIZE,
     workers: int = 0,
 ) -> Tensor:
-    """Logits of the given rows (default: all), float32 [N, C] on the CPU, in evaluation mode.
+    """Logits of the given rows (default: all), float32 [N, C] or [N, L, C] on the CPU, in evaluation mode.
 
     The examples are shown as they are, or as the first of ``views`` shows them.
 
@@ -42,7 +43,8 @@ def predict(
         device: Where to run it (default: CPU).
         rows: Which examples.
         views: How they are shown.
-        batch_size: Examples of a forward pass; it changes speed, and rounding.
+        batch_size: Examples of a forward pass; it changes speed, and rounding. Of examples with positions fewer, when
+            their logits are many.
         workers: Threads that read the next batches meanwhile; 0 reads in between.
 
     Raises:
@@ -52,12 +54,14 @@ def predict(
     device = device or torch.device("cpu")
     model.to(device).eval()
     chosen = np.arange(len(split)) if rows is None else rows
+    if split.positions is not None:
+        batch_size = min(batch_size, max(1, _HELD_NUMBERS // (split.positions * split.num_classes)))
     parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     with torch.inference_mode():
         shown = partial(_samples, split, views or Views(), preprocessing, device.type == "cuda")
         samples = (part.to(device, non_blocking=True) for part in in_order(shown, parts, workers))
         logits_NC = torch.cat([model(preprocessing(part)).float().cpu() for part in samples])
-    wrong_N = ~logits_NC.isfinite().all(dim=1)
+    wrong_N = ~logits_NC.isfinite().flatten(1).all(dim=1)
     if wrong_N.any():
         raise Diverged(
             f"the model's answers are not finite on {int(wrong_N.sum())} of {len(wrong_N)} examples: training"

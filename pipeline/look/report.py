@@ -196,7 +196,7 @@ def _class_table(methods: Methods) -> Table:
     classes: dict[str, dict[str, list[float]]] = {}
     for name, runs in methods.items():
         for run in runs.values():
-            for row in run.result["test"]["per_class"]:
+            for row in run.result["test"].get("per_class", []):
                 classes.setdefault(row["class"], {}).setdefault(name, []).append(100 * row["accuracy"])
     lines = [
         [_words(label), *(_number(_mean(found.get(name, [])), "{:.2f}") for name in methods)]

@@ -1,8 +1,8 @@
 """The model table: teachers and students are built from the same names.
 
-``build_model("resnet20", split)`` gives an untrained ``nn.Module`` that maps preprocessed inputs to
-logits [B, C]. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries' own tables, ``sklearn:NAME`` is a student
-that scikit-learn fits.
+``build_model("resnet20", split)`` gives an untrained ``nn.Module`` that maps preprocessed inputs to logits [B, C], or
+[B, L, C] for examples that are answered at L positions. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries'
+own tables, ``sklearn:NAME`` is a student that scikit-learn fits.
 """
 
 import math
@@ -16,6 +16,7 @@ from torch import nn
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.models.cifar_resnet import CifarResNet
+from logitbank.pipeline.models.gpt import GPT
 from logitbank.pipeline.models.input_transform import (
     Given,
     InputTransform,
@@ -46,17 +47,25 @@ __all__ = [
 ]
 
 _CRD_WIDTHS = (32, 64, 128, 256)
-_PLAIN_MLP = (256, 2)  # width and depth
+_PLAIN_MLP, _PLAIN_GPT = (256, 2), (128, 2)  # width and depth
 _TIMM = "timm:"
 _MLP = re.compile(r"mlp:([1-9]\d{0,4})(?:x([1-9]\d?))?")
+_GPT = re.compile(r"gpt:([1-9]\d{0,4})x([1-9]\d?)")
+IMAGES, TABLE, TOKENS = "images", "a table", "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One line of the table: how to build it for a split, whether it needs images, and what a user reads."""
+    """One line of the table: how to build it for a split, what it reads, and what a user reads of it.
+
+    Attributes:
+        build: Untrained.
+        reads: What it reads, as ``Split.holds`` says it.
+        about: In a line.
+    """
 
     build: Callable[[Split], nn.Module]
-    images_only: bool
+    reads: tuple[str, ...]
     about: str
 
 
@@ -64,10 +73,14 @@ def _mlp(width: int, depth: int) -> Callable[[Split], nn.Module]:
     return lambda split: MLP(input_shape=split.input_shape, num_classes=split.num_classes, width=width, depth=depth)
 
 
+def _gpt(width: int, depth: int) -> Callable[[Split], nn.Module]:
+    return lambda split: GPT(vocabulary=split.num_classes, length=split.input_shape[0], width=width, depth=depth)
+
+
 def _resnet(depth: int) -> Model:
     return Model(
         build=lambda split: CifarResNet(depth, num_classes=split.num_classes, in_channels=split.input_shape[-1]),
-        images_only=True,
+        reads=(IMAGES,),
         about=f"CIFAR ResNet-{depth}, He et al. 2015, section 4.2, option-A shortcuts",
     )
 
@@ -81,7 +94,7 @@ def _resnet_x4(depth: int) -> Model:
             widths=_CRD_WIDTHS,
             projection=True,
         ),
-        images_only=True,
+        reads=(IMAGES,),
         about=f"CIFAR ResNet-{depth}, four times as wide, projection shortcuts (Tian et al. 2020)",
     )
 
@@ -89,19 +102,24 @@ def _resnet_x4(depth: int) -> Model:
 def _wrn(depth: int, width: int) -> Model:
     return Model(
         build=lambda split: WideResNet(depth, width, num_classes=split.num_classes, in_channels=split.input_shape[-1]),
-        images_only=True,
+        reads=(IMAGES,),
         about=f"wide ResNet-{depth}, {width} times as wide, Zagoruyko and Komodakis 2016",
     )
 
 
 MODELS: dict[str, Model] = {
-    "linear": Model(build=_mlp(0, 0), images_only=False, about="multinomial logistic regression"),
+    "linear": Model(build=_mlp(0, 0), reads=(IMAGES, TABLE), about="multinomial logistic regression"),
     "mlp": Model(
-        build=_mlp(*_PLAIN_MLP), images_only=False, about="two hidden layers of 256; mlp:WIDTHxDEPTH for others"
+        build=_mlp(*_PLAIN_MLP), reads=(IMAGES, TABLE), about="two hidden layers of 256; mlp:WIDTHxDEPTH for others"
+    ),
+    "gpt": Model(
+        build=_gpt(*_PLAIN_GPT),
+        reads=(TOKENS,),
+        about="causal transformer of width 128 and two layers, norms first, tied head; gpt:WIDTHxDEPTH for others",
     ),
     "cnn": Model(
         build=lambda split: SmallCNN(in_channels=split.input_shape[-1], num_classes=split.num_classes),
-        images_only=True,
+        reads=(IMAGES,),
         about="two convolutions and one hidden layer, for small images",
     ),
     **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -114,19 +132,20 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
     """An untrained model for the split's inputs and classes.
 
     Args:
-        name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``, ``sklearn:NAME``
-            (trees that are still to be fitted or loaded), or your own ``path/to/file.py:factory`` or
-            ``package.module:factory``, called with those of ``num_classes`` and ``input_shape`` ((H, W, channels) or
-            (D,)) that it takes.
+        name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``gpt:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``,
+            ``sklearn:NAME`` (trees that are still to be fitted or loaded), or your own ``path/to/file.py:factory`` or
+            ``package.module:factory``, called with those of ``num_classes`` and ``input_shape`` ((H, W, channels),
+            (D,) or (L,)) that it takes.
         split: Gives the input shape and the number of classes; see ``Preprocessing.sized``.
         drop_path: Share of residual branches that a timm model skips while it is trained.
 
     Raises:
-        ValueError: Unknown name, a model for images on a table, or drop path of a model that has none.
+        ValueError: Unknown name, a model for other samples, or drop path of a model that has none.
     """
     model = _find(name)
-    if model.images_only and not split.is_image:
-        raise ValueError(f"model {name!r} needs images, but {split.spec} is a table; use mlp or linear")
+    if split.holds not in model.reads:
+        others = {IMAGES: "cnn", TABLE: "mlp or linear", TOKENS: "gpt:WIDTHxDEPTH"}[split.holds]
+        raise ValueError(f"model {name!r} needs {model.reads[0]}, but {split.spec} holds {split.holds}; use {others}")
     if not drop_path:
         return model.build(split)
     if not name.startswith(_TIMM):
@@ -136,6 +155,8 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
 
 def spell_model(name: str) -> str:
     """The one spelling of a name that has several: ``mlp:8x1`` is ``mlp:8``, and ``mlp:256x2`` is ``mlp``."""
+    if name == f"gpt:{_PLAIN_GPT[0]}x{_PLAIN_GPT[1]}":
+        return "gpt"
     match = _MLP.fullmatch(name)
     if match is None:
         prefix, question, options = name.partition("?")
@@ -151,17 +172,20 @@ def _find(name: str) -> Model:
         return MODELS[name]
     if match := _MLP.fullmatch(name):
         width, depth = int(match[1]), int(match[2] or 1)
-        return Model(build=_mlp(width, depth), images_only=False, about="")
+        return Model(build=_mlp(width, depth), reads=(IMAGES, TABLE), about="")
+    if match := _GPT.fullmatch(name):
+        return Model(build=_gpt(int(match[1]), int(match[2])), reads=(TOKENS,), about="")
     library, _, inner = name.partition(":")
     if library == "timm" and inner:
-        return Model(build=lambda split: _timm(inner, split), images_only=True, about="")
+        return Model(build=lambda split: _timm(inner, split), reads=(IMAGES,), about="")
     if library == "torchvision" and inner:
-        return Model(build=lambda split: _torchvision(inner, split), images_only=True, about="")
+        return Model(build=lambda split: _torchvision(inner, split), reads=(IMAGES,), about="")
     if library == "sklearn" and inner:
-        return Model(build=_trees, images_only=False, about="")
+        return Model(build=_trees, reads=(IMAGES, TABLE), about="")
     if is_factory(name):
-        return Model(build=lambda split: _own(name, split), images_only=False, about="")
-    known = [*MODELS, "mlp:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "sklearn:NAME", "file.py:factory"]
+        return Model(build=lambda split: _own(name, split), reads=(IMAGES, TABLE, TOKENS), about="")
+    forms = ("mlp:WIDTHxDEPTH", "gpt:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "sklearn:NAME", "file.py:factory")
+    known = [*MODELS, *forms]
     raise ValueError(unknown("model", name, known))
 
 

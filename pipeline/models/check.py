@@ -70,7 +70,7 @@ def shown(
 def _answer(
     name: str, model: nn.Module, samples: Tensor, preprocessing: Preprocessing, split: Split, when: str
 ) -> Tensor:
-    """Logits [B, C]; ValueError says what came instead."""
+    """Logits [B, C], or [B, L, C] of L positions; ValueError says what came instead."""
     try:
         logits = model(preprocessing(samples))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # whatever layers raise
@@ -78,10 +78,12 @@ def _answer(
         shape = " x ".join(str(size) for size in samples.shape[1:])
         raise ValueError(f"model {name!r} cannot read the examples of {split.spec}{when}, {shape}: {reason}") from error
     found = f"{list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    expected = [len(samples), split.num_classes]
+    each = [] if split.positions is None else [split.positions]
+    expected = [len(samples), *each, split.num_classes]
     if not isinstance(logits, Tensor) or list(logits.shape) != expected:
+        places = "positions, " if each else ""
         raise ValueError(
-            f"model {name!r} answers {found}{when}; expected {expected}: examples, classes of {split.spec}"
+            f"model {name!r} answers {found}{when}; expected {expected}: examples, {places}classes of {split.spec}"
         )
     if not logits.is_floating_point():
         raise ValueError(f"model {name!r} answers {logits.dtype}{when}; expected logits, floating numbers")

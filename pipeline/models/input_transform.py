@@ -18,7 +18,7 @@ from logitbank.pipeline.datasets.resize_crop import INTERPOLATIONS, MODES, Resiz
 from logitbank.pipeline.datasets.spec import tell
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.domains import MEANS, STDS, check_input
-from logitbank.pipeline.models.preprocessing import Preprocessing, fit_preprocessing
+from logitbank.pipeline.models.preprocessing import AS_THEY_ARE, Preprocessing, fit_preprocessing
 from logitbank.pipeline.spelling import unknown
 
 _IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
@@ -72,7 +72,7 @@ class InputTransform:
         named = [name for name in ("resize", "crop", "interpolation", "mode") if getattr(self, name) is not None]
         fit = scaled.fit
         if named and fit is None:
-            why = "pictures of one size" if split.is_image else "a table"
+            why = "pictures of one size" if split.is_image else split.holds
             raise ValueError(f"--input-transform {named[0]} does nothing here, because {split.spec} is {why}")
         if fit is None:
             return scaled
@@ -116,7 +116,14 @@ def settle(split: Split, given: Given | None, *said: Preprocessing | None) -> Pr
 
     Returns:
         None where nobody says how inputs are scaled.
+
+    Raises:
+        ValueError: Something is given for tokens, which no model scales.
     """
+    if split.is_tokens:
+        if given is not None:
+            raise ValueError(f"--mean, --std and --input-transform do nothing here, because {split.spec} holds tokens")
+        return AS_THEY_ARE
     base = next((each for each in said if each is not None), None)
     if isinstance(given, Preprocessing):
         return given.on(split) if base is None or given.size or given.fit else replace(given, fit=base.fit).on(split)

@@ -3,7 +3,7 @@
 Pictures of any sizes are resized while they are read (``fit``); the rest runs on the device, after the view and before
 the network.
 
-Shapes: B batch, H x W x C pixels, D features.
+Shapes: B batch, H x W x C pixels, D features, L tokens.
 """
 
 import math
@@ -52,7 +52,9 @@ class Preprocessing:
             raise ValueError(f"std is {self.std}; every standard deviation must be positive and finite")
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """uint8 images [B, H, W, C] -> float32 [B, C, H, W]; rows [B, D] -> float32 [B, D]."""
+        """uint8 images [B, H, W, C] -> float32 [B, C, H, W]; rows [B, D] -> float32 [B, D]; int64 [B, L] stay."""
+        if samples.dtype == torch.int64:
+            return samples
         mean, std = (torch.tensor(values, device=samples.device) for values in (self.mean, self.std))
         if samples.ndim == 2:
             return (samples.float() - mean) / std
@@ -69,6 +71,8 @@ class Preprocessing:
 
     def check(self, split: Split) -> None:
         """Raises ValueError when the numbers do not fit the split's channels or columns."""
+        if split.is_tokens:
+            return
         expected = split.input_shape[-1]
         if len(self.mean) not in (1, expected):
             what = "channels" if split.is_image else "columns"
@@ -131,11 +135,17 @@ class Preprocessing:
         return cls(mean=tuple(map(float, mean)), std=tuple(map(float, std)), size=size, fit=fit)  # type: ignore[arg-type]
 
 
+AS_THEY_ARE = Preprocessing(mean=(0.0,), std=(1.0,))
+"""Of tokens, which are no amounts."""
+
+
 def fit_preprocessing(split: Split, rows: npt.NDArray[np.integer] | None = None) -> Preprocessing:
     """Mean and standard deviation of each channel or column, over the given rows (default: all) in float64.
 
-    A constant column gets standard deviation 1. Images that have to be decoded are sampled.
+    A constant column gets standard deviation 1. Images that have to be decoded are sampled. Tokens stay as they are.
     """
+    if split.is_tokens:
+        return AS_THEY_ARE
     samples: Any = split.samples
     chosen = np.arange(len(split)) if rows is None else rows
     if not isinstance(samples, np.ndarray):

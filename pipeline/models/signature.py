@@ -15,6 +15,7 @@ from logitbank.pipeline.datasets.columns import Feature
 from logitbank.pipeline.datasets.picture_files import MAX_SIZE
 from logitbank.pipeline.models.preprocessing import Preprocessing
 from logitbank.stores.format.plain_json import parse_json
+from logitbank.stores.format.schema import MAX_POSITIONS
 
 SIGNATURE = "signature.json"
 MAX_BYTES = 2**25
@@ -27,11 +28,13 @@ class Signature:
 
     Attributes:
         architecture: Its name, as ``build_model`` takes it.
-        input_shape: (H, W, C) of an image or (D,) of a table row, as the network is built for.
+        input_shape: (H, W, C) of an image, (D,) of a table row, or (L,) of tokens, as the network is built for.
         num_classes: Logits that it answers with.
         class_names: In their order, or empty.
         preprocessing: Its input transform.
         features: How columns of a table became the D features; empty when rows were arrays, or images.
+        is_tokens: It reads ids of tokens.
+        positions: L, at how many it answers; None: one answer an example.
     """
 
     architecture: str
@@ -40,6 +43,8 @@ class Signature:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     features: tuple[Feature, ...] = ()
+    is_tokens: bool = False
+    positions: int | None = None
 
     def __post_init__(self) -> None:
         shape, names = self.input_shape, self.class_names
@@ -50,6 +55,10 @@ class Signature:
             raise ValueError(
                 f"it has {self.num_classes} classes and {len(names)} names of them; expected as many names"
             )
+        if self.is_tokens and (sides or self.features):
+            raise ValueError("it reads tokens, and an image or columns; expected one of them")
+        if self.positions is not None and not (type(self.positions) is int and 1 <= self.positions <= MAX_POSITIONS):
+            raise ValueError(f"it answers at {str(self.positions)[:80]} positions; expected 1 to {MAX_POSITIONS}")
         if self.features and shape != (sum(feature.width for feature in self.features),):
             raise ValueError(f"its columns do not make an input of {list(shape)}")
 
@@ -63,6 +72,8 @@ class Signature:
             class_names=split.class_names,
             preprocessing=preprocessing,
             features=split.features,
+            is_tokens=split.is_tokens,
+            positions=split.positions,
         )
 
     @property
@@ -75,20 +86,21 @@ class Signature:
         return self.class_names or tuple(str(label) for label in range(self.num_classes))
 
     def split(self, samples: Any, source: str) -> Split:
-        """Unlabelled examples with the classes of the model: uint8 [N, H, W, C], float32 [N, D], or ``Originals``."""
+        """Unlabelled examples with the classes of the model: uint8 [N, H, W, C], float32 [N, D], int64 [N, L], or
+        ``Originals``."""
         return Split(
             name=source,
             split="test",
             spec=source,
             samples=samples,
-            labels=np.full(len(samples), -1, np.int64),
+            labels=np.full((len(samples), self.positions) if self.positions else len(samples), -1, np.int64),
             num_classes=self.num_classes,
             class_names=self.class_names,
         )
 
     def example(self) -> Split:
         """One blank example, which takes no memory: what the network is built for."""
-        kind = np.uint8(0) if self.is_image else np.float32(0)
+        kind = np.uint8(0) if self.is_image else np.int64(0) if self.is_tokens else np.float32(0)
         return self.split(np.broadcast_to(kind, (1, *self.input_shape)), "blank")
 
     def attributes(self) -> dict[str, Any]:
@@ -99,6 +111,8 @@ class Signature:
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.attributes(),
             "features": [feature.attributes() for feature in self.features],
+            **({"tokens": True} if self.is_tokens else {}),
+            **({"positions": self.positions} if self.positions else {}),
         }
 
 
@@ -121,6 +135,7 @@ def read_signature(path: Path) -> Signature:
                 "class_names": list(names),
                 "preprocessing": preprocessing,
                 "features": list(features),
+                **more,
             } if all(type(side) is int for side in shape) and all(isinstance(name, str) for name in names):
                 return Signature(
                     architecture=architecture,
@@ -129,6 +144,8 @@ def read_signature(path: Path) -> Signature:
                     class_names=tuple(names),
                     preprocessing=Preprocessing.from_attributes(preprocessing),
                     features=tuple(map(Feature.from_attributes, features)),
+                    is_tokens=more.get("tokens") is True,
+                    positions=more.get("positions"),  # type: ignore[arg-type]  # looked at above
                 )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,10 +1,12 @@
 """What is measured of a student: on validation rows cut from the training data, against its teacher, on test data.
 
+Where examples are answered at L positions, the measures are over positions (``over_positions``), and what is said of
+each class is left out.
+
 Shapes: N examples, C classes.
 """
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,22 @@ from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.metrics import (
     confusion,
+    fit_for_json,
     measure,
     measure_agreement,
     measure_classes,
     measure_where_teacher_errs,
     reliability_of,
 )
+from logitbank.pipeline.train_student.over_positions import (
+    Ask,
+    measure_beside_teacher,
+    measure_labelled,
+    sampled,
+)
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.int64]
-Ask = Callable[..., Tensor]  # ``predict``, bound to the student's input scaling, a device and batches
 VALIDATION_SEED = 0
 _SAMPLE = 2000
 _DECODE_ROWS = 4096
@@ -37,7 +45,8 @@ def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
     Each class gives its share, rounded so that the sum is right: the classes with the largest remainders give one row
     more (where they tie, those that are drawn). At least one row of each class stays in training, so a class of one row
     gives none. (scikit-learn's splitters refuse to draw fewer rows than there are classes.) The draw does not depend
-    on the run's seed, so that runs differ by their seeds alone. Unlabelled rows stay in training.
+    on the run's seed, so that runs differ by their seeds alone. Unlabelled rows stay in training. Examples with labels
+    at their positions are drawn as if of one class.
 
     Raises:
         ValueError: A share outside 0 to below 1, or one that leaves no validation rows.
@@ -47,12 +56,19 @@ def cut_validation(split: Split, share: float) -> tuple[Rows, Rows]:
     rng = np.random.default_rng(VALIDATION_SEED)
     chosen = np.zeros(len(split), np.bool_)
     if share:
-        members = [rng.permutation(np.flatnonzero(split.labels == label)) for label in range(split.num_classes)]
+        members = [rng.permutation(rows) for rows in _by_class(split)]
         for rows, count in zip(members, _validation_counts([len(rows) for rows in members], share, rng), strict=True):
             chosen[rows[:count]] = True
     if share and not chosen.any():
         raise ValueError(f"--val-share {share} of {split.spec} leaves no labelled validation rows; take a larger share")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _by_class(split: Split) -> list[Rows]:
+    """The labelled rows of each class."""
+    if split.positions is not None:
+        return [np.flatnonzero((split.labels >= 0).any(axis=1))]
+    return [np.flatnonzero(split.labels == label) for label in range(split.num_classes)]
 
 
 def _validation_counts(sizes: list[int], share: float, rng: np.random.Generator) -> list[int]:
@@ -87,9 +103,11 @@ def validate(ask: Ask, model: nn.Module, split: Split, rows: Rows, selected_by: 
     Raises:
         ValueError: The rows do not allow that measure.
     """
-    logits_NC, labels_N = measure_rows(ask, model, split, rows)
     names = dict.fromkeys(("accuracy", "nll", *filter(None, [selected_by])))
-    found = measure(logits_NC, labels_N, names)
+    if split.positions is not None:
+        found, _ = measure_labelled(ask, model, split, rows, names)
+    else:
+        found = measure(*measure_rows(ask, model, split, rows), names)
     if selected_by and found[selected_by] is None:
         raise ValueError(
             f"--select best:{selected_by}: the validation rows are all of one class, which does not allow it; select by"
@@ -102,6 +120,9 @@ def validate(ask: Ask, model: nn.Module, split: Split, rows: Rows, selected_by: 
 def evaluate_test(ask: Ask, model: nn.Module, test: Split) -> dict[str, Any]:
     """All measures on the test data, with the table of classes, which are taken for which, and the bins of a
     reliability diagram."""
+    if test.positions is not None:
+        measured, bins = measure_labelled(ask, model, test, None)
+        return {"data": test.spec, "num_examples": len(test), **measured, "reliability": fit_for_json(bins)}
     logits_NC, labels_N = measure_rows(ask, model, test, None)
     names = test.class_names or tuple(str(label) for label in range(test.num_classes))
     return {
@@ -131,6 +152,10 @@ def evaluate_against_teacher(
 
     On the validation rows, which the student has not seen, or else on some training rows.
     """
+    if split.positions is not None:
+        rows = validation if len(validation) else sampled(split)
+        found = measure_beside_teacher(ask, model, split, answers, rows, views)
+        return {"rows": "validation" if len(validation) else "training", **found} if found else {}
     rows = validation if len(validation) else np.arange(0, len(split), max(1, len(split) // _SAMPLE))
     rows = rows[answers.served(0)[rows]]
     if not len(rows):

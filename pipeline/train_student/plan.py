@@ -40,7 +40,6 @@ from logitbank.pipeline.train_student.class_counts import count_classes
 from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.evaluate import (
     VALIDATION_SEED,
-    Ask,
     cut_validation,
     evaluate_against_teacher,
     rows_digest,
@@ -54,6 +53,7 @@ from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
 from logitbank.pipeline.train_student.losses import Material, Objective
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
+from logitbank.pipeline.train_student.over_positions import Ask, check_training
 from logitbank.pipeline.train_student.privacy import check_private
 from logitbank.pipeline.train_student.search import cut_folds
 from logitbank.pipeline.train_student.seen import student_keys
@@ -284,6 +284,7 @@ def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, R
         raise ValueError(f"--channels-last does nothing here, because {split.spec} holds no images; leave it out")
     if run.training.random_erasing and not split.is_image:
         raise ValueError(f"--random-erasing does nothing here, because {split.spec} holds no images; leave it out")
+    check_training(run.training, split)
     if run.training.selected_by and not len(validation):
         raise ValueError(f"--select {run.training.select} needs validation rows; pass --val-share 0.1")
     return rows, validation

@@ -78,7 +78,9 @@ def measure_student(
 def take_tables(result: dict[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:
     """Tables of the test data that stand in files of their own, by the file's name; the large one leaves the result."""
     test = result["test"]
-    return {} if test is None else {CLASSES: test["per_class"], CONFUSION: test.pop("confusion")}
+    if test is None or "per_class" not in test:
+        return {}
+    return {CLASSES: test["per_class"], CONFUSION: test.pop("confusion")}
 
 
 def save_student(out: Path, plan: Plan, model: nn.Module, objective: Objective) -> None:

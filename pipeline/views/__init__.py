@@ -81,14 +81,16 @@ class Views:
         """Raises ValueError when the views cannot be made of the split's samples."""
         steps = [step for step, _ in parse_transform(self.transform)]
         if not split.is_image and any(step.images_only for step in steps):
-            raise ValueError(f"transform {self.transform!r} needs images, but {split.spec} is a table; use none")
+            raise ValueError(
+                f"transform {self.transform!r} needs images, but {split.spec} holds {split.holds}; use none"
+            )
         if split.originals is not None and any(step.cut is not None for step in steps[1:]):
             raise ValueError(f"transform {self.transform!r}: rrc cuts its crops from the originals; write it first")
 
     def samples(
         self, split: Split, rows: npt.NDArray[np.integer] | slice, view: int, fit: ResizeCrop | None = None
     ) -> Samples:
-        """The given rows as view ``view`` shows them, uint8 [B, H, W, C] or float32 [B, D].
+        """The given rows as view ``view`` shows them, uint8 [B, H, W, C], float32 [B, D] or int64 [B, L].
 
         Args:
             split: The examples.

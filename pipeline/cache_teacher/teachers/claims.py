@@ -91,9 +91,7 @@ class Claims:
 
 def trained_on(split: Split) -> Seen:
     """What a teacher that was trained on this very split has seen: the examples with a label that can be read."""
-    usable = split.labels >= 0 if split.readable is None else (split.labels >= 0) & split.readable
-    usable_N = np.any(usable.reshape(len(split), -1), axis=1)  # of examples with positions: at some
-    return np.isin(split.keys, split.keys[usable_N]).astype(np.int8)
+    return np.isin(split.keys, split.keys[split.usable]).astype(np.int8)
 
 
 def nothing_known(split: Split) -> Seen:

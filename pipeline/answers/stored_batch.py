@@ -4,6 +4,7 @@ Shapes: B batch, C classes. Where an example is answered at L positions, a batch
 row by row: all but ``shape`` and the rows themselves speak of answers, and B stands for their number.
 """
 
+import math
 from functools import cached_property
 from typing import Protocol
 
@@ -39,10 +40,21 @@ class StoredBatch:
         answers: All that the teacher says.
         rows_B: Of the store, int64 [B] on the CPU.
         view_B: The view of each, int64 [B] on the CPU.
+        whole: Of which this is a part.
+        some: Which answers of the whole these are.
     """
 
-    def __init__(self, answers: Source, rows_B: Tensor, view_B: Tensor) -> None:
+    def __init__(
+        self,
+        answers: Source,
+        rows_B: Tensor,
+        view_B: Tensor,
+        *,
+        whole: "StoredBatch | None" = None,
+        some: slice = slice(None),
+    ) -> None:
         self.answers, self.rows_B, self.view_B = answers, rows_B, view_B
+        self._whole, self._some = whole or self, some
 
     @property
     def offers(self) -> frozenset[str]:
@@ -50,7 +62,12 @@ class StoredBatch:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(B,), or (B, L): ``batch.logits(...).reshape(*batch.shape, -1)`` has a row for each example."""
+        """(B,), or (B, L): ``batch.logits(...).reshape(*batch.shape, -1)`` has a row for each example.
+
+        Of a part (answers,).
+        """
+        if self._whole is not self:
+            return (len(self._places_B[0]),)
         return (len(self.rows_B), *self.answers.labels.shape[1:])
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
@@ -64,19 +81,21 @@ class StoredBatch:
         """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""
         if not self.answers.decoder.encoding.has_tail:
             return None
-        rank_B = torch.from_numpy(self._records_B["label_rank"].astype(np.int64).reshape(-1)).to(
-            self.answers.decoder.device
-        )
+        rank_B = self._arrays()["label_rank"].long().to(self.answers.decoder.device)
         known_B = rank_B <= self.answers.decoder.encoding.top_k
         if self.answers.decoder.tail != "bucket":  # no other tail rises above the head
             return known_B
         return known_B & ((self.above_label_BC(student_BC, temperature).sum(dim=1) == rank_B) | (rank_B == 0))
 
     def served(self) -> Tensor | None:
-        return self.answers.mask(self.rows_B, self.view_B)
+        served_B = self.answers.mask(self.rows_B, self.view_B)
+        return None if served_B is None else served_B[self._some]
 
     def part(self, some: slice) -> "StoredBatch":
-        return StoredBatch(self.answers, self.rows_B[some], self.view_B[some])
+        """Some of the answers, in the batch's order: position by position where rows have several."""
+        own = range(math.prod(self._whole.shape))[self._some][some]
+        places = slice(own.start, own.stop, own.step)
+        return StoredBatch(self.answers, self.rows_B, self.view_B, whole=self._whole, some=places)
 
     def refuse_unserved(self) -> None:
         """Raises ValueError when the teacher has no answer to one of the rows, at any position."""
@@ -92,23 +111,41 @@ class StoredBatch:
     def above_label_BC(self, student_BC: Tensor, temperature: float) -> Tensor:
         """Classes that decode at or above the label, the label's own included, bool [B, C]."""
         logits_BC = self.decoded(student_BC, temperature)
-        labels_B1 = self.answers.labels[self.rows_B].clamp(min=0).reshape(-1, 1).to(logits_BC.device)
-        return logits_BC >= logits_BC.gather(1, labels_B1)
+        row_B, position_B = self._places_B
+        labels_B = self.answers.labels[row_B] if position_B is None else self.answers.labels[row_B, position_B]
+        return logits_BC >= logits_BC.gather(1, labels_B.clamp(min=0)[:, None].to(logits_BC.device))
 
     def stored_BC(self) -> Tensor:
         """Classes whose logit the store holds by itself, the label's aside, bool [B, C]."""
-        arrays = {name: array.flatten(0, len(self.shape) - 1) for name, array in self._arrays().items()}
-        return self.answers.decoder.encoding.kept(arrays).to(self.answers.decoder.device)
+        return self.answers.decoder.encoding.kept(self._decoded_from()).to(self.answers.decoder.device)
 
     def _decode(self, student_BC: Tensor | None, temperature: float) -> Tensor:
-        shaped = None if student_BC is None else student_BC.reshape(*self.shape, -1)
-        logits = self.answers.decoder.logits(self._arrays(), self.rows_B, student_BC=shaped, temperature=temperature)
-        return logits.flatten(0, len(self.shape) - 1)
+        row_B, position_B = self._places_B
+        return self.answers.decoder.logits(
+            self._decoded_from(), row_B, positions_B=position_B, student_BC=student_BC, temperature=temperature
+        )
+
+    def _decoded_from(self) -> dict[str, Tensor]:
+        return {name: array for name, array in self._arrays().items() if name != "label_rank"}
 
     def _arrays(self) -> dict[str, Tensor]:
-        """What is decoded."""
-        names = [name for name in self._records_B.dtype.names or () if name != "label_rank"]
-        return {name: torch.from_numpy(self._records_B[name]) for name in names}
+        """What is stored of each answer, [B, *row_shape]."""
+        return {name: array[self._some] for name, array in self._whole._every_array.items()}
+
+    @cached_property
+    def _every_array(self) -> dict[str, Tensor]:
+        names, places = self._records_B.dtype.names or (), self.answers.labels.ndim
+        arrays = {name: torch.from_numpy(np.asarray(self._records_B[name])) for name in names}
+        return arrays if places == 1 else {name: array.flatten(0, 1) for name, array in arrays.items()}
+
+    @cached_property
+    def _places_B(self) -> tuple[Tensor, Tensor | None]:
+        """Row of the store and position of each answer; None where rows have one answer each."""
+        if self.answers.labels.ndim == 1:
+            return self.rows_B[self._some], None
+        num_rows, length = len(self.rows_B), self.answers.labels.shape[1]
+        row_B, position_B = self.rows_B.repeat_interleave(length), torch.arange(length).repeat(num_rows)
+        return row_B[self._some], position_B[self._some]
 
     @cached_property
     def _logits_BC(self) -> Tensor:

@@ -55,6 +55,7 @@ class TeacherRows:
         arrays: Mapping[str, Tensor],
         rows_B: Tensor,
         *,
+        positions_B: Tensor | None = None,
         student_BC: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
@@ -63,12 +64,13 @@ class TeacherRows:
         Args:
             arrays: Of the rows, as stored or as ``prepared`` gave them.
             rows_B: Their numbers, int64 [B] on the CPU.
+            positions_B: Which position of each row the arrays have, int64 [B] on the CPU; None: all of them.
             student_BC: Student logits, for the ``bucket`` rule only.
             temperature: Where the mass of that rule's tail is exact.
         """
         return decode(
             {name: array.to(self.device) for name, array in arrays.items()},
-            self.labels_N[rows_B].to(self.device),
+            (self.labels_N[rows_B] if positions_B is None else self.labels_N[rows_B, positions_B]).to(self.device),
             self.encoding,
             predictor=self._predictor_here,
             folds_B=None if self.folds_N is None else self.folds_N[rows_B].to(self.device),
@@ -82,11 +84,14 @@ class TeacherRows:
         arrays: Mapping[str, Tensor],
         rows_B: Tensor,
         *,
+        positions_B: Tensor | None = None,
         student_BC: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
         """As ``decode``, with masked classes far below the others instead of at -inf."""
-        return finite(self.decode(arrays, rows_B, student_BC=student_BC, temperature=temperature))
+        return finite(
+            self.decode(arrays, rows_B, positions_B=positions_B, student_BC=student_BC, temperature=temperature)
+        )
 
     def decoded(self, view: int, rows_N: npt.NDArray[np.int64]) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of a view, in the order given, a batch at a time: what is held does not grow with their number.

@@ -1,5 +1,7 @@
 """How many training rows each class has, for row weights that go by it. Shapes: N rows, C classes."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,13 +28,17 @@ def count_classes(objective: Objective, split: Split, rows: Rows, answers: Answe
     """
     labels_N = split.labels[rows]
     counts_C = np.bincount(labels_N[labels_N >= 0], minlength=split.num_classes)
-    unlabelled = rows[labels_N < 0]
+    unlabelled = rows[(labels_N < 0).reshape(len(rows), -1).any(axis=1)]
     if not objective.uses_teacher or not len(unlabelled):
         return counts_C.tolist(), []
     heard = unlabelled[answers.served(0)[unlabelled]]
-    for part in torch.split(torch.from_numpy(heard), _DECODE_ROWS):
-        flat_BC = torch.zeros(len(part), split.num_classes)
-        best_B = answers.logits(part, 0, student_BC=flat_BC).argmax(1).cpu()
-        counts_C = counts_C + np.bincount(best_B.numpy(), minlength=split.num_classes)
-    said = f"{len(heard)} of {len(rows)} training rows have no label, and weigh as the class that the teacher says"
+    for part in torch.split(torch.from_numpy(heard), max(1, _DECODE_ROWS // (split.positions or 1))):
+        answer = answers.of(part, 0)
+        best_B = answer.logits(torch.zeros(math.prod(answer.shape), split.num_classes), 1.0).argmax(1).cpu().numpy()
+        served_B = answer.served()
+        counted_B = split.labels[part.numpy()].reshape(-1) < 0
+        counted_B &= True if served_B is None else served_B.numpy()
+        counts_C = counts_C + np.bincount(best_B[counted_B], minlength=split.num_classes)
+    where = "" if split.positions is None else " at some positions"
+    said = f"{len(heard)} of {len(rows)} training rows have no label{where}, and weigh as their teacher's best class"
     return counts_C.tolist(), [said] if len(heard) else []

@@ -1,11 +1,12 @@
 """Bytes against fidelity on real logits, ours and the encodings of other tools.
 
-    LOGITBANK_DATA=FOLDER python -m bench.rate_distortion [--views VIEWS.npy] [--out docs]
+    LOGITBANK_DATA=FOLDER python -m bench.rate_distortion [--views VIEWS.npy] [--out docs] [--text-only]
 
 FOLDER/logits holds `nips17_logits.npy` [1000, 1000] and `cifar100_test_logits_resnetsmall32.npy` [10000,
 100]. VIEWS.npy, float32 [V, 1000, 1000], holds the same teacher's answers to other views of the same 1,000
 images; without it predictors are fitted on 800 rows only. With --out it writes rate_distortion.md, .json
-and .png there.
+and .png there, and with --text-only as well it measures the language model's part alone
+(`bench/_rate_distortion_text.py`) and keeps the others as they stand in the .json.
 
 C = 1000: five folds over the images (seed 0); each image's own row is measured with a predictor fitted on
 rows of the other images only. C = 100: 7,000 rows fit, 3,000 are measured (seed 0). Bytes are those of a
@@ -220,10 +221,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Bytes against fidelity on real logits.")
     parser.add_argument("--views", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--text-only", action="store_true", help="with --out: keep the other parts as they are there")
     arguments = parser.parse_args()
     folder = os.environ.get("LOGITBANK_DATA")
     if not folder:
         print(json.dumps({"name": "rate_distortion", "skipped": "set LOGITBANK_DATA to a folder with real logits"}))
+        return 0
+    if arguments.text_only:
+        _write_text(Path(folder), arguments.out)
         return 0
     quick = arguments.out is None
     wide = measure(nips17(Path(folder), arguments.views), quick=quick)
@@ -231,10 +236,22 @@ def main() -> int:
         print(json.dumps(result))
     if arguments.out is not None:
         from bench._rate_distortion_page import write_page
+        from bench._rate_distortion_text import measure_text
 
         num_views = 0 if arguments.views is None else len(np.load(arguments.views, mmap_mode="r"))
-        write_page(arguments.out, wide, measure(cifar100(Path(folder)), quick=False), num_views)
+        narrow = measure(cifar100(Path(folder)), quick=False)
+        figures = {"classes_1000": wide, "classes_100": narrow, "views": num_views, "text": measure_text(Path(folder))}
+        write_page(arguments.out, figures)
     return 0
+
+
+def _write_text(folder: Path, out: Path) -> None:
+    """The page with its third part measured anew."""
+    from bench._rate_distortion_page import write_page
+    from bench._rate_distortion_text import measure_text
+
+    figures = json.loads((out / "rate_distortion.json").read_text())
+    write_page(out, {**figures, "text": measure_text(folder)})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ OPTIONS = {
     "train-teacher": "out data model folds fold-strategy fold-seed transform epochs batch-size optimizer lr"
     " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
     "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed near near-share near-clusters"
-    " encoding top-k tail-bits bits"
+    " encoding top-k tail-bits tail-bytes bits"
     " kl-budget temperatures predictor-rows embedding embedding-dim views transform view-seed batch-size precision"
     " channels-last compile workers part ray limit dry-run log-json mean std input-transform device threads",
     "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"

@@ -146,6 +146,8 @@ STUDENT = "train-student --store s.zarr --out r"
         ("cache-teacher --out s --kl-budget 0.1 --bits 16", "--bits does nothing here, because --kl-budget"),
         ("cache-teacher --out s --top-k 5 --weights random-init", "--top-k does nothing here, because the encoding is"),
         ("cache-teacher --out s --encoding topk --tail-bits 2 --weights random-init", "--tail-bits does nothing"),
+        ("cache-teacher --out s --encoding topk --tail-bytes 2 --weights random-init", "--tail-bytes does nothing"),
+        ("cache-teacher --out s --encoding topk+tail --tail-bytes 2 --tail-bits 1", "--tail-bits does nothing"),
         ("cache-teacher --out s --teacher array:x.npy --compile", "--compile does nothing here, because array:x.npy"),
         ("cache-teacher --out s --teacher sklearn:logistic --batch-size 8", "--batch-size does nothing"),
         (f"{STUDENT} --optimizer adamw --momentum 0.5", "--momentum does nothing here, because adamw has none"),

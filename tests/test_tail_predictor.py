@@ -10,10 +10,20 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, fit_predictor
-from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, decode_log_prob, finite, with_tail_shift
+from logitbank.pipeline.encoding import (
+    TAIL_RULES,
+    Encoding,
+    decode,
+    decode_log_prob,
+    finite,
+    ladder,
+    tail_basis,
+    with_tail_shift,
+)
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.fitting.basis import allocate_bits, gaussian_error, gaussian_levels
 from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl
+from logitbank.pipeline.encoding.settings import tail_bits_of
 from logitbank.pipeline.encoding.tail_basis import MAX_WIDTH, TailBasis
 from logitbank.pipeline.encoding.tail_mass import shift_to_mass
 from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
@@ -260,6 +270,47 @@ def test_very_many_classes_take_the_low_rank_form() -> None:
     assert coded < 0.2 * uniform
 
 
+def test_a_tail_of_so_many_bytes_at_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded in blocks of classes, from a basis that is in float32 as a whole or a part at a time, it is the same."""
+    num_classes, labels_B = 9000, torch.full((20,), -1)
+    size = tail_bits_of(24, num_classes)
+    encoding = Encoding(kind="topk+tail", num_classes=num_classes, top_k=8, tail_bits=size)
+    assert encoding.row_arrays()["tail_code"].row_shape == (24,)
+    fitted = fit_predictor(teacher_logits(200, num_classes), encoding)
+    assert fitted is not None
+    logits_BC, found = teacher_logits(20, num_classes, seed=2), []
+    for kept in (2**24, 0):
+        monkeypatch.setattr(tail_basis, "_KEPT", kept)
+        predictor = TailPredictor.from_constants(fitted.constants())
+        arrays = as_tensors(encode(logits_BC, labels_B, encoding, predictor=predictor, shifted=True))
+        assert arrays["tail_code"].shape == (20, 24)
+        found.append(decode(arrays, labels_B, encoding, predictor=predictor))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-3)
+    plain = decode(arrays, labels_B, encoding, tail="uniform")
+    assert mean_kl(logits_BC, found[0], 4.0) < 0.2 * mean_kl(logits_BC, plain, 4.0)
+    del arrays["tail_shift"]  # then the tail is not decoded in blocks
+    whole = decode(arrays, labels_B, encoding, predictor=fitted)
+    torch.testing.assert_close(found[0], whole, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_classes", [6, 1000, 4096, 4097, 50_257, 151_936])
+def test_tail_bytes_are_exact(num_classes: int) -> None:
+    for size in {1, 2, min(37, num_classes // 2), min(1024, num_classes // 2)}:
+        encoding = Encoding(
+            kind="topk+tail", num_classes=num_classes, top_k=2, tail_bits=tail_bits_of(size, num_classes)
+        )
+        assert encoding.tail_bytes == size
+    for wrong in (0, min(1024, num_classes // 2) + 2000):
+        with pytest.raises(ValueError, match="tail bytes"):
+            tail_bits_of(wrong, num_classes)
+
+
+def test_a_budget_chooses_among_bytes_where_a_bit_a_class_is_too_much() -> None:
+    rungs = [rung for rung in ladder(151_936) if rung.kind == "topk+tail"]
+    assert {rung.tail_bytes for rung in rungs} == {32, 64, 128, 256, 512, 1024}
+    assert {rung.top_k for rung in rungs} == {20, 50}
+
+
 def test_streaming_equals_one_go() -> None:
     logits_NC = teacher_logits(1000)
     held_out_N = torch.arange(1000) % 5 == 0
@@ -289,6 +340,17 @@ def test_shift_reaches_the_mass_under_the_cap() -> None:
     reached_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).exp().scatter(1, known, 0.0)
     torch.testing.assert_close(reached_BC[:2].sum(1), torch.tensor([0.5, 0.5]))
     assert float(reached_BC[0, 0]) == pytest.approx(0.2)
+
+
+def test_shift_reaches_the_mass_when_far_classes_come_near_the_cap_too() -> None:
+    """One class takes all the mass at first, and has to leave most of it to others that were nats below."""
+    generator = torch.Generator().manual_seed(3)
+    shape_BC = torch.randn(6, 500, generator=generator)
+    shape_BC[:, 0] += torch.arange(6) * 6.0
+    known, cap_B = torch.full((6, 1), 7), torch.full((6,), 2e-3).log()
+    shift_B = shift_to_mass(shape_BC.clone(), known, torch.full((6,), 0.6).log(), cap_B)
+    reached_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).exp().scatter(1, known, 0.0)
+    torch.testing.assert_close(reached_BC.sum(1), torch.full((6,), 0.6), rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize(("width", "error"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497)])

@@ -191,6 +191,38 @@ def test_lists_of_other_lengths_are_padded(data: Split, tmp_path: Path) -> None:
         np.testing.assert_array_equal(ragged[name], whole[name], err_msg=name)
 
 
+@pytest.mark.parametrize("ending", [".npz", ".safetensors", ".parquet"])
+def test_answers_at_positions(tmp_path: Path, ending: str) -> None:
+    """[N, L, K]: as if each position were an example; positions that an example lacks are not read."""
+    length, full = 8, log_prob()
+    labels = (np.arange(N) % C).reshape(-1, length)
+    x, lengths = np.zeros((N // length, 3), np.float32), np.full(N // length, length)
+    x[:, 0], lengths[3] = np.arange(len(x)), 5
+    labels[3, 5:] = -1
+    np.savez(tmp_path / "d.npz", x=x, y=labels, length=lengths)
+    data = load_split(f"npz:{tmp_path}/d.npz?classes={C}&positions={length}")
+    values, index = (array.reshape(-1, length, array.shape[-1]) for array in with_label(full, labels.reshape(-1)))
+    values[3, 5:] = 9.0
+    as_lists = ending == ".parquet"
+    file = write(tmp_path / f"f{ending}", *((array.tolist() if as_lists else array) for array in (values, index)))
+    teacher = cached(data, file).teacher()
+    order = np.argsort(-full, axis=1)[:, :K].reshape(-1, length, K)
+    served = np.arange(length) < lengths[:, None]
+    np.testing.assert_array_equal(teacher.slab(0)["index"][served], order[served])
+    assert teacher.identity["imported"]["label_log_prob"] == {"known": N - 3, "labelled": N - 3}
+    for wrong in ("", "&positions=4"):
+        if ending == ".npz":
+            other = tmp_path / f"other{len(wrong)}.npz"
+            y = labels[:, 0] if not wrong else labels[:, :4]
+            np.savez(other, x=x, y=np.maximum(y, 0))
+            with pytest.raises(ValueError, match="has 8 positions, .* has (no|4); expected the same"):
+                build_teacher(load_split(f"npz:{other}?classes={C}{wrong}"), f"topk:{file}", "", Views())
+    if ending == ".npz":
+        values[2, 6, 0] = math.nan
+        with pytest.raises(ValueError, match="row 2 position 6 holds NaN"):
+            build_teacher(data, f"topk:{write(tmp_path / 'nan.npz', values, index)}", "", Views())
+
+
 def test_names_of_arrays_are_found_or_given(data: Split, tmp_path: Path) -> None:
     values, index = head(log_prob())
     np.savez(tmp_path / "trl.npz", logprobs=values, logprob_token_ids=index, input_ids=np.zeros(3))

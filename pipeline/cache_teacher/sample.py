@@ -17,7 +17,7 @@ from logitbank.pipeline.cache_teacher.picked import pick, shown_rows
 from logitbank.pipeline.cache_teacher.sound import ZERO_FLOOR, SoundTeacher, floored, is_zero
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, gathered, held_rows
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.encoding.fitting.predictor import DENSE_CLASSES
+from logitbank.pipeline.encoding.settings import DENSE_CLASSES
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
 FIDELITY_ROWS = 1000  # at most; few rows of a small dataset, since answering them costs a second time

@@ -115,6 +115,9 @@ class Caching:
     encoding: str = option("auto", help="topk, topk+tail, dense, or auto: dense up to 256 classes", domain=ENCODINGS)
     top_k: int = option(10, help="Classes kept exactly by topk and topk+tail", domain=AT_LEAST_ONE)
     tail_bits: float = option(1.0, help="Bits a class for the tail of topk+tail, 0.1 to 4", domain=TAIL_BITS)
+    tail_bytes: int = option(
+        0, help="Bytes a row for the tail of topk+tail, instead of --tail-bits: for vocabularies", domain=COUNT
+    )
     bits: int = option(8, help="Bits a stored log-probability: 8, 16, or 32 (dense only, lossless)", domain=BITS)
     kl_budget: float = option(
         0.0, help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats", domain=NOT_NEGATIVE
@@ -163,7 +166,9 @@ class Caching:
         if not self.embedding:
             yield ("embedding_dim",), "--embedding keeps no features"
         if self.kl_budget:
-            yield ("encoding", "top_k", "tail_bits", "bits"), "--kl-budget chooses the encoding"
+            yield ("encoding", "top_k", "tail_bits", "tail_bytes", "bits"), "--kl-budget chooses the encoding"
+        if self.tail_bytes:
+            yield ("tail_bits",), "--tail-bytes is given"
 
     @property
     def measured_at(self) -> tuple[float, ...]:
@@ -198,6 +203,7 @@ class Caching:
         """
         from logitbank.pipeline.cache_teacher.asked import Budget
         from logitbank.pipeline.encoding import KINDS, Encoding
+        from logitbank.pipeline.encoding.settings import tail_bits_of
 
         if self.kl_budget:
             return Budget(kl=self.kl_budget, temperatures=self.measured_at)
@@ -207,8 +213,10 @@ class Caching:
             raise ValueError(f"{self.teacher}: say with --top-k how many of its classes are the best ones of each row")
         offered = {"top_k": self.top_k, "tail_bits": self.tail_bits, "bits": self.bits}
         chosen: Any = {name: offered[name] for name in KINDS[kind].options}
+        if "tail_bits" in chosen and self.tail_bytes:
+            chosen["tail_bits"] = tail_bits_of(self.tail_bytes, num_classes)
         encoding = Encoding(kind=kind, num_classes=num_classes, **chosen)
-        idle = [name for name in offered if name not in chosen]
+        idle = [name for name in offered if name not in chosen] + ([] if "tail_bits" in chosen else ["tail_bytes"])
         idle += [] if encoding.has_tail or self.embedding_dim else ["predictor_rows"]
         refuse_idle(self, idle, f"the encoding is {kind}", given)
         return encoding

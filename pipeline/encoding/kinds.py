@@ -29,7 +29,7 @@ class Encoding(Settings):
         kind: "topk", "topk+tail" or "dense".
         num_classes: C.
         top_k: K, the classes kept exactly (0 for dense).
-        tail_bits: Bits per class that the tail's code takes on average, 0.1 to 4 for "topk+tail", else 0.
+        tail_bits: Bits per class that the tail's code takes on average, up to 4 for "topk+tail", else 0.
         bits: Bits of a log-probability: 8 (default) or 16, for dense also 32, which is lossless.
     """
 

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 
+DENSE_CLASSES = 4096
+"""Up to here a predictor is one full matrix, and a tail's code has as many directions as classes; beyond, few."""
+MAX_BASIS = 1024
+"""Directions of the code beyond; 8 bits at most for each."""
 TAIL_RULES = ("predicted", "bucket", "uniform", "renormalise")
 
 
@@ -22,7 +26,7 @@ class Settings:
     Args:
         num_classes: C.
         top_k: K, the classes kept exactly (0 for dense).
-        tail_bits: Bits per class that the tail's code takes on average, 0.1 to 4 for "topk+tail", else 0.
+        tail_bits: Bits per class that the tail's code takes on average, up to 4 for "topk+tail", else 0.
             They go where they remove most error (see `tail_basis`), so 1 does more than 2 bits for every
             class would.
         bits: Bits of a log-probability: 8 (default) or 16, for dense also 32, which is lossless.
@@ -37,6 +41,21 @@ class Settings:
     def tail_bytes(self) -> int:
         """Bytes of a row's tail code."""
         return math.ceil(self.num_classes * self.tail_bits / 8)
+
+
+def tail_bits_of(tail_bytes: int, num_classes: int) -> float:
+    """The ``tail_bits`` at which a row's tail code takes so many bytes.
+
+    Raises:
+        ValueError: More than a code of so many classes can use.
+    """
+    most = num_classes // 2 if num_classes <= DENSE_CLASSES else MAX_BASIS
+    if not 1 <= tail_bytes <= most:
+        raise ValueError(f"expected 1 to {most} tail bytes for {num_classes} classes, found {tail_bytes}")
+    tail_bits = 8 * tail_bytes / num_classes
+    while Settings(num_classes=num_classes, tail_bits=tail_bits).tail_bytes > tail_bytes:
+        tail_bits = math.nextafter(tail_bits, 0)
+    return tail_bits
 
 
 @dataclass(frozen=True, kw_only=True)

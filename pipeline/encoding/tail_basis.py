@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH = 8
+_KEPT = 2**24  # numbers of a basis that is kept in float32 as well
+_BLOCK = 8192  # classes of a basis that are in float32 at once
+_EVERY = slice(None)
 
 
 class TailBasis:
@@ -38,8 +41,8 @@ class TailBasis:
         self.scale_FM = scale_FM.float()
         self.width_FM = width_FM.to(torch.uint8)
         self.levels = levels.to(self.basis_FMC.device)
-        self._dense_FMC = self.basis_FMC.float()
-        self._scaled_FMC = self._dense_FMC * self.scale_FM[:, :, None]
+        small = self.basis_FMC.numel() <= _KEPT
+        self._scaled_FMC = self.basis_FMC.float() * self.scale_FM[:, :, None] if small else None
         width_long_FM = self.width_FM.long()
         self._start_FM = width_long_FM.cumsum(1) - width_long_FM
 
@@ -48,7 +51,7 @@ class TailBasis:
         out = torch.zeros((len(residual_BC), num_bytes), dtype=torch.uint8, device=residual_BC.device)
         for fold, rows in self._by_fold(folds_B, len(residual_BC)):
             scale_M = self.scale_FM[fold].clamp(min=1e-12)
-            coefficient = residual_BC[rows] @ self._dense_FMC[fold].T / scale_M
+            coefficient = self._along(residual_BC[rows], fold) / scale_M
             width_M = self.width_FM[fold].long()
             codes = torch.zeros(coefficient.shape, dtype=torch.int64, device=out.device)
             for width in range(1, MAX_WIDTH + 1):
@@ -69,13 +72,29 @@ class TailBasis:
         """Residual logits of codes uint8 [B, bytes], float32 [B, C]."""
         parts = list(self._by_fold(folds_B, len(code)))
         if len(parts) == 1 and isinstance(parts[0][1], slice):
-            return self._values(code, parts[0][0]) @ self._scaled_FMC[parts[0][0]]
+            return self.values(code, parts[0][0]) @ self.scaled(parts[0][0])
         out_BC = torch.zeros((len(code), self.basis_FMC.shape[2]), device=code.device)
         for fold, rows in parts:
-            out_BC[rows] = self._values(code[rows], fold) @ self._scaled_FMC[fold]
+            out_BC[rows] = self.values(code[rows], fold) @ self.scaled(fold)
         return out_BC
 
-    def _values(self, code: Tensor, fold: int) -> Tensor:
+    def scaled(self, fold: int, classes: slice = _EVERY) -> Tensor:
+        """What a level of 1 along each direction adds to the logits of some classes, float32 [M, those]."""
+        if self._scaled_FMC is not None:
+            return self._scaled_FMC[fold, :, classes]
+        return self.basis_FMC[fold, :, classes].float() * self.scale_FM[fold, :, None]
+
+    def _along(self, residual_BC: Tensor, fold: int) -> Tensor:
+        """Coefficients of residuals, float32 [B, M]; the basis is never whole in float32."""
+        basis_MC, num_classes = self.basis_FMC[fold], residual_BC.shape[1]
+        blocks = [slice(start, start + _BLOCK) for start in range(0, num_classes, _BLOCK)]
+        found = residual_BC[:, blocks[0]] @ basis_MC[:, blocks[0]].float().T
+        for own in blocks[1:]:
+            found.addmm_(residual_BC[:, own], basis_MC[:, own].float().T)
+        return found
+
+    def values(self, code: Tensor, fold: int) -> Tensor:
+        """The levels that codes of a fold stand for, float32 [B, M]."""
         start_M, width_M = self._start_FM[fold], self.width_FM[fold].long()
         padded = torch.nn.functional.pad(code, (0, 2)).int()
         pair = padded[:, start_M // 8] | (padded[:, start_M // 8 + 1] << 8)

@@ -131,8 +131,8 @@ class TailPredictor:
             shape_BC = self._full(index_BK, feature_BK, fold_B, shift_B)
         else:
             inner_BD = self._inner(index_BK, feature_BK, fold_B)
-            if fold_B is None and tail_code is None and shift_B is not None and limit_B is not None:
-                return self._in_blocks(inner_BD, shift_B, limit_B)
+            if fold_B is None and shift_B is not None and limit_B is not None:
+                return self._in_blocks(inner_BD, shift_B, limit_B, tail_code)
             shape_BC = self._low_rank(inner_BD, fold_B, shift_B)
         if tail_code is not None and self.basis is not None:
             shape_BC += self.basis.decode(tail_code, fold_B)
@@ -160,14 +160,17 @@ class TailPredictor:
         row_BK = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
         return embedding_bag(row_BK, self._table, per_sample_weights=feature_BK, mode="sum")
 
-    def _in_blocks(self, inner_BD: Tensor, shift_B: Tensor, limit_B: Tensor) -> Tensor:
+    def _in_blocks(self, inner_BD: Tensor, shift_B: Tensor, limit_B: Tensor, tail_code: Tensor | None) -> Tensor:
         """Shifted and limited logits of some classes after others, so that they are still in a cache."""
         logits_BC = torch.empty((len(inner_BD), self.num_classes), device=inner_BD.device)
         width = _BLOCK if inner_BD.device.type == "cpu" else self.num_classes
+        values_BM = None if tail_code is None or self.basis is None else self.basis.values(tail_code, 0)
         for start in range(0, self.num_classes, width):
             own = slice(start, start + width)
             block_Bc = logits_BC[:, own]
             torch.addmm(self._bias_FC[0, own], inner_BD, self._factor_FDC[0, :, own], out=block_Bc)
+            if values_BM is not None and self.basis is not None:
+                block_Bc.addmm_(values_BM, self.basis.scaled(0, own))
             block_Bc.add_(shift_B[:, None]).clamp_(max=limit_B[:, None])
         return logits_BC
 

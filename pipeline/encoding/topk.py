@@ -20,7 +20,7 @@ from logitbank.pipeline.encoding.tail_mass import log_minus, shift_to_mass
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.stores import RowArray
 
-_NUMBERS, _FEWEST = 2**18, 16  # dense logits of a few rows, which stay in a cache
+_NUMBERS, _FEWEST = 2**18, 64  # dense logits of a few rows, which stay in a cache
 
 
 class TopK(Kind):

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from logitbank.pipeline.encoding.settings import LabelledLogits, Settings, Tail
+from logitbank.pipeline.encoding.settings import DENSE_CLASSES, LabelledLogits, Settings, Tail, tail_bits_of
 from logitbank.pipeline.encoding.tail_predictor import tail_residual
 from logitbank.pipeline.encoding.topk import TopK
 from logitbank.stores import RowArray
+
+_LADDER_BYTES = (32, 64, 128, 256, 512, 1024)
 
 
 class TopKTail(TopK):
@@ -20,8 +22,8 @@ class TopKTail(TopK):
     every_class = True
 
     def check_tail_bits(self, settings: Settings) -> None:
-        if not 0.1 <= settings.tail_bits <= 4:
-            raise ValueError(f"expected tail_bits from 0.1 to 4 for topk+tail, found {settings.tail_bits}")
+        if not 0 < settings.tail_bits <= 4:
+            raise ValueError(f"expected tail_bits above 0 and up to 4 for topk+tail, found {settings.tail_bits}")
 
     def row_arrays(self, settings: Settings) -> dict[str, RowArray]:
         return {**super().row_arrays(settings), "tail_code": RowArray(dtype="uint8", row_shape=(settings.tail_bytes,))}
@@ -41,12 +43,18 @@ class TopKTail(TopK):
         return arrays["tail_code"]
 
     def ladder(self, num_classes: int) -> list[Settings]:
+        if num_classes <= DENSE_CLASSES:
+            shares, heads = [0.125, 0.25, 0.5, 1, 2, 3], (10, 20)
+        else:
+            shares, heads = [tail_bits_of(size, num_classes) for size in _LADDER_BYTES], (20, 50)
         return [
             Settings(num_classes=num_classes, top_k=top_k, tail_bits=tail_bits)
-            for top_k in (10, 20)
-            for tail_bits in (0.125, 0.25, 0.5, 1, 2, 3)
+            for top_k in heads
+            for tail_bits in shares
             if 2 * top_k <= num_classes
         ]
 
     def describe(self, settings: Settings) -> str:
-        return f"{super().describe(settings)}, {settings.tail_bits}-bit tail"
+        if settings.num_classes > DENSE_CLASSES:
+            return f"{super().describe(settings)}, {settings.tail_bytes} bytes of tail"
+        return f"{super().describe(settings)}, {settings.tail_bits:.3g}-bit tail"

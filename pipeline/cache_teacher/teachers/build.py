@@ -82,7 +82,7 @@ def build_teacher(
         raise ValueError(f"--embedding is {embedding!r}, but {teacher} is no network with features here; leave it out")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
-    if teacher.startswith((TOPK_PREFIX, EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
+    if teacher.startswith((EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
         split.refuse_positions(teacher)
     if teacher.startswith(TOPK_PREFIX):
         return TopKTeacher(teacher, split, views, plan=plan)

@@ -71,8 +71,11 @@ class TopKTeacher:
         if views.transform != "none" or views.num_views > 1:
             raise ValueError(f"{spec} answers the examples as they are; leave out --views and --transform")
         self._heads = open_heads(self.path, names, len(split))
-        if self._heads.num_positions is not None:
-            raise ValueError(f"{self.path}: holds answers at {self._heads.num_positions} positions; expected one")
+        if self._heads.num_positions != split.positions:
+            found, expected = (count or "no" for count in (self._heads.num_positions, split.positions))
+            raise ValueError(f"{self.path}: has {found} positions, {split.spec} has {expected}; expected the same")
+        self._labels_P = split.labels.reshape(-1)
+        self._readable_P = None if split.readable is None else split.readable.reshape(-1)
         self.labels_known = self._check()
         self.folds, self.fold_attributes = declared_folds(plan, split)
         self.groups = split.groups if plan is None else plan.groups(split)
@@ -99,33 +102,36 @@ class TopKTeacher:
         }
 
     def __call__(self, rows: Rows, view: int) -> Tensor:
-        num_classes, readable_N = self.split.num_classes, self.split.readable
-        if readable_N is None:
-            return self._read(rows).dense(num_classes)
-        logits_BC = torch.zeros((len(rows), num_classes))
-        logits_BC[torch.from_numpy(readable_N[rows])] = self._read(rows[readable_N[rows]]).dense(num_classes)
-        return logits_BC
+        num_classes, num_positions = self.split.num_classes, self.split.positions
+        answers = rows if num_positions is None else (rows[:, None] * num_positions + np.arange(num_positions)).ravel()
+        shape = (len(rows), *self.split.answer_shape)
+        if self._readable_P is None:
+            return self._read(answers).dense(num_classes).view(shape)
+        readable = self._readable_P[answers]
+        logits_PC = torch.zeros((len(answers), num_classes))
+        logits_PC[torch.from_numpy(readable)] = self._read(answers[readable]).dense(num_classes)
+        return logits_PC.view(shape)
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
         return in_turn(self, rows, view, self.split)
 
-    def _read(self, rows: Rows) -> "Head":
-        values_BK, index_BK = self._heads.read(rows)
+    def _read(self, answers: Rows) -> "Head":
+        values_BK, index_BK = self._heads.read(answers)
         try:
-            return read_head(values_BK, index_BK, self.split.labels[rows], self.split.num_classes, self._heads.epsilon)
+            return read_head(values_BK, index_BK, self._labels_P[answers], self.split.num_classes, self._heads.epsilon)
         except _WrongRow as wrong:
-            raise ValueError(f"{self.path}: row {int(rows[wrong.row])} {wrong.reason}") from wrong
+            row, position = divmod(int(answers[wrong.row]), self.split.positions or 1)
+            where = f"row {row}" if self.split.positions is None else f"row {row} position {position}"
+            raise ValueError(f"{self.path}: {where} {wrong.reason}") from wrong
 
     def _check(self) -> tuple[int, int]:
-        """Reads every row: how many of the labelled ones name their label."""
-        rows = np.arange(len(self.split))
-        if self.split.readable is not None:
-            rows = rows[self.split.readable]
+        """Reads every answer: how many of the labelled ones name their label."""
+        rows = np.arange(len(self._labels_P)) if self._readable_P is None else np.flatnonzero(self._readable_P)
         self._refuse_logits(rows)
         known = labelled = 0
         for start in range(0, len(rows), _CHECKED_ROWS):
             some = rows[start : start + _CHECKED_ROWS]
-            head, labels_B = self._read(some), self.split.labels[some]
+            head, labels_B = self._read(some), self._labels_P[some]
             known += int((head.index_BK == labels_B[:, None]).any(1)[labels_B >= 0].sum())
             labelled += int((labels_B >= 0).sum())
         return known, labelled

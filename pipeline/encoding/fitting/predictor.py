@@ -18,11 +18,10 @@ from torch import Tensor
 
 from logitbank.pipeline.encoding.fitting.basis import eigen, fit_basis
 from logitbank.pipeline.encoding.fitting.low_rank import LOW_RANK, Maps, fit_low_rank, regression_target
+from logitbank.pipeline.encoding.settings import DENSE_CLASSES, MAX_BASIS
 from logitbank.pipeline.encoding.tail_mass import shift_to_mass
 from logitbank.pipeline.encoding.tail_predictor import FLOOR, Gauge, TailPredictor, tail_residual
 
-DENSE_CLASSES = 4096
-MAX_BASIS = 1024
 KEPT_BYTES = 2**28
 BASIS_ROWS = 20_000
 MATRIX_GRID = 2.0**10  # entries are multiples of 2^-10: half the bytes after compression

@@ -116,7 +116,7 @@ FOLD_STRATEGIES = Words(("stratified", "kfold", "group", "hash"))
 VIEWS = whole(1, 2**20)
 BITS, TAIL_BITS = whole(among=(8, 16, 32)), Number(low=0.1, high=4.0)
 ENCODINGS = Words(("auto", "topk", "topk+tail", "dense"))
-TAIL_RULES = Words(("predicted", "bucket", "uniform", "renormalise"))
+TAIL_RULES = Words(("", "predicted", "bucket", "uniform", "renormalise"))  # none: the first, and none was asked for
 DECODE_RULES = Words(tuple(rule for rule in TAIL_RULES.words if rule != "bucket"))
 COMBINES = Words(("mean-prob", "mean-logit"))
 # measure of a classifier -> whether higher is better

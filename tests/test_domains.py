@@ -117,7 +117,7 @@ def test_words_are_those_of_the_tables() -> None:
         (domains.FOLD_STRATEGIES, STRATEGIES),
         (domains.ENCODINGS, ("auto", *KINDS)),
         (domains.PRECISIONS, PRECISIONS),
-        (domains.TAIL_RULES, TAIL_RULES),
+        (domains.TAIL_RULES, ("", *TAIL_RULES)),
         (domains.COMBINES, COMBINE),
         (domains.FORMATS, ("", *FORMATS.values())),
     ):

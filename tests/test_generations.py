@@ -67,6 +67,12 @@ def test_a_student_that_leaves_a_fold_out_has_seen_the_other_rows_alone(
     assert said == {"num_folds": 3, "strategy": "stratified", "seed": 0, "left_out": 1, "digest": said["digest"]}
 
 
+def test_a_tail_rule_that_does_nothing_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--tail predicted does nothing here, because the store keeps every class"):
+        train_generations(replace(run, tail="predicted"), tmp_path / "g", Generations())
+    assert not list(tmp_path.rglob("student.safetensors"))
+
+
 def test_fold_students_are_fold_teachers_with_proof(store: Store, digits: Split, tmp_path: Path) -> None:
     for fold in range(3):
         train(store, digits, None, tmp_path / f"fold{fold}", epochs=1, seed=fold, leave_out=str(fold))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from logitbank.cli import app
 from logitbank.pipeline.alignment import check_data
 from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.answers.stored import StoredAnswers
@@ -177,13 +179,27 @@ def test_every_tail_rule_trains(
 
 
 def test_rules_that_would_change_nothing_are_refused(stores: dict[str, Store], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--tail uniform does nothing here, since the store keeps every class"):
-        open_answers(stores["dense8"], tail="uniform")
+    for rule in ("uniform", "predicted"):  # the usual one, when it is asked for
+        with pytest.raises(ValueError, match=f"--tail {rule} does nothing here, because the store keeps every class"):
+            open_answers(stores["dense8"], tail=rule)
     with pytest.raises(ValueError, match="--tail renormalise does nothing here"):
         decode_to_file(stores["dense8"], tmp_path / "p.npy", tail="renormalise")
     with pytest.raises(ValueError, match="--combine mean-logit does nothing with one teacher"):
         open_answers(stores["topk"], combine="mean-logit")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train-student", "sweep"])
+def test_every_command_refuses_a_tail_rule_that_does_nothing(
+    stores: dict[str, Store], tmp_path: Path, command: str
+) -> None:
+    asked = ["--store", str(stores["dense8"].path), "--student", "mlp:4", "--epochs", "1", "--out", str(tmp_path / "r")]
+    few = ["--seeds", "1", "--loss", "kd"] if command == "sweep" else []
+    result = CliRunner().invoke(app, [command, *asked, *few, "--tail", "predicted"])
+    assert "--tail predicted does nothing here, because the store keeps every class; leave it out" in str(
+        result.exception
+    )
+    assert not list(tmp_path.rglob("student.safetensors"))
 
 
 @pytest.mark.parametrize("rows", ["1400:1438", "5:5", "-3:", "9:2", "1437:", "a:b", "7"])

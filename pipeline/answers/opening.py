@@ -18,7 +18,7 @@ def open_answers(
     *,
     teacher: str | None = None,
     combine: str = COMBINE[0],
-    tail: str = TAIL_RULES[0],
+    tail: str = "",
     device: torch.device | None = None,
     memory_budget: int | None = None,
 ) -> StoredAnswers | Ensemble:
@@ -28,7 +28,7 @@ def open_answers(
         store: A finished store, already checked against the data (``check_data``).
         teacher: A name, or names with commas between, each with ":weight" or without (1); None for the only one.
         combine: How several become one: mean-prob or mean-logit.
-        tail: Tail rule for classes that are not stored.
+        tail: Tail rule for classes that are not stored; empty: predicted, also where every class is.
         device: Where logits are wanted.
         memory_budget: Bytes for slabs, of all teachers together (default: half of the machine's).
 
@@ -43,7 +43,8 @@ def open_answers(
             f"--teacher is {teacher!r}, but a weight does nothing with one teacher; leave it out, or name several"
         )
     share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
-    parts = [StoredAnswers(store, name=name, tail=tail, device=device, memory_budget=share) for name in names or [None]]
+    rule = tail or TAIL_RULES[0]
+    parts = [StoredAnswers(store, name=name, tail=rule, device=device, memory_budget=share) for name in names or [None]]
     refuse_idle_tail([part.encoding for part in parts], tail)
     if len(parts) == 1:
         if combine != COMBINE[0]:
@@ -68,6 +69,6 @@ def parse_teachers(text: str | None) -> dict[str, float]:
 
 
 def refuse_idle_tail(encodings: Sequence[Encoding], tail: str) -> None:
-    """Raises ValueError when another tail rule than the usual one was chosen and no teacher has a tail."""
-    if tail != TAIL_RULES[0] and not any(encoding.has_tail for encoding in encodings):
-        raise ValueError(f"--tail {tail} does nothing here, since the store keeps every class; leave it out")
+    """Raises ValueError when a tail rule was asked for, be it the usual one, and no teacher has a tail."""
+    if tail and not any(encoding.has_tail for encoding in encodings):
+        raise ValueError(f"--tail {tail} does nothing here, because the store keeps every class; leave it out")

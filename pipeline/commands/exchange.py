@@ -12,7 +12,6 @@ from logitbank.pipeline.commands.options import (
     here,
     option,
     read_views,
-    refuse_idle_tail,
     wrote,
 )
 from logitbank.pipeline.domains import (
@@ -47,20 +46,18 @@ def export(
 
 
 def decode(
-    context: typer.Context,
     store: Store,
     out: Annotated[Path, typer.Option(help="The .npy file to write")],
     teacher: OneTeacher = "",
     view: Annotated[int, option(COUNT, help="Which view")] = 0,
     temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
-    tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted, uniform or renormalise")] = "predicted",
+    tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted (as without it), uniform or renormalise")] = "",
     rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b; empty: all")] = "",
 ) -> None:
     """Write the dense log-probabilities that stage two would use, float32 [rows, classes], for other tools."""
     from logitbank.pipeline.exchange.decode import decode_to_file
     from logitbank.stores import open_store
 
-    refuse_idle_tail(context, store, teacher)
     shape, written = decode_to_file(
         open_store(here(store)), out, teacher=teacher or None, view=view, temperature=temperature, tail=tail, rows=rows
     )

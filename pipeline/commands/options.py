@@ -204,19 +204,6 @@ def refuse_idle(context: typer.Context, names: Sequence[str], because: str) -> N
             raise ValueError(f"{option} does nothing here, because {because}; leave it out")
 
 
-def refuse_idle_tail(context: typer.Context, store: Path, teachers: str) -> None:
-    """Raises ValueError when the user gave --tail and none of the teachers leaves a class out."""
-    if not is_given(context, "tail"):
-        return
-    from logitbank.pipeline.answers.opening import parse_teachers
-    from logitbank.pipeline.answers.teacher_rows import encoding_of
-    from logitbank.stores import open_store
-
-    opened, names = open_store(here(store)), parse_teachers(teachers or None)
-    if not any(encoding_of(opened.teacher(name)).has_tail for name in names or [None]):
-        refuse_idle(context, ["tail"], "the store keeps every class")
-
-
 def here(store: Path) -> Path:
     """The store's folder on this machine; a store that is elsewhere is copied into the cache first."""
     from logitbank.stores import local_store

@@ -15,7 +15,6 @@ from logitbank.pipeline.commands.options import (
     option,
     read_names,
     refuse_idle,
-    refuse_idle_tail,
     takes,
     wrote,
 )
@@ -48,7 +47,6 @@ def train_student(
     Under torchrun several processes train one student: each takes its share of every batch.
     """
     run.objective()  # a wrong loss is answered before anything is opened
-    refuse_idle_tail(context, Path(run.store), run.teacher)
     from logitbank.pipeline.processes.bar import progress_bar
     from logitbank.pipeline.processes.device import find_device
     from logitbank.pipeline.processes.together import Processes

@@ -9,7 +9,7 @@ import torch
 
 from logitbank.pipeline.answers.opening import refuse_idle_tail
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
-from logitbank.pipeline.encoding import decode_log_prob, finite
+from logitbank.pipeline.encoding import TAIL_RULES, decode_log_prob, finite
 from logitbank.stores import Store
 from logitbank.stores.write.building import build
 
@@ -21,7 +21,7 @@ def decode_to_file(
     teacher: str | None = None,
     view: int = 0,
     temperature: float = 1.0,
-    tail: str = "predicted",
+    tail: str = "",
     rows: str = "",
 ) -> tuple[tuple[int, int], bool]:
     """Writes dense log-probabilities at a temperature, float32 [n, C], to a .npy file, a batch at a time.
@@ -34,7 +34,7 @@ def decode_to_file(
         teacher: Which teacher (default: the only one).
         view: Which view.
         temperature: T > 0.
-        tail: Tail rule; ``bucket`` has no meaning without a student.
+        tail: Tail rule; empty: predicted. ``bucket`` has no meaning without a student.
         rows: ``a:b``, without b, within the store; empty for all.
 
     Returns:
@@ -49,7 +49,7 @@ def decode_to_file(
     if not 0 <= view < store.num_views:
         raise ValueError(f"--view is {view}; expected 0 to {store.num_views - 1}")
     chosen = _rows(rows, store.num_examples)
-    decoder = TeacherRows(store, store.teacher(teacher), tail=tail)
+    decoder = TeacherRows(store, store.teacher(teacher), tail=tail or TAIL_RULES[0])
     refuse_idle_tail([decoder.encoding], tail)
     served_N = torch.from_numpy(decoder.served(view))
     shape = (len(chosen), decoder.encoding.num_classes)

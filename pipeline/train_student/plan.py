@@ -109,7 +109,7 @@ class Plan:
         return {
             "student": spell_model(run.student),
             "objective": self.objective.settings,
-            "tail": run.tail,
+            "tail": run.tail_rule,
             "combine": run.combine if isinstance(self.answers, Ensemble) else None,
             "init_sha256": None if self.taken is None else weights_digest(self.taken.state),
             **({"init_part": self.taken.part} if self.taken is not None and self.taken.part else {}),

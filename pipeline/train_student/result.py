@@ -49,7 +49,7 @@ def measure_student(
         "data": plan.inputs.split.spec,
         "settings": objective.settings,
         "training": identity["training"],
-        "tail": run.tail,
+        "tail": run.tail_rule,
         "seconds": sum(epoch.seconds for epoch in history),
         "notes": _total_notes(history),
         "warnings": [*plan.warnings, *_of_counts(counts), *alarm(golden)],

@@ -68,7 +68,9 @@ class Run:
     label_smoothing: float = option(0.0, help="Of the loss's hard-label part, 0 to 1", domain=SHARE)
     teacher: str = option("", help="Which teacher of the store, or several: a,b or a:2,b:1")
     combine: str = option("mean-prob", help="How several teachers become one: mean-prob or mean-logit", domain=COMBINES)
-    tail: str = option("predicted", help="Tail rule: predicted, bucket, uniform or renormalise", domain=TAIL_RULES)
+    tail: str = option(
+        "", help="Tail rule: predicted (as without it), bucket, uniform or renormalise", domain=TAIL_RULES
+    )
     transform: str = option("", help="Your file.py:factory, when the store's views were made by it")
     training: Training = part(Training)
     val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
@@ -156,6 +158,11 @@ class Run:
         from logitbank.pipeline.models import read_given
 
         return read_given(self.mean, self.std, self.input_transform)
+
+    @property
+    def tail_rule(self) -> str:
+        """The rule that holds, whether or not one was asked for."""
+        return self.tail or "predicted"
 
     @property
     def trained(self) -> dict[str, Any]:

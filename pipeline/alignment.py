@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets import Split, few_rows
 from logitbank.pipeline.datasets.split import order_fingerprint, set_fingerprint
 from logitbank.pipeline.views import Views, check_probes
 from logitbank.stores import Store
@@ -49,6 +49,8 @@ def _difference(store: Store, split: Split) -> str:
         return f"{wrote}; {found} has other labels on {wrong} examples: use the labels that the store was made with"
     if len(split) == store.num_examples and np.array_equal(np.sort(store.keys), np.sort(split.keys)):
         return f"{wrote}; {found} holds the same examples in another order and with other labels"
+    if np.array_equal(np.asarray(store.keys), split.keys[few_rows(len(split), store.num_examples)]):
+        return f"{wrote}; {found}: the store is of a trial; add limit={store.num_examples} to the data"
     shrunk = "" if split.originals is None else ", with its size= where pictures were shrunk (once 224 by default)"
     return f"{wrote}; {found}: pass the data that the store was written for with --data{shrunk}"
 

@@ -190,6 +190,11 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
         (("train-teacher", "--data", "torchvision:CIFAR10?root=none", "--out", "new"), "not found in"),
         (("train-teacher", "--device", "quantum", "--out", "new"), "--device quantum"),
         (("cache-teacher", "--out", "new"), "--weights is missing"),
+        (("cache-teacher", "--out", "new", "--teacher", "resnet57"), "unknown model 'resnet57', did you mean"),
+        (
+            ("cache-teacher", "--out", "new", "--teacher", "RandomForestClassifier"),
+            "scikit-learn is sklearn:RandomForestClassifier",
+        ),
         (("cache-teacher", "--teacher", "array:none.npy", "--out", "new"), "not a readable .npy"),
         (("decode", "s.zarr", "--view", "1", "--out", "new.npy"), "--view is 1; expected 0 to 0"),
         (("decode", "s.zarr", "--rows", "5", "--out", "new.npy"), "expected a:b"),

@@ -25,6 +25,7 @@ from logitbank.pipeline.models import (
     Preprocessing,
     build_model,
     own_preprocessing,
+    read_given,
     settle,
     settle_fresh,
 )
@@ -185,6 +186,17 @@ def test_what_does_nothing_is_refused(digits: Split, photos: Path) -> None:  # n
     split = load_split(f"imagefolder:{photos}")
     with pytest.raises(ValueError, match=r"resizes to \(64, 64\) and cuts \(96, 96\)"):
         settle(split, InputTransform.parse("resize=64,crop=96"), base)
+
+
+def test_pictures_of_one_size_are_resized_to_the_square_that_is_asked_for(digits: Split) -> None:
+    library = Preprocessing(mean=(0.5,), std=(0.5,), size=160)
+    asked = settle(digits, read_given("", "", "resize=8"), library)
+    assert asked == Preprocessing(mean=(0.5,), std=(0.5,), size=8)
+    assert asked(torch.from_numpy(digits.samples[:2])).shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="resize is 8 x 9; pictures of one size become squares"):
+        settle(digits, read_given("", "", "resize=8,9"), library)
+    with pytest.raises(ValueError, match="--mean is 123.7; expected the 0..1 scale"):
+        settle(digits, read_given("123.7", "58", ""), library)
 
 
 def test_a_slender_picture_is_not_resized_whole() -> None:

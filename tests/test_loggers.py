@@ -197,6 +197,7 @@ def test_a_logger_that_fails_later_is_named_once_and_training_goes_on(
     ("texts", "message"),
     [
         (["wandbb"], "did you mean 'wandb'"),
+        (["csv"], "OUT/history.csv has every epoch without one"),
         (["wandb?projct=x"], "did you mean 'project'"),
         (["wandb?project"], "expected project=VALUE"),
         (["wandb?mode=loud"], "expected online or offline"),

@@ -21,7 +21,7 @@ from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
-from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets import Split, take
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.exchange.decode import decode_to_file
 from logitbank.pipeline.fit import Training
@@ -241,6 +241,14 @@ def test_rows_that_are_not_the_stores_are_refused(
         train(stores["dense32"], change(digits), None, tmp_path / "run", epochs=1)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_data_of_a_trial_is_refused(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
+    few = take(digits, 300)
+    teachers = load_teachers(few, "mlp:32", str(plain_teacher))
+    cache_teacher(NetworkTeacher(few, teachers, Views()), tmp_path / "few.zarr", encoding=ENCODINGS["dense8"])
+    with pytest.raises(ValueError, match="of a trial; add limit=300 to the data"):
+        check_data(open_store(tmp_path / "few.zarr"), digits)
 
 
 def test_another_split_is_refused(stores: dict[str, Store], digits_test: Split) -> None:

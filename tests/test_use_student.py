@@ -100,7 +100,7 @@ def test_parquet_and_data_frames_say_the_same(table: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour\nred\n", "lacks 1 columns that the model reads: size"),
+        ("colour\nred\n", "lacks a column that the model reads: size"),
         ("size,colour\n1,red\nbig,red\n", r"column 'size' is 'big' in row 1"),
         ("size,colour\n1,red\n2\n", "line 3 has another number of fields"),
         ("size,colour\n", "no rows"),

@@ -51,7 +51,7 @@ def decode(
     teacher: OneTeacher = "",
     view: Annotated[int, option(COUNT, help="Which view")] = 0,
     temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
-    tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted (as without it), uniform or renormalise")] = "",
+    tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted (the usual one), uniform, renormalise")] = "",
     rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b; empty: all")] = "",
 ) -> None:
     """Write the dense log-probabilities that stage two would use, float32 [rows, classes], for other tools."""

@@ -73,7 +73,13 @@ def train_student(
             result = train_student(run, out, processes=processes, on_epoch=report, on_warning=warn)
         except KeyboardInterrupt:
             bar.close()
-            typer.echo(f"stopped; the same command goes on from where the run was last saved in {out}", err=True)
+            if out.exists():
+                typer.echo(f"stopped; the same command goes on from where the run was last saved in {out}", err=True)
+            else:
+                typer.echo(
+                    "stopped before the first epoch was saved, so nothing is kept; --checkpoint-every saves sooner",
+                    err=True,
+                )
             raise typer.Exit(130) from None
     say("finished", out=str(out), already_there=there, result=result)
     if log_json or not processes.first:

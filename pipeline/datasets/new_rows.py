@@ -97,7 +97,8 @@ def encode_rows(columns: Columns, features: Sequence[Feature], source: str) -> n
     """
     missing = [feature.name for feature in features if feature.name not in columns]
     if missing:
-        raise ValueError(f"{source}: lacks {len(missing)} columns that the model reads: {shown(missing)}; name them so")
+        columns_are = "a column" if len(missing) == 1 else f"{len(missing)} columns"
+        raise ValueError(f"{source}: lacks {columns_are} that the model reads: {shown(missing)}; name them so")
     try:
         encoded = [feature.encode(columns[feature.name]) for feature in features]
     except ValueError as error:

@@ -36,9 +36,7 @@ def cost_panels(methods: Mapping[str, Mapping[int, FinishedRun]], rows: Sequence
         if cost == "seconds" or len({value for _, value in known}) > 1:
             students = {row.name: str(next(iter(methods[row.name].values())).result["student"]) for row in rows}
             draw = partial(_draw_cost, points=known, students=students, heading=heading)
-            panels.append(
-                Panel(f"{rows[0].heading} against {heading}", draw, (4.6, 3.9 + 0.2 * len(set(students.values()))))
-            )
+            panels.append(Panel(f"against {heading}", draw, (4.6, 3.9 + 0.2 * len(set(students.values())))))
     return panels
 
 

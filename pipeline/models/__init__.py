@@ -39,6 +39,7 @@ __all__ = [
     "Model",
     "Preprocessing",
     "build_model",
+    "find_model",
     "own_preprocessing",
     "read_given",
     "settle",
@@ -142,7 +143,7 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
     Raises:
         ValueError: Unknown name, a model for other samples, or drop path of a model that has none.
     """
-    model = _find(name)
+    model = find_model(name)
     if split.holds not in model.reads:
         others = {IMAGES: "cnn", TABLE: "mlp or linear", TOKENS: "gpt:WIDTHxDEPTH"}[split.holds]
         raise ValueError(f"model {name!r} needs {model.reads[0]}, but {split.spec} holds {split.holds}; use {others}")
@@ -167,7 +168,8 @@ def spell_model(name: str) -> str:
     return f"mlp:{width}" if depth == 1 else f"mlp:{width}x{depth}"
 
 
-def _find(name: str) -> Model:
+def find_model(name: str) -> Model:
+    """The model of a name, as ``build_model`` takes it; ValueError, with the nearest name, for none."""
     if name in MODELS:
         return MODELS[name]
     if match := _MLP.fullmatch(name):

@@ -71,11 +71,8 @@ class InputTransform:
         scaled = replace(base.on(split), mean=self.mean or base.mean, std=self.std or base.std)
         named = [name for name in ("resize", "crop", "interpolation", "mode") if getattr(self, name) is not None]
         fit = scaled.fit
-        if named and fit is None:
-            why = "pictures of one size" if split.is_image else split.holds
-            raise ValueError(f"--input-transform {named[0]} does nothing here, because {split.spec} is {why}")
         if fit is None:
-            return scaled
+            return self._over_one_size(scaled, named, split) if named else scaled
         crop = self.crop or fit.crop
         chosen = replace(
             fit,
@@ -89,6 +86,21 @@ class InputTransform:
                 f"--input-transform resizes to {chosen.resize} and cuts {chosen.crop} out of it; expected at most that"
             )
         return replace(scaled, fit=replace(chosen, fill=_fill(scaled.mean) if chosen.mode == "border" else ()))
+
+    def _over_one_size(self, scaled: Preprocessing, named: list[str], split: Split) -> Preprocessing:
+        """Of pictures of one size the user may say to which square they are resized, and no more."""
+        if not split.is_image:
+            raise ValueError(f"--input-transform {named[0]} does nothing here, because {split.spec} is {split.holds}")
+        idle = next((name for name in named if name != "resize"), None)
+        if idle is not None:
+            raise ValueError(
+                f"--input-transform {idle} does nothing here, because {split.spec} is pictures of one size;"
+                " resize=PIXELS says to which square they are resized"
+            )
+        height, width = cast(tuple[int, int], self.resize)
+        if height != width:
+            raise ValueError(f"--input-transform resize is {height} x {width}; pictures of one size become squares")
+        return replace(scaled, size=height)
 
 
 Given = Preprocessing | InputTransform
@@ -118,12 +130,15 @@ def settle(split: Split, given: Given | None, *said: Preprocessing | None) -> Pr
         None where nobody says how inputs are scaled.
 
     Raises:
-        ValueError: Something is given for tokens, which no model scales.
+        ValueError: Something is given for tokens, which no model scales; the user's mean is not on the 0..1 scale of
+            images; or see ``InputTransform.over``.
     """
     if split.is_tokens:
         if given is not None:
             raise ValueError(f"--mean, --std and --input-transform do nothing here, because {split.spec} holds tokens")
         return AS_THEY_ARE
+    if given is not None and split.is_image and max(given.mean or (0.0,)) > 1:
+        raise ValueError(f"--mean is {max(given.mean or ()):g}; expected the 0..1 scale of pixels / 255, --std too")
     base = next((each for each in said if each is not None), None)
     if isinstance(given, Preprocessing):
         return given.on(split) if base is None or given.size or given.fit else replace(given, fit=base.fit).on(split)

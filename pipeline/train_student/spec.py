@@ -69,7 +69,7 @@ class Run:
     teacher: str = option("", help="Which teacher of the store, or several: a,b or a:2,b:1")
     combine: str = option("mean-prob", help="How several teachers become one: mean-prob or mean-logit", domain=COMBINES)
     tail: str = option(
-        "", help="Tail rule: predicted (as without it), bucket, uniform or renormalise", domain=TAIL_RULES
+        "", help="Tail rule: predicted (the usual one), bucket, uniform or renormalise", domain=TAIL_RULES
     )
     transform: str = option("", help="Your file.py:factory, when the store's views were made by it")
     training: Training = part(Training)

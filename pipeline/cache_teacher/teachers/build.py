@@ -21,7 +21,7 @@ from logitbank.pipeline.cache_teacher.teachers import (
 )
 from logitbank.pipeline.cache_teacher.teachers.answering import AnsweringTeacher, Batch, Rows
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
-from logitbank.pipeline.cache_teacher.teachers.estimators import EstimatorTeacher
+from logitbank.pipeline.cache_teacher.teachers.estimators import ESTIMATORS, EstimatorTeacher
 from logitbank.pipeline.cache_teacher.teachers.exported import ExportTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -29,7 +29,7 @@ from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitTeacher
 from logitbank.pipeline.cache_teacher.teachers.topk import TopKTeacher
 from logitbank.pipeline.datasets import Split, few_rows, take
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
-from logitbank.pipeline.models import Given
+from logitbank.pipeline.models import Given, find_model
 from logitbank.pipeline.views import Views
 
 # Caches that are not read, and why.
@@ -94,6 +94,9 @@ def build_teacher(
         if views.transform != "none" or views.num_views > 1:
             raise ValueError(f"{teacher} answers the examples as they are; leave out --views and --transform")
         return EstimatorTeacher(teacher, split, plan=plan)
+    if teacher in ESTIMATORS:
+        raise ValueError(f"unknown model {teacher!r}; an estimator of scikit-learn is {SKLEARN_PREFIX}{teacher}")
+    find_model(teacher)
     if not weights:
         raise ValueError(
             "--weights is missing; give a file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"

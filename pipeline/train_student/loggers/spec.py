@@ -52,7 +52,8 @@ def read_loggers(texts: Sequence[str]) -> list[LoggerSpec]:
 def _read(text: str) -> LoggerSpec:
     kind, _, query = text.partition("?")
     if kind not in LOGGERS:
-        raise ValueError(f"--logger {text!r}: {unknown('logger', kind, LOGGERS)}")
+        always = "; OUT/history.csv has every epoch without one"
+        raise ValueError(f"--logger {text!r}: {unknown('logger', kind, LOGGERS)}{always}")
     options: dict[str, str] = {}
     for part in filter(None, query.split("&")):
         name, equals, value = part.partition("=")

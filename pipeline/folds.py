@@ -245,8 +245,9 @@ def write_assignment(split: Split, plan: FoldPlan, out: Path) -> tuple[Folds, bo
         np.savez(built / "folds.npz", **arrays)
         with (built / "folds.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["row", "key", "label", "fold"])
+            one = split.positions is None  # labels of positions are in the other file alone
+            writer.writerow(["row", "key", *(["label"] if one else []), "fold"])
             for row, (key, label, fold) in enumerate(zip(split.keys, split.labels, folds, strict=True)):
-                writer.writerow([row, f"{int(key):016x}", int(label), int(fold)])
+                writer.writerow([row, f"{int(key):016x}", *([int(label)] if one else []), int(fold)])
 
     return folds, build(out, make)

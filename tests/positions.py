@@ -47,7 +47,8 @@ def write_files(
         arrays["length"] = rng.integers(0, length + 1, num_examples)
         arrays["length"][0] = length
         logits[np.arange(length) >= arrays["length"][:, None]] = np.nan  # nobody looks there
-    np.savez(folder / "data.npz", **arrays)  # type: ignore[arg-type]
+    test = {f"{name}_test": array[:10] + (name == "x") for name, array in arrays.items()}
+    np.savez(folder / "data.npz", **arrays, **test)  # type: ignore[arg-type]
     np.save(folder / "logits.npy", logits)
     return f"npz:{folder}/data.npz?positions={length}&classes={num_classes}", f"array:{folder}/logits.npy"
 

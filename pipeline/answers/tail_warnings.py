@@ -3,6 +3,8 @@
 Shapes: B rows, C classes.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,10 +39,11 @@ def _mostly_predicted(part: StoredAnswers, temperature: float) -> float:
     if not len(rows_B):
         return 0.0
     answer = part.of(rows_B, 0)
-    flat_BC = torch.zeros((len(rows_B), part.encoding.num_classes), device=part.device)
+    flat_BC = torch.zeros((math.prod(answer.shape), part.encoding.num_classes), device=part.device)
     prob_BC = torch.softmax(answer.decoded(flat_BC, temperature) / temperature, dim=-1)
-    head_B = prob_BC[answer.stored_BC()].reshape(len(rows_B), -1).sum(dim=-1)
-    return float((head_B < 0.5).float().mean())
+    head_B = prob_BC[answer.stored_BC()].reshape(len(flat_BC), -1).sum(dim=-1)
+    served_B = answer.served()
+    return float((head_B if served_B is None else head_B[served_B.to(head_B.device)]).lt(0.5).float().mean())
 
 
 def _some_rows(part: StoredAnswers) -> Tensor:
@@ -48,7 +51,7 @@ def _some_rows(part: StoredAnswers) -> Tensor:
     teacher = part.teacher
     blocks = np.unique(np.linspace(0, teacher.num_blocks - 1, _BLOCKS).round().astype(int)).tolist()
     rows_B = torch.cat([torch.arange(teacher.rows(block).start, teacher.rows(block).stop) for block in blocks])
-    return rows_B[:: max(1, len(rows_B) // _SAMPLE)]
+    return rows_B[:: max(1, len(rows_B) * (teacher.positions or 1) // _SAMPLE)]
 
 
 def _loss(part: StoredAnswers, temperature: float) -> str:

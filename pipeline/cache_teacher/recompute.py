@@ -4,7 +4,7 @@ Float rounding differs from batch to batch and from machine to machine, and an e
 must pass all the same. So the answers computed now go through the store's own encoding as well. What that loses on
 these very rows, plus what rounding may add, is the limit for the distance to the stored answers.
 
-Shapes: B rows, C classes, V views, N examples.
+Shapes: B rows, C classes, V views, N examples. Where examples are answered at positions, each answer of a row is one.
 """
 
 import re
@@ -151,12 +151,16 @@ def _compared(
         own_B, rows_B = rows - teacher.rows(block).start, torch.from_numpy(rows)
         labels_B, folds_B = decoder.labels_N[rows_B], None if decoder.folds_N is None else decoder.folds_N[rows_B]
         now_BC, features_BK = _now(sound, rows, view, embedding)
+        mask = ["mask"] if teacher.positions is not None and "mask" in teacher.arrays else []
+        there_B = torch.ones(labels_B.shape, dtype=torch.bool)
+        for array in teacher.block(view, block, mask).values():
+            there_B = torch.from_numpy(array[own_B])
         encoded = encode(now_BC, labels_B, decoder.encoding, predictor=predictor, folds_B=folds_B)
         stored_BC, same_BC = (
             decoder.logits({name: torch.from_numpy(array) for name, array in arrays.items()}, rows_B)
             for arrays in ({name: array[own_B] for name, array in stored.items()}, encoded)
         )
-        now_BC = finite(now_BC)
+        now_BC, stored_BC, same_BC = (logits_BC[there_B] for logits_BC in (finite(now_BC), stored_BC, same_BC))
         best_B = now_BC.argmax(1)
         part = {
             "agree": (stored_BC.argmax(1) == best_B).double(),
@@ -196,9 +200,10 @@ def _by_block(teacher: Teacher, pairs: npt.NDArray[np.int64]) -> Iterator[tuple[
     cells = np.stack([pairs[:, 0], pairs[:, 1] // teacher.block_rows], axis=1)
     starts = np.flatnonzero(np.r_[True, (np.diff(cells, axis=0) != 0).any(axis=1)])
     for start, stop in zip(starts, np.r_[starts[1:], len(pairs)], strict=True):
-        for first in range(start, stop, _AT_ONCE):
+        step = max(1, _AT_ONCE // (teacher.positions or 1))
+        for first in range(start, stop, step):
             view, block = (int(number) for number in cells[start])
-            yield view, block, pairs[first : min(first + _AT_ONCE, stop), 1]
+            yield view, block, pairs[first : min(first + step, stop), 1]
 
 
 def _kl(teacher_BC: Tensor, decoded_BC: Tensor, temperature: float) -> Tensor:

@@ -23,10 +23,10 @@ def decode_to_file(
     temperature: float = 1.0,
     tail: str = "",
     rows: str = "",
-) -> tuple[tuple[int, int], bool]:
+) -> tuple[tuple[int, ...], bool]:
     """Writes dense log-probabilities at a temperature, float32 [n, C], to a .npy file, a batch at a time.
 
-    Rows that the teacher does not serve are NaN.
+    Where examples are answered at L positions they are [n, L, C]. What the teacher does not serve is NaN.
 
     Args:
         store: A finished store.
@@ -51,15 +51,15 @@ def decode_to_file(
     chosen = _rows(rows, store.num_examples)
     decoder = TeacherRows(store, store.teacher(teacher), tail=tail or TAIL_RULES[0])
     refuse_idle_tail([decoder.encoding], tail)
-    served_N = torch.from_numpy(decoder.served(view))
-    shape = (len(chosen), decoder.encoding.num_classes)
+    answered_N = torch.from_numpy(decoder.answered(view))
+    shape = (len(chosen), *answered_N.shape[1:], decoder.encoding.num_classes)
 
     def make(built: Path) -> None:
         with built.open("xb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for here, logits_BC in decoder.decoded(view, chosen):
-                logits_BC = torch.where(served_N[chosen[here]][:, None], finite(logits_BC), math.nan)
+                logits_BC = torch.where(answered_N[chosen[here]][..., None], finite(logits_BC), math.nan)
                 file.write(decode_log_prob(logits_BC, temperature).numpy().data)
 
     return shape, build(out, make)

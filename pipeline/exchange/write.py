@@ -70,6 +70,11 @@ def export_store(
     if to == "parquet":
         parquet.import_pyarrow()
     store = open_store(path)
+    if store.positions is not None:
+        raise ValueError(
+            f"exports hold one answer an example, {path} has {store.positions}; write them with cli decode"
+            " --out FILE.npy, or ask open_answers in Python"
+        )
     values = Values(store, teacher, num_views=num_views, dense=dense, on_rows=on_rows)
     document = describe(
         store,

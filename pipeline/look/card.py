@@ -71,11 +71,12 @@ def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:
         *([_text(attributes["description"])] if attributes.get("description") else []),
         "Answers of teachers for knowledge distillation, so that students can be trained without running the teachers:"
         f" {_teachers(said)} to {said['num_views']} view(s) of each of {said['num_examples']:,} examples of"
-        f" {_text(said['dataset'].get('name'))} {_text(said['dataset'].get('split'))}, {said['num_classes']} classes."
+        f" {_text(said['dataset'].get('name'))} {_text(said['dataset'].get('split'))}, {said['num_classes']} classes"
+        f"{_at_positions(said)}."
         " No images and no weights are in it.",
         "## Data\n\n" + _table([*([("address", place)] if is_url(place) else []), *_data_rows(said, licence)]),
         *(
-            _teacher_section(name, teacher) + _picture(name, (pictures or {}).get(name))
+            _teacher_section(name, teacher, said["num_positions"]) + _picture(name, (pictures or {}).get(name))
             for name, teacher in said["teachers"].items()
         ),
         *([_lineage(attributes["lineage"])] if attributes.get("lineage") else []),
@@ -96,12 +97,17 @@ def _front_matter(said: dict[str, Any], licence: str) -> str:
     return "\n".join([*lines, "size_categories:", "- n>1M", "---"])
 
 
+def _at_positions(said: dict[str, Any]) -> str:
+    positions = said["num_positions"]
+    return "" if positions is None else f", answered at {positions} positions each"
+
+
 def _data_rows(said: dict[str, Any], licence: str) -> list[tuple[str, str]]:
     dataset, views = said["dataset"], said["views"]
     versions = ", ".join(f"{name} {version}" for name, version in (views.get("versions") or {}).items())
     return [
         ("dataset", f"{dataset.get('name')}, {dataset.get('split')}"),
-        ("examples", f"{said['num_examples']:,}"),
+        ("examples", f"{said['num_examples']:,}{_at_positions(said)}"),
         ("fingerprint (keys, labels, order)", str(dataset.get("fingerprint"))),
         ("views", f"{said['num_views']}, {views.get('transform')}, seed {views.get('seed')}"),
         ("made with", versions or "not said"),
@@ -110,7 +116,7 @@ def _data_rows(said: dict[str, Any], licence: str) -> list[tuple[str, str]]:
     ]
 
 
-def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
+def _teacher_section(name: str, teacher: dict[str, Any], positions: int | None) -> str:
     identity, encoding, answers = teacher["identity"], teacher["encoding"], teacher["answers"]
     digests = identity.get("weights_sha256", [])
     digests = digests if isinstance(digests, list) else [digests]
@@ -120,7 +126,7 @@ def _teacher_section(name: str, teacher: dict[str, Any]) -> str:
         ("weights, sha256", ", ".join(str(digest) for digest in digests) or "not said"),
         ("preprocessing", to_json(identity.get("preprocessing"))),
         ("encoding", _encoding(encoding)),
-        ("bytes a row and view", str(teacher["bytes_per_row"])),
+        (f"bytes a {'row' if positions is None else 'position'} and view", str(teacher["bytes_per_row"])),
         ("cross-fitted", _folds(folds) if folds else "no"),
     ]
     if "kind" in answers:

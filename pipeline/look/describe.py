@@ -12,8 +12,9 @@ from logitbank.stores.share.cache import place_of
 def describe_store(path: Path) -> dict[str, Any]:
     """A JSON-able description of a store, complete or not.
 
-    ``bytes_per_row`` are the files of all row arrays with their metadata, over rows x views; what a teacher stores once
-    is ``constant_bytes``. The first teacher's encoding, fidelity and bytes also stand at the top level.
+    ``bytes_per_row`` are the files of all row arrays with their metadata, over rows x views, and x positions where an
+    example is answered at several; what a teacher stores once is ``constant_bytes``. The first teacher's encoding,
+    fidelity and bytes also stand at the top level.
     """
     store = open_store(path, allow_incomplete=True)
     teachers = {name: _describe_teacher(store, store.teacher(name)) for name in store.teachers}
@@ -27,6 +28,7 @@ def describe_store(path: Path) -> dict[str, Any]:
         "num_examples": store.num_examples,
         "num_views": store.num_views,
         "num_classes": store.num_classes,
+        "num_positions": store.positions,
         "num_folds": first.get("num_folds", (plan or {}).get("num_folds", 0)),
         "folds": plan,
         "encoding": first.get("encoding"),
@@ -94,9 +96,11 @@ def format_description(description: dict[str, Any]) -> str:
     state = "complete" if description["complete"] else "NOT COMPLETE: run the same cache-teacher command again"
     if not description["teachers"]:
         state = "examples only, no teacher has answered yet"
+    positions = description["num_positions"]
+    answered = "" if positions is None else f" answered at {positions} positions each,"
     lines = [
         f"{description['path']}  format {description['format_version']}, {state}",
-        f"data      {dataset.get('name')} {dataset.get('split')}: {dataset['num_examples']} examples,"
+        f"data      {dataset.get('name')} {dataset.get('split')}: {dataset['num_examples']} examples,{answered}"
         f" {dataset['num_classes']} classes, fingerprint {str(dataset.get('fingerprint'))[:12]}",
         f"views     {views['num_views']} ({views.get('transform')}, seed {views.get('seed')})",
         f"made with {', '.join(f'{name} {version}' for name, version in (views.get('versions') or {}).items())}",
@@ -105,11 +109,11 @@ def format_description(description: dict[str, Any]) -> str:
         folds = description["folds"]
         lines.append(f"folds     {folds.get('num_folds')} ({folds.get('strategy')}, seed {folds.get('seed')})")
     for name, teacher in description["teachers"].items():
-        lines += ["", *_format_teacher(name, teacher)]
+        lines += ["", *_format_teacher(name, teacher, "row and view" if positions is None else "position and view")]
     return "\n".join(lines)
 
 
-def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
+def _format_teacher(name: str, teacher: dict[str, Any], answer: str) -> list[str]:
     identity, encoding = teacher["identity"], Encoding.from_attributes(teacher["encoding"])
     said = identity.get("weights_sha256", [])
     digests = [str(digest) for digest in said] if isinstance(said, list) else [str(said)]
@@ -123,7 +127,7 @@ def _format_teacher(name: str, teacher: dict[str, Any]) -> list[str]:
         else f"  folds     {folds['num_folds']} ({folds.get('strategy')}, seed {folds.get('seed')};"
         f" proof: {folds.get('proof', 'not said')})",
         f"  encoding  {encoding.describe()}",
-        f"  bytes     {teacher['bytes_per_row']} a row and view on disk, dense float16 is {dense}"
+        f"  bytes     {teacher['bytes_per_row']} a {answer} on disk, dense float16 is {dense}"
         f" ({dense / teacher['bytes_per_row']:.1f} times as many)",
     ]
     if teacher["constant_bytes"]:

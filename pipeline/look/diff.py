@@ -1,6 +1,6 @@
 """Two teachers side by side: what they are, and how far apart their answers to the same examples lie.
 
-Shapes: N examples that both answer, B batch, C classes.
+Shapes: N examples that both answer, B batch, C classes. Where examples are answered at positions, each answer is a row.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,12 @@ def diff_teachers(
     if not len(both):
         raise ValueError("the two teachers have no example in common; choose stores of the same data")
     measured = _measured((answers[0], answers[1]), view, both, matched[both], temperature)
-    labels = np.asarray(stores[0].labels)[both].astype(np.int64)
+    labels = np.asarray(stores[0].labels)[both].astype(np.int64).reshape(-1)
+    if stores[0].positions is not None:
+        common = (answers[0].answered(view)[both] & answers[1].answered(view)[matched[both]]).reshape(-1)
+        if not common.any():
+            raise ValueError("the two teachers have no position in common; choose stores of the same data")
+        measured, labels = _Measured(*(values_N[common] for values_N in measured)), labels[common]
     return {
         "first": f"{stores[0].path}: {teachers[0].name}",
         "second": f"{stores[1].path}: {teachers[1].name}",
@@ -84,11 +89,13 @@ def _measured(
     temperature: float,
 ) -> _Measured:
     """Goes through both teachers side by side, a batch at a time."""
-    size = len(rows_N)  # one place for all rows: small arrays made batch by batch would pin what lies between them
+    each = teachers[0].teacher.positions or 1
+    size = len(rows_N) * each  # one place for all: small arrays made batch by batch would pin what lies between them
     measured = _Measured(np.empty(size), np.empty(size), np.empty(size, np.int64), np.empty(size, np.int64))
     pairs = zip(teachers[0].decoded(view, rows_N), teachers[1].decoded(view, other_rows_N), strict=True)
     for (here, first_BC), (_, second_BC) in pairs:
-        a_BC, b_BC = finite(first_BC).double(), finite(second_BC).double()
+        a_BC, b_BC = (finite(logits).double().reshape(-1, logits.shape[-1]) for logits in (first_BC, second_BC))
+        here = slice(here.start * each, here.stop * each)
         log_a_BC, log_b_BC = (a_BC / temperature).log_softmax(1), (b_BC / temperature).log_softmax(1)
         gap_BC = log_a_BC - log_b_BC
         kl_B = temperature**2 * (log_a_BC.exp() * gap_BC).sum(1)

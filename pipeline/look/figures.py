@@ -1,6 +1,6 @@
 """What a picture of a teacher's answers shows, read from the store's rows and not from what it says of itself.
 
-Shapes: R sampled rows, N examples, C classes.
+Shapes: R sampled rows, N examples, C classes. Where examples are answered at positions, each answer is a row.
 """
 
 import re
@@ -47,14 +47,14 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
     labels_N = np.asarray(store.labels)
     # the best class and its probability do not depend on how the tail is shaped
     decoder = TeacherRows(store, teacher, tail="uniform")
-    answered_N = decoder.served(0) & (labels_N >= 0)
+    answered_N = decoder.answered(0) & (labels_N >= 0)
     right_N = teacher.slab(0, ["label_rank"])["label_rank"] == 1
-    rows_R, confidence_R, best_R = _sampled(decoder)
+    label_R, confidence_R, best_R = _sampled(decoder)
     by_class = by_fold = None
     if answered_N.any():
         by_class = _mean_by(labels_N[answered_N], right_N[answered_N], store.num_classes)[0]
         if teacher.row_folds is not None:
-            folds = np.asarray(teacher.row_folds)[answered_N].astype(np.int64)
+            folds = np.asarray(teacher.row_folds)[np.nonzero(answered_N)[0]].astype(np.int64)
             by_fold = _mean_by(folds, right_N[answered_N], int(folds.max()) + 1)
     said = {float(key): value for key, value in teacher.fidelity.items() if _is_number(key, value)}
     outside = {
@@ -68,7 +68,7 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
         fidelity=dict(sorted(said.items())),
         outside=outside if decoder.encoding.has_tail else {},
         confidence_R=confidence_R,
-        correct_R=None if by_class is None else best_R == labels_N[rows_R],
+        correct_R=None if by_class is None else best_R == label_R,
         class_accuracy_C=by_class,
         class_names=[str(name) for name in names]
         if isinstance(names, list) and len(names) == store.num_classes
@@ -80,23 +80,25 @@ def answer_figures(store: Store, teacher: Teacher) -> AnswerFigures:
 def _sampled(
     decoder: TeacherRows,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Rows, their best class's probability and their best class; of labelled rows where there are any."""
+    """Labels of rows, their best class's probability and their best class; of labelled rows where there are any."""
     teacher, labels_N = decoder.teacher, decoder.labels_N.numpy()
-    wanted_N = decoder.served(0) & ((labels_N >= 0) | ~(labels_N >= 0).any())
+    wanted_N = decoder.answered(0) & ((labels_N >= 0) | ~(labels_N >= 0).any())
     blocks = np.unique(np.linspace(0, teacher.num_blocks - 1, min(_MAX_BLOCKS, teacher.num_blocks)).astype(int))
     parts = []
     for block in blocks.tolist():
         start = teacher.rows(block).start
-        here = start + np.flatnonzero(wanted_N[teacher.rows(block)])
-        here = here[:: max(1, -(-len(here) * len(blocks) // _MAX_ROWS))]
+        wanted_B = wanted_N[teacher.rows(block)].reshape(teacher.rows(block).stop - start, -1)
+        here = start + np.flatnonzero(wanted_B.any(axis=1))
+        here = here[:: max(1, -(-len(here) * wanted_B.shape[1] * len(blocks) // _MAX_ROWS))]
         arrays = teacher.answers(0, block, decoder.names)
         own = {name: torch.from_numpy(array[here - start]) for name, array in arrays.items()}
         decoded = decoder.decode(own, torch.from_numpy(here))
-        best = decoded.log_softmax(1).max(1)
+        best = decoded.log_softmax(-1).max(-1)
         sure = best.values.exp().nan_to_num(0.0).clamp(0, 1)  # a stranger's numbers may decode to none
-        parts.append((here, sure.numpy(), best.indices.numpy()))
-    rows_R, confidence_R, best_R = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return rows_R, confidence_R, best_R
+        at = wanted_N[here]
+        parts.append((labels_N[here][at], sure.numpy()[at], best.indices.numpy()[at]))
+    label_R, confidence_R, best_R = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return label_R, confidence_R, best_R
 
 
 def _mean_by(

@@ -40,6 +40,7 @@ def check_student(run: Run, objective: Objective, split: Split, views: Views, pr
             several processes, or more inputs than fit into memory.
     """
     check_estimator(run.student)
+    split.refuse_positions(run.student)
     check_fitted(objective, read_estimator(run.student)[1].fits, run.student)
     if run.tail == "bucket":
         raise ValueError(

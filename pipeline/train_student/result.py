@@ -128,7 +128,9 @@ def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:
 
 def _answer_bytes(plan: Plan) -> float:
     """What the answers that the student heard take on disk for each example: all views, all teachers."""
-    return round(plan.inputs.store.num_views * sum(part.teacher.bytes_per_row() for part in plan.answers.parts), 2)
+    store = plan.inputs.store
+    answers = store.num_views * (store.positions or 1)
+    return round(answers * sum(part.teacher.bytes_per_row() for part in plan.answers.parts), 2)
 
 
 def _validation(settings: Any, history: Sequence[EpochRecord], training: Training) -> dict[str, Any]:

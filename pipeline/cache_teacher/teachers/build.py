@@ -80,6 +80,8 @@ def build_teacher(
         raise ValueError(f"--weights is {weights!r}, but {teacher} has none; leave it out")
     if teacher.startswith(NO_WEIGHTS) and embedding:
         raise ValueError(f"--embedding is {embedding!r}, but {teacher} is no network with features here; leave it out")
+    if embedding:
+        split.refuse_positions("--embedding")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
     if teacher.startswith((EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):

@@ -24,6 +24,7 @@ from logitbank.pipeline.train_student.losses.describe import (
 from logitbank.pipeline.train_student.losses.domains import Option
 from logitbank.pipeline.train_student.losses.kinds import Loss
 from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
+from logitbank.pipeline.train_student.losses.table_features import FEATURE_LOSSES
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
@@ -109,6 +110,16 @@ def overview() -> Iterator[str]:
     yield NEEDS
 
 
+def features() -> Iterator[str]:
+    """The losses that look at features."""
+    yield "## Losses of features\n"
+    yield "They need `embedding`: a store that one teacher was cached into with `--embedding penultimate`, see"
+    yield "[features.md](../how-to/features.md). Their functions take, beside logits and labels, what the student's"
+    yield "head reads and what the store holds, and a module of their own: trained beside the student, or fitted.\n"
+    for name, loss in FEATURE_LOSSES.items():
+        yield from entry(name, loss)
+
+
 def rules() -> Iterator[str]:
     """Row weights and temperature rules."""
     yield "## Row weights and temperature rules\n"
@@ -171,7 +182,7 @@ def page() -> str:
     parts = [INTRODUCTION, *overview(), "## Formulas, defaults, sources\n"]
     for name, loss in LOSSES.items():
         parts += entry(name, loss)
-    parts += [*rules(), *measured(data)]
+    parts += [*features(), *rules(), *measured(data)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -38,6 +38,9 @@ MODELS_ABOUT = """## Models
 
 `--model`, `--teacher` and `--student` take these names, and `mlp:WIDTHxDEPTH`, `gpt:WIDTHxDEPTH`, `timm:NAME`,
 `torchvision:NAME`, `file.py:factory` and `package.module:factory`. How to: [own-teacher.md](../how-to/own-teacher.md).
+
+`subclasses:S:NAME` is any of these networks with S outputs for each class, whose probabilities it adds up: a student
+of `--loss lelp`.
 """
 
 VIEWS = """## Views

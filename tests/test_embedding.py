@@ -197,8 +197,9 @@ def test_a_named_layer_is_pooled_and_what_has_no_features_is_refused() -> None:
     model, images = Plain().eval(), torch.rand(2, 1, 8, 8)
     place, size = find_place("plain", model, "maps", shown(images))
     assert (size, place.head) == (6, None)
-    featured = Featured(model, place)
-    logits_BC, features_BD = featured(images)
+    featured = Featured(model, {"maps": place})
+    logits_BC, heard = featured(images)
+    features_BD = heard["maps"]
     torch.testing.assert_close(features_BD, model.maps(images).mean((2, 3)))
     torch.testing.assert_close(logits_BC, model(images))
     featured.leave()
@@ -220,9 +221,10 @@ def test_libraries_networks_have_a_head(name: str) -> None:
     model, images = make(architecture, num_classes=7).eval(), torch.rand(2, 3, 224, 224)
     place, size = find_place(name, model, PENULTIMATE, shown(images))
     assert place.head is not None
-    featured = Featured(model, place)
+    featured = Featured(model, {"head": place})
     with torch.no_grad():
-        logits_BC, features_BD = featured(images)
+        logits_BC, heard = featured(images)
+        features_BD = heard["head"]
         assert features_BD.shape == (2, size)
         torch.testing.assert_close(place.head(features_BD), logits_BC)
         if library == "timm":

@@ -40,6 +40,9 @@ class Told:
     def served(self) -> Tensor | None:
         return self.served_P
 
+    def features(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
     def part(self, some: slice) -> Told:
         return Told(self.logits_PC[some], None if self.served_P is None else self.served_P[some], self.asked)
 

@@ -38,7 +38,8 @@ class Ensemble:
 
     @property
     def offers(self) -> frozenset[str]:
-        return frozenset.intersection(*(part.offers for part in self.parts))
+        shared = frozenset.intersection(*(part.offers for part in self.parts))
+        return shared - {"embedding"}  # each teacher's are a space of its own
 
     def of(self, rows_B: Tensor, view: View) -> "EnsembleBatch":
         return EnsembleBatch(self, [part.of(rows_B, view) for part in self.parts])
@@ -122,6 +123,9 @@ class EnsembleBatch:
 
     def part(self, some: slice) -> "EnsembleBatch":
         return EnsembleBatch(self.ensemble, [part.part(some) for part in self.parts])
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        raise ValueError("several teachers have no features in common; name one of them")
 
     @cached_property
     def _served_BM(self) -> Tensor:

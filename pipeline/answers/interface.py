@@ -29,7 +29,7 @@ class Batch(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Of dense, out_of_fold, fixed_tail, label_prob: what holds for the answer."""
+        """Of dense, out_of_fold, fixed_tail, label_prob, embedding: what holds for the answer."""
         ...
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
@@ -46,6 +46,10 @@ class Batch(Protocol):
 
     def part(self, some: slice) -> "Batch":
         """The same of some of the rows: no others are decoded."""
+        ...
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Where it offers ``embedding``: features of the teacher, float32 [B, K], and their folds, int64 [B]."""
         ...
 
 
@@ -72,7 +76,7 @@ class Answers(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail, label_prob."""
+        """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail, label_prob, embedding."""
         ...
 
     def of(self, rows_B: Tensor, view: View) -> Batch:

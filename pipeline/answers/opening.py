@@ -21,6 +21,7 @@ def open_answers(
     tail: str = "",
     device: torch.device | None = None,
     memory_budget: int | None = None,
+    features: bool = False,
 ) -> StoredAnswers | Ensemble:
     """The answers of the teacher, or of the teachers, that a text names.
 
@@ -31,6 +32,7 @@ def open_answers(
         tail: Tail rule for classes that are not stored; empty: predicted, also where every class is.
         device: Where logits are wanted.
         memory_budget: Bytes for slabs, of all teachers together (default: half of the machine's).
+        features: Read the teacher's features, too, where it has some.
 
     Raises:
         ValueError: No such teacher, rule or way, or one that would change nothing.
@@ -44,7 +46,10 @@ def open_answers(
         )
     share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
     rule = tail or TAIL_RULES[0]
-    parts = [StoredAnswers(store, name=name, tail=rule, device=device, memory_budget=share) for name in names or [None]]
+    parts = [
+        StoredAnswers(store, name=name, tail=rule, device=device, memory_budget=share, features=features)
+        for name in names or [None]
+    ]
     refuse_idle_tail([part.encoding for part in parts], tail)
     if len(parts) == 1:
         if combine != COMBINE[0]:

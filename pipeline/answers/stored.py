@@ -41,6 +41,7 @@ class StoredAnswers:
         tail: Tail rule for classes that are not stored: predicted, bucket, uniform or renormalise.
         device: Where logits are wanted.
         memory_budget: Bytes for slabs (default: half of the machine's memory).
+        features: Read the teacher's features, too, where it has some.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class StoredAnswers:
         tail: str = "predicted",
         device: torch.device | None = None,
         memory_budget: int | None = None,
+        features: bool = False,
     ) -> None:
         self.teacher = store.teacher(name)
-        self.decoder = TeacherRows(store, self.teacher, tail=tail, device=device)
+        self.decoder = TeacherRows(store, self.teacher, tail=tail, device=device, features=features)
         self.encoding, self.labels = self.decoder.encoding, self.decoder.labels_N
         self.tail, self.device, self.num_views = tail, self.decoder.device, store.num_views
         self._prepared = PreparedTeacher(self.decoder, digest=store.attributes["digest"])
@@ -66,7 +68,8 @@ class StoredAnswers:
         self._served_N: dict[int, Tensor | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._path, self.teacher.digest, self.teacher.name, self.tail, self.device, self._budget)
+        said = self._path, self.teacher.digest, self.teacher.name, self.tail, self.device, self._budget
+        return _reopened, (*said, "embedding" in self.decoder.names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,6 +89,8 @@ class StoredAnswers:
             found.add("label_prob")
         if self.teacher.row_folds is not None:
             found.add("out_of_fold")
+        if "embedding" in self.decoder.names:
+            found.add("embedding")
         return frozenset(found)
 
     def of(self, rows_B: Tensor, view: View) -> StoredBatch:
@@ -181,9 +186,13 @@ def _numbers(what: str, numbers: Tensor, count: int) -> Tensor:
     return numbers
 
 
-def _reopened(path: Path, digest: str, name: str, tail: str, device: torch.device, memory_budget: int) -> StoredAnswers:
+def _reopened(
+    path: Path, digest: str, name: str, tail: str, device: torch.device, memory_budget: int, features: bool
+) -> StoredAnswers:
     """The answers that were pickled, over the same store."""
-    answers = StoredAnswers(open_store(path), name=name, tail=tail, device=device, memory_budget=memory_budget)
+    answers = StoredAnswers(
+        open_store(path), name=name, tail=tail, device=device, memory_budget=memory_budget, features=features
+    )
     if answers.teacher.digest != digest:
         raise ValueError(f"{path} is another store than the one that these answers were opened from; open it again")
     return answers

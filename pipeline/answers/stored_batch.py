@@ -97,6 +97,11 @@ class StoredBatch:
         places = slice(own.start, own.stop, own.step)
         return StoredBatch(self.answers, self.rows_B, self.view_B, whole=self._whole, some=places)
 
+    def features(self) -> tuple[Tensor, Tensor]:
+        decoder, row_B = self.answers.decoder, self._places_B[0]
+        fold_B = torch.zeros_like(row_B) if decoder.folds_N is None else decoder.folds_N[row_B]
+        return self._arrays()["embedding"].float().to(decoder.device), fold_B.to(decoder.device)
+
     def refuse_unserved(self) -> None:
         """Raises ValueError when the teacher has no answer to one of the rows, at any position."""
         served_B = self.served()
@@ -126,7 +131,7 @@ class StoredBatch:
         )
 
     def _decoded_from(self) -> dict[str, Tensor]:
-        return {name: array for name, array in self._arrays().items() if name != "label_rank"}
+        return {name: array for name, array in self._arrays().items() if name not in ("label_rank", "embedding")}
 
     def _arrays(self) -> dict[str, Tensor]:
         """What is stored of each answer, [B, *row_shape]."""

@@ -31,10 +31,17 @@ class TeacherRows:
         teacher: One of its teachers.
         tail: Tail rule for classes that are not stored: predicted, bucket, uniform or renormalise.
         device: Where logits are wanted.
+        features: Rows have the teacher's features, too, where it has some.
     """
 
     def __init__(
-        self, store: Store, teacher: Teacher, *, tail: str = "predicted", device: torch.device | None = None
+        self,
+        store: Store,
+        teacher: Teacher,
+        *,
+        tail: str = "predicted",
+        device: torch.device | None = None,
+        features: bool = False,
     ) -> None:
         if tail not in TAIL_RULES:
             raise ValueError(unknown("tail rule", tail, TAIL_RULES))
@@ -46,9 +53,9 @@ class TeacherRows:
         predicts = tail in ("predicted", "bucket")
         self._predictor = TailPredictor.from_constants(teacher.constants()) if predicts else None
         self._predictor_here = None if self._predictor is None else self._predictor.to(self.device)
-        idle = ("mask", "embedding") if predicts else ("mask", "embedding", "tail_shift")
+        idle = {"mask"} | (set() if features else {"embedding"}) | (set() if predicts else {"tail_shift"})
         self.names = [name for name in teacher.arrays if name not in idle]
-        """Arrays that a row is decoded from."""
+        """Arrays that a row is decoded from, and its features."""
 
     def decode(
         self,

@@ -35,6 +35,7 @@ def models() -> None:
         typer.echo(f"{name:14} {model.about}")
     typer.echo(f"{'timm:NAME':14} any classifier of timm, with its own input scaling")
     typer.echo(f"{'torchvision:NAME':14} any classifier of torchvision")
+    typer.echo(f"{'subclasses:S:NAME':14} any network above with S outputs a class, which it adds up; for --loss lelp")
     for name, estimator in ESTIMATORS.items():
         typer.echo(f"{PREFIX}{name}: {estimator.about}, a student fitted by {estimator.fits}")
     typer.echo(f"{'file.py:factory':14} your own: a function that gives a torch.nn.Module; package.module:factory too")

@@ -4,8 +4,9 @@ Shapes: B batch, L positions, C classes, N examples.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from logitbank.pipeline.fit.progress import Evaluate, Progress
 from logitbank.pipeline.fit.training import EpochRecord, Training
 from logitbank.pipeline.fit.weights import rounded_parameters
 from logitbank.pipeline.models import Preprocessing
+from logitbank.pipeline.models.features import Featured, Place
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.integer]
-Forward = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+Forward = Callable[[Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, dict[str, Any]]]
 
 
 class BatchLoss:
@@ -35,9 +37,11 @@ class BatchLoss:
 
     Attributes:
         modules: What the loss itself keeps from step to step: its parameters are trained with the model's, and saved.
+        places: Where in the model it listens, by name: it gets what is heard there as ``heard``.
     """
 
     modules: nn.Module | None = None
+    places: Mapping[str, Place] = MappingProxyType({})
 
     def notes(self) -> dict[str, int]:
         """What the epoch counted, such as rows on which a loss abstained; the same names in every process."""
@@ -117,7 +121,7 @@ def fit(
     chosen = torch.arange(len(split)) if rows is None else torch.from_numpy(np.asarray(rows, dtype=np.int64))
     private = PrivateSteps(model, training, len(chosen)) if training.dp_sgd else None
     module = model if private is None else private.module
-    forward = _forward(module, training, preprocessing, processes, device, images=split.is_image)
+    forward, listener = _forward(module, training, preprocessing, processes, device, loss.places, images=split.is_image)
     labels = torch.from_numpy(split.labels)
     progress = Progress.start(model, training, device, processes, beside=loss.modules)
     if private is not None:
@@ -154,8 +158,8 @@ def fit(
             else:
                 private.zero_grad()
             for rows_B, samples in passes:
-                logits_BC = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
-                ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch)
+                logits_BC, heard = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
+                ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch, **heard)
                 loss_B = augmentation.loss(ask, rows_B, epoch)
                 if private is None:
                     progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
@@ -185,6 +189,8 @@ def fit(
         tell(record)
     if private is not None:
         private.close()
+    if listener is not None:
+        listener.leave()
     model.load_state_dict(progress.kept(training))
     return progress.history
 
@@ -210,27 +216,30 @@ def _forward(
     preprocessing: Preprocessing,
     processes: Processes,
     device: torch.device,
+    places: Mapping[str, Place],
     *,
     images: bool,
-) -> Forward:
-    """From samples on the CPU, and what changes them once they are scaled, to logits in training.
+) -> tuple[Forward, Featured | None]:
+    """From samples on the CPU, and what changes them once they are scaled, to logits in training, and what is heard.
 
-    Moves the model to its device, with its weights rounded, shared between processes and compiled as asked.
+    Moves the model to its device, with its weights rounded, shared between processes and compiled as asked. Who listens
+    at places has to leave them at the end.
     """
     memory = torch.channels_last if training.channels_last and images else torch.preserve_format
     precision = PRECISIONS[training.precision]
     model.to(device, memory_format=memory)  # type: ignore[call-overload]
     module = _Rounded(model, training.weight_bits) if training.weight_bits else model
-    module = processes.parallel(module, device)
+    listener = Featured(module, places) if places else None
+    module = processes.parallel(module if listener is None else listener, device)
     run = torch.compile(module) if training.compile else module
 
-    def forward(samples: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(samples: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[str, Any]]:
         inputs = change(preprocessing(samples.to(device, non_blocking=True))).to(memory_format=memory)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-            logits_BC: Tensor = run(inputs)
-        return logits_BC
+            found: Any = run(inputs)
+        return (found, {}) if listener is None else (found[0], {"heard": found[1]})
 
-    return forward
+    return forward, listener
 
 
 def _counted(loss_B: Tensor, logits_BC: Tensor, labels_B: Tensor) -> Tensor:

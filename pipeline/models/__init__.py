@@ -8,7 +8,7 @@ own tables, ``sklearn:NAME`` is a student that scikit-learn fits.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,7 @@ from logitbank.pipeline.models.input_transform import (
 )
 from logitbank.pipeline.models.preprocessing import Preprocessing
 from logitbank.pipeline.models.small import MLP, SmallCNN
+from logitbank.pipeline.models.subclasses import SubclassNetwork
 from logitbank.pipeline.models.trees import TreeEnsemble
 from logitbank.pipeline.models.wide_resnet import WideResNet
 from logitbank.pipeline.spelling import unknown
@@ -50,6 +51,7 @@ __all__ = [
 _CRD_WIDTHS = (32, 64, 128, 256)
 _PLAIN_MLP, _PLAIN_GPT = (256, 2), (128, 2)  # width and depth
 _TIMM = "timm:"
+_SUBCLASSES = re.compile(r"subclasses:([2-9]|[1-9]\d{1,2}):(?!sklearn:|subclasses:)(.+)")
 _MLP = re.compile(r"mlp:([1-9]\d{0,4})(?:x([1-9]\d?))?")
 _GPT = re.compile(r"gpt:([1-9]\d{0,4})x([1-9]\d?)")
 IMAGES, TABLE, TOKENS = "images", "a table", "tokens"
@@ -136,7 +138,8 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
         name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``gpt:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``,
             ``sklearn:NAME`` (trees that are still to be fitted or loaded), or your own ``path/to/file.py:factory`` or
             ``package.module:factory``, called with those of ``num_classes`` and ``input_shape`` ((H, W, channels),
-            (D,) or (L,)) that it takes.
+            (D,) or (L,)) that it takes; ``subclasses:S:NAME`` is any of these networks with S outputs for each class,
+            whose probabilities it adds up.
         split: Gives the input shape and the number of classes; see ``Preprocessing.sized``.
         drop_path: Share of residual branches that a timm model skips while it is trained.
 
@@ -156,6 +159,8 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
 
 def spell_model(name: str) -> str:
     """The one spelling of a name that has several: ``mlp:8x1`` is ``mlp:8``, and ``mlp:256x2`` is ``mlp``."""
+    if match := _SUBCLASSES.fullmatch(name):
+        return f"subclasses:{match[1]}:{spell_model(match[2])}"
     if name == f"gpt:{_PLAIN_GPT[0]}x{_PLAIN_GPT[1]}":
         return "gpt"
     match = _MLP.fullmatch(name)
@@ -177,6 +182,8 @@ def find_model(name: str) -> Model:
         return Model(build=_mlp(width, depth), reads=(IMAGES, TABLE), about="")
     if match := _GPT.fullmatch(name):
         return Model(build=_gpt(int(match[1]), int(match[2])), reads=(TOKENS,), about="")
+    if match := _SUBCLASSES.fullmatch(name):
+        return _with_subclasses(find_model(match[2]), int(match[1]))
     library, _, inner = name.partition(":")
     if library == "timm" and inner:
         return Model(build=lambda split: _timm(inner, split), reads=(IMAGES,), about="")
@@ -187,8 +194,16 @@ def find_model(name: str) -> Model:
     if is_factory(name):
         return Model(build=lambda split: _own(name, split), reads=(IMAGES, TABLE, TOKENS), about="")
     forms = ("mlp:WIDTHxDEPTH", "gpt:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "sklearn:NAME", "file.py:factory")
-    known = [*MODELS, *forms]
+    known = [*MODELS, *forms, "subclasses:2:NAME"]
     raise ValueError(unknown("model", name, known))
+
+
+def _with_subclasses(inner: Model, subclasses: int) -> Model:
+    def build(split: Split) -> nn.Module:
+        wide = replace(split, num_classes=subclasses * split.num_classes, class_names=())
+        return SubclassNetwork(inner.build(wide), subclasses)
+
+    return replace(inner, build=build, about="")
 
 
 def _trees(split: Split) -> nn.Module:

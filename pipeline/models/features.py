@@ -6,8 +6,9 @@ Shapes: B batch, C classes, D features, H x W pixels of a map.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,39 +37,42 @@ class Place:
 
 
 class Featured(nn.Module):
-    """A network that also gives features: logits [B, C] and features [B, D], float, of a map the mean over H x W.
+    """A network that also says what is heard at some places: logits [B, C], and tensors by the place's name.
+
+    Features are [B, D]; of a map [B, D, H, W] the mean over its pixels.
 
     Args:
-        model: The network.
-        place: Where in it.
+        model: The network, or what wraps it.
+        places: Where in it, by name.
     """
 
-    def __init__(self, model: nn.Module, place: Place) -> None:
+    def __init__(self, model: nn.Module, places: Mapping[str, Place]) -> None:
         super().__init__()
         self.model = model
-        self._heard: Tensor | None = None
-        self._hook = (
-            place.layer.register_forward_pre_hook(self._hear_input)
+        self._heard: dict[str, Any] = {}
+        self._hooks = [
+            place.layer.register_forward_pre_hook(partial(self._hear_input, name))
             if place.reads
-            else place.layer.register_forward_hook(self._hear_output)
-        )
+            else place.layer.register_forward_hook(partial(self._hear_output, name))
+            for name, place in places.items()
+        ]
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs as the network takes them."""
         logits_BC = self.model(inputs)
-        heard, self._heard = self._heard, None
-        assert heard is not None  # the layer was heard when the place was found
-        return logits_BC, heard.mean((2, 3)) if heard.ndim == 4 else heard
+        heard, self._heard = self._heard, {}
+        return logits_BC, {name: each.mean((2, 3)) if each.ndim == 4 else each for name, each in heard.items()}
 
     def leave(self) -> None:
         """Listens no longer: the network is as it was."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
-    def _hear_input(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._heard = inputs[0]
+    def _hear_input(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._heard[name] = inputs[0]
 
-    def _hear_output(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._heard = output
+    def _hear_output(self, name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._heard[name] = output
 
 
 def find_place(name: str, model: nn.Module, layer: str, ask: Callable[[nn.Module], Any]) -> tuple[Place, int]:
@@ -86,11 +90,11 @@ def find_place(name: str, model: nn.Module, layer: str, ask: Callable[[nn.Module
     """
     reads = layer == PENULTIMATE
     place = Place(_head(name, model, ask) if reads else _named(name, model, layer), reads)
-    featured = Featured(model, place)
+    featured = Featured(model, {layer: place})
     try:
         with torch.no_grad():
-            _, found = ask(featured)
-    except (AssertionError, AttributeError, RuntimeError) as error:
+            found = ask(featured)[1][layer]
+    except (KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"layer {layer!r} of {name!r} gives no tensor of features; name another") from error
     finally:
         featured.leave()

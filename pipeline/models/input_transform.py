@@ -166,6 +166,8 @@ def own_preprocessing(name: str, split: Split) -> Preprocessing | None:
         split: Pictures of any sizes are resized as the library resizes files, others to the size that it says.
     """
     library, _, inner = name.partition(":")
+    if library == "subclasses":
+        return own_preprocessing(inner.partition(":")[2], split)
     if library == "timm":
         return _of_timm(inner, split)
     if library == "sklearn":  # trees ask for an order, which no scaling changes

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, N examples.
 """
 
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
@@ -12,6 +13,7 @@ from logitbank.pipeline.answers.grouping import Grouping
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit.loop import BatchLoss
+from logitbank.pipeline.models.features import Place
 from logitbank.pipeline.train_student.losses import Objective, Step
 
 
@@ -19,10 +21,18 @@ class DistillationLoss(BatchLoss):
     """An objective over the answers to the rows of a batch in the view of their epoch."""
 
     def __init__(
-        self, objective: Objective, answers: Answers, split: Split, *, epochs: int, grouping: Grouping | None = None
+        self,
+        objective: Objective,
+        answers: Answers,
+        split: Split,
+        *,
+        epochs: int,
+        grouping: Grouping | None = None,
+        places: Mapping[str, Place] | None = None,
     ) -> None:
         self.objective, self.answers, self.epochs, self.grouping = objective, answers, epochs, grouping
         self.modules = objective.modules if len(objective.modules) else None
+        self.places = places or {}
         self._announce = split.announce
         self.labels = torch.from_numpy(split.labels)
 
@@ -43,12 +53,22 @@ class DistillationLoss(BatchLoss):
     def notes(self) -> dict[str, int]:
         return self.objective.notes()
 
-    def __call__(self, logits_BC: Tensor, rows_B: Tensor, *, view: int, step: int, steps_per_epoch: int) -> Tensor:
+    def __call__(
+        self,
+        logits_BC: Tensor,
+        rows_B: Tensor,
+        *,
+        view: int,
+        step: int,
+        steps_per_epoch: int,
+        heard: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         return self.objective(
             logits_BC,
             self.answers.of(rows_B, view),
             self.labels[rows_B].to(logits_BC.device),
             Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs),
+            heard,
         )
 
 

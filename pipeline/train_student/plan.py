@@ -32,6 +32,7 @@ from logitbank.pipeline.fit.private import check_layers
 from logitbank.pipeline.models import Preprocessing, build_model, settle_fresh, spell_model
 from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.parts import split_selection
+from logitbank.pipeline.models.subclasses import SubclassNetwork
 from logitbank.pipeline.models.weights import Taken, load_weights, weights_digest
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.processes.together import Processes
@@ -50,7 +51,8 @@ from logitbank.pipeline.train_student.golden import Golden, open_golden
 from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
-from logitbank.pipeline.train_student.losses import Material, Objective
+from logitbank.pipeline.train_student.listening import Heard, equip, stored_features
+from logitbank.pipeline.train_student.losses import Objective, StoredFeatures
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
 from logitbank.pipeline.train_student.over_positions import Ask, check_training
@@ -79,6 +81,7 @@ class Plan:
         views: What each epoch shows.
         scaling: The student's input scaling.
         taken: What the student starts from, of ``run.init``.
+        stored: The store's features, where the loss needs them.
         keys: Content keys of all that the student will have been trained on, as far as is known.
         keys_complete: Whether that is all.
         warnings: What the user should know before the first step.
@@ -99,6 +102,7 @@ class Plan:
     views: Views
     scaling: Preprocessing
     taken: Taken | None
+    stored: StoredFeatures | None
     keys: npt.NDArray[np.uint64]
     keys_complete: bool
     warnings: list[str]
@@ -144,8 +148,15 @@ class Plan:
             measured = checkpoint is not None and len(self.validation) > 0
             return fit_student(self, objective, training.seed, rows, measured=measured, on_epoch=on_epoch)
         model, _ = fresh_student(self.run, self.scaling.sized(split), training.seed)
-        objective = objective.equipped(Material(num_classes=split.num_classes), training.seed)
-        loss = DistillationLoss(objective, self.answers, split, epochs=training.epochs, grouping=self.grouping)
+        heard = _equipped(self.run, objective, model, self.inputs, self.views, self.scaling, self.stored, training.seed)
+        loss = DistillationLoss(
+            heard.objective,
+            self.answers,
+            split,
+            epochs=training.epochs,
+            grouping=self.grouping,
+            places=heard.places,
+        )
         history = fit(
             model,
             split,
@@ -220,6 +231,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         tail=run.tail,
         device=device,
         memory_budget=run.budget,
+        features="embedding" in objective.needs,
     )
     grouping = decide_grouping(out, answers, split, processes, device)
     warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
@@ -245,7 +257,8 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     if objective.weighs_by_class:
         counts, said = count_classes(objective, split, rows, answers)
         objective, warnings = objective.with_class_counts(counts), [*warnings, *said]
-    taken = None if is_estimator(run.student) else _check_network(run, inputs, views, scaling)
+    stored = stored_features(answers, split, rows) if "embedding" in objective.needs else None
+    taken = None if is_estimator(run.student) else _check_network(run, objective, inputs, views, scaling, stored)
     keys, keys_complete = student_keys(run, split, None if views.mixes else rows)
     if test is not None:
         warnings += seen_warnings(test, keys)
@@ -267,6 +280,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         views=views,
         scaling=scaling,
         taken=taken,
+        stored=stored,
         keys=keys,
         keys_complete=keys_complete,
         warnings=warnings,
@@ -290,7 +304,14 @@ def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, R
     return rows, validation
 
 
-def _check_network(run: Run, inputs: Inputs, views: Views, scaling: Preprocessing) -> Taken | None:
+def _check_network(
+    run: Run,
+    objective: Objective,
+    inputs: Inputs,
+    views: Views,
+    scaling: Preprocessing,
+    stored: StoredFeatures | None,
+) -> Taken | None:
     """Runs a fresh network once, so that a mistake is answered before anything is made; what it starts from."""
     student, taken = fresh_student(run, scaling.sized(inputs.split), run.training.seed)
     if run.training.dp_sgd:
@@ -298,7 +319,21 @@ def _check_network(run: Run, inputs: Inputs, views: Views, scaling: Preprocessin
     if inputs.test is not None:
         check_network(run.student, student, inputs.test, views=Views(), preprocessing=scaling)
     check_network(run.student, student, inputs.split, views=views, preprocessing=scaling, to_train=True)
+    _equipped(run, objective, student, inputs, views, scaling, stored, run.training.seed)
     return taken
+
+
+def _equipped(
+    run: Run,
+    objective: Objective,
+    student: nn.Module,
+    inputs: Inputs,
+    views: Views,
+    scaling: Preprocessing,
+    stored: StoredFeatures | None,
+    seed: int,
+) -> Heard:
+    return equip(objective, run.student, student, inputs.split, views=views, scaling=scaling, stored=stored, seed=seed)
 
 
 def fresh_student(run: Run, split: Split, seed: int) -> tuple[nn.Module, Taken | None]:
@@ -308,4 +343,7 @@ def fresh_student(run: Run, split: Split, seed: int) -> tuple[nn.Module, Taken |
     if not run.init:
         return model, None
     file, chosen = split_selection(run.init)
-    return model, load_weights(model, Path(file), architecture=run.student, part=chosen, new_head=split.num_classes)
+    inner, num_outputs = model, split.num_classes
+    if isinstance(model, SubclassNetwork):  # starts from a network of plain classes
+        inner, num_outputs = model.model, split.num_classes * model.subclasses
+    return model, load_weights(inner, Path(file), architecture=run.student, part=chosen, new_head=num_outputs)

@@ -76,7 +76,7 @@ class NetworkTeacher:
         self.features: Features | None = None
         if embedding:
             places = self._places(name, embedding)
-            models = [Featured(model, place) for model, (place, _) in zip(models, places, strict=True)]
+            models = [Featured(model, {embedding: place}) for model, (place, _) in zip(models, places, strict=True)]
             heads = [place.head for place, _ in places]
             self.features = Features(
                 layer=embedding,
@@ -102,8 +102,11 @@ class NetworkTeacher:
             with torch.inference_mode(), autocast(self.device, self.compute):
                 inputs_B = self.teachers[number].preprocessing(samples_B.to(self.device, non_blocking=True))
                 found = self._models[number](layout(inputs_B, self.compute))
-            logits_BC, features_BD = found if self.features is not None else (found, None)
-            yield Batch(positions, logits_BC.float(), None if features_BD is None else features_BD.float())
+            if self.features is None:
+                yield Batch(positions, found.float())
+            else:
+                logits_BC, heard = found
+                yield Batch(positions, logits_BC.float(), heard[self.features.layer].float())
 
     def _batches(self, rows: Rows) -> list[tuple[int, npt.NDArray[np.int64]]]:
         """Which teacher answers which positions of ``rows``: a function of the rows alone."""

@@ -20,16 +20,17 @@ describe.py        the same table as text
 Section numbers in the references were not checked again; what else could not be verified stands in the table.
 """
 
-from .context import Answer, ExactAnswer, Step
+from .context import Answer, ExactAnswer, Step, StoredFeatures, TeacherFeatures
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss, Material
 from .objective import Objective, Term, refuse_missing
 from .own import own_loss
 from .parse import own_names, parse_objective, takes_setting
-from .table import LOSSES
+from .table import EVERY_LOSS, LOSSES
 from .targets import Targets, check_fitted, fitted_targets
 
 __all__ = [
+    "EVERY_LOSS",
     "LOSSES",
     "SEARCH",
     "Answer",
@@ -38,7 +39,9 @@ __all__ = [
     "Material",
     "Objective",
     "Step",
+    "StoredFeatures",
     "Targets",
+    "TeacherFeatures",
     "Term",
     "check_fitted",
     "describe_loss",

@@ -2,7 +2,8 @@
 
 Both are required: nothing here has a default that would be wrong without a word.
 
-Shapes: B rows of a batch (of examples with L positions B L, in row-major order), C classes.
+Shapes: B rows of a batch (of examples with L positions B L, in row-major order), C classes, K features of the teacher,
+N rows of a store, F folds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -41,8 +43,14 @@ class Answer(Protocol):
         """The same of some of the rows: no others are decoded."""
         ...
 
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Where it offers ``embedding``: the teacher's features, float32 [B, K], and the fold whose teacher's they are,
+        int64 [B], 0 without folds."""
+        ...
+
 
 OFFERS = {
+    "embedding": "one teacher's features: cache it with --embedding penultimate, and name that teacher alone",
     "dense": "every class's logit: cache with --encoding dense or topk+tail",
     "out_of_fold": "answers of a teacher that did not see the row: cache fold teachers",
     "label_prob": "the teacher's own probability of every label: cache its logits, or rows that also name the label",
@@ -58,14 +66,17 @@ class ExactAnswer:
     Attributes:
         logits_BC: Dense and finite; [B, L, C] where examples are answered at L positions.
         out_of_fold: Whether the teacher has not seen the rows.
+        features_BK: Its features, where a loss looks at them.
     """
 
     logits_BC: Tensor
     out_of_fold: bool = field(default=False, kw_only=True)
+    features_BK: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def offers(self) -> frozenset[str]:
-        return frozenset(OFFERS) if self.out_of_fold else frozenset(OFFERS) - {"out_of_fold"}
+        lacking = {"out_of_fold": not self.out_of_fold, "embedding": self.features_BK is None}
+        return frozenset(need for need in OFFERS if not lacking.get(need))
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.logits_BC.flatten(0, -2)
@@ -77,7 +88,49 @@ class ExactAnswer:
         return None
 
     def part(self, some: slice) -> ExactAnswer:
-        return ExactAnswer(self.logits_BC.flatten(0, -2)[some], out_of_fold=self.out_of_fold)
+        features_BK = None if self.features_BK is None else self.features_BK[some]
+        return ExactAnswer(self.logits_BC.flatten(0, -2)[some], out_of_fold=self.out_of_fold, features_BK=features_BK)
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        assert self.features_BK is not None  # offered
+        return self.features_BK, torch.zeros(len(self.features_BK), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class TeacherFeatures:
+    """Features of the teacher for the rows that a loss is asked about.
+
+    Attributes:
+        values_BK: float32.
+        fold_B: Whose they are, int64; 0 without cross-fitting.
+    """
+
+    values_BK: Tensor
+    fold_B: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFeatures:
+    """Features of the rows that a module is fitted on.
+
+    Attributes:
+        values_NK: float32.
+        fold_N: Whose they are, int64.
+        class_N: Label of each row, or, without one, the class that the teacher thinks best; int64.
+        head_FCK: Weight of the last layer of each fold's teacher, where the store has it.
+        num_folds: F; 1 without cross-fitting.
+    """
+
+    values_NK: Tensor
+    fold_N: Tensor
+    class_N: Tensor
+    head_FCK: Tensor | None
+    num_folds: int
+
+    def of_fold(self, fold: int, label: int | None = None) -> Tensor:
+        """Features of one fold's rows, [N, K]; of those of one class."""
+        own_N = self.fold_N == fold
+        return self.values_NK[own_N if label is None else own_N & (self.class_N == label)]
 
 
 @dataclass(frozen=True, kw_only=True)

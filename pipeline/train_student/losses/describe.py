@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from .domains import Interval, Option, Value, Words
 from .kinds import Loss
 from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
-from .table import LOSSES
+from .table import EVERY_LOSS
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "References")
 
@@ -81,7 +81,7 @@ def needs(loss: Loss) -> str:
 def describe_losses() -> str:
     """The table of all losses: name, paper, needs, defaults; then row weights and temperature rules."""
     rows = [("name", "paper", "needs", "defaults")]
-    rows += [(name, loss.paper, needs(loss), recipe(loss)) for name, loss in LOSSES.items()]
+    rows += [(name, loss.paper, needs(loss), recipe(loss)) for name, loss in EVERY_LOSS.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
@@ -102,11 +102,11 @@ def describe_loss(name: str, own: Loss | None = None) -> str:
     Raises:
         ValueError: On a name that is not in the table.
     """
-    if own is None and name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
+    if own is None and name not in EVERY_LOSS:
+        near = difflib.get_close_matches(name, EVERY_LOSS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ";"
-        raise ValueError(f"unknown loss {name!r}{hint} known: {', '.join(sorted(LOSSES))}")
-    loss = own or LOSSES[name]
+        raise ValueError(f"unknown loss {name!r}{hint} known: {', '.join(sorted(EVERY_LOSS))}")
+    loss = own or EVERY_LOSS[name]
     doc = sections(loss.fn.__doc__ or "(no docstring)")
     text = [f"{name}: {doc['Summary']}", "", doc["Body"], "", f"Use: {loss.use}.", f"Needs: {needs(loss)}"]
     for need, (key, value) in loss.waives.items():

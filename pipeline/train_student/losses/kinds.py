@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from .context import StoredFeatures
 from .domains import Interval, Option, Value, defaults, number
 
 SEARCH: dict[str, tuple[float, ...]] = {"c": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)}
@@ -14,6 +15,8 @@ SEARCH: dict[str, tuple[float, ...]] = {"c": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0,
 
 WEIGHT = Interval("(0, 1e6]")
 CE_WEIGHT = Interval("[0, 1e6]")
+HEARD = frozenset({"student_features_BD", "subclass_logits_BG"})
+"""What a loss may hear of the student beside its logits, as `extras`."""
 WARMUP = Interval("[0, 1e6]")
 
 
@@ -33,9 +36,15 @@ class Material:
 
     Attributes:
         num_classes: C.
+        student_features: How many features the student's head reads, where a loss listens to them.
+        subclasses: Of each of the student's classes, where a loss listens to them.
+        teacher: Features of the store, where a loss needs them.
     """
 
     num_classes: int
+    student_features: int = 0
+    subclasses: int = 0
+    teacher: StoredFeatures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

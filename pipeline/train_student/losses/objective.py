@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .chunks import in_chunks
-from .context import OFFERS, Answer, Step
+from .context import OFFERS, Answer, Step, TeacherFeatures
 from .domains import Value
-from .kinds import SEARCH, Loss, Material
+from .kinds import HEARD, SEARCH, Loss, Material
 from .numerics import Temperature, raised
 from .row_weights import ROW_WEIGHTS, row_temperatures, row_weights
 from .standardise import standardised
@@ -159,6 +159,11 @@ class Objective:
         return frozenset[str]().union(*(term.loss.prefers for term in self.terms)) - self.needs
 
     @property
+    def hears(self) -> frozenset[str]:
+        """What of the student the losses listen to beside its logits."""
+        return frozenset[str]().union(*(term.loss.extras & HEARD for term in self.terms))
+
+    @property
     def uses_teacher(self) -> bool:
         """False when labels alone decide the loss."""
         return any(term.fits_teacher or term.weighs_by_teacher for term in self.terms)
@@ -210,7 +215,14 @@ class Objective:
         self._counts = {}
         return counts
 
-    def __call__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step) -> Tensor:
+    def __call__(
+        self,
+        student_BC: Tensor,
+        answer: Answer,
+        labels_B: Tensor,
+        step: Step,
+        heard: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Loss of each example.
 
         Args:
@@ -218,6 +230,7 @@ class Objective:
             answer: What the teacher says of them: ``answers.of(rows, view)``, or ``ExactAnswer`` of logits.
             labels_B: Class ids, -1 unlabelled; [B, L] likewise.
             step: Where in the run the step is.
+            heard: What the objective ``hears`` of the student, [B, ...] by name.
 
         Returns:
             Loss, shape [B], float32 (float64 for float64 logits). A row that no teacher serves gets 0 from terms that
@@ -244,13 +257,15 @@ class Objective:
             raise ValueError(
                 f"labels are {list(labels_B.shape)} beside logits {list(student_BC.shape)}; expected one an answer"
             )
+        if unheard := sorted(self.hears - set(heard or {})):
+            raise ValueError(f"loss {self.name!r} listens to the student's {unheard[0]}; pass it in heard")
         student_PC, labels_P = student_BC.flatten(0, -2), labels_B.flatten().long()
         shares = self._shares(answer, labels_B.long()) if labels_B.ndim > 1 else None
 
         def losses(logits_PC: Tensor, some: slice) -> Tensor:
             part = answer if len(logits_PC) == len(labels_P) else answer.part(some)
             own = None if shares is None else [share_P[some] for share_P in shares]
-            return self._losses(logits_PC, part, labels_P[some], step, own)
+            return self._losses(logits_PC, part, labels_P[some], step, own, heard or {})
 
         with torch.autocast(student_BC.device.type, enabled=False):
             num_rows = max(1, CHUNK // max(1, student_PC.shape[1]))
@@ -261,10 +276,16 @@ class Objective:
         return loss_P if shares is None else loss_P.view_as(labels_B).sum(dim=1)
 
     def _losses(
-        self, student_PC: Tensor, answer: Answer, labels_P: Tensor, step: Step, shares: Sequence[Tensor] | None
+        self,
+        student_PC: Tensor,
+        answer: Answer,
+        labels_P: Tensor,
+        step: Step,
+        shares: Sequence[Tensor] | None,
+        heard: Mapping[str, Tensor],
     ) -> Tensor:
         """The weighted sum of the terms for each row; of rows that are positions, each term's share of it."""
-        every = _Rows(raised(student_PC), answer, labels_P)
+        every = _Rows(raised(student_PC), answer, labels_P, {name: raised(value) for name, value in heard.items()})
         served_P = answer.served() if self.uses_teacher else None
         served = every if served_P is None else every.only(served_P)
         total_P = torch.zeros_like(every.student_BC[:, 0])
@@ -330,6 +351,9 @@ class Objective:
 
     def _extras(self, term: Term, rows: _Rows, step: Step) -> dict[str, Any]:
         extras: dict[str, Any] = {"module": self.modules[term.name]} if term.loss.module else {}
+        extras |= {name: rows.heard(name) for name in term.loss.extras & HEARD}
+        if "teacher_features" in term.loss.extras:
+            extras["teacher_features"] = rows.features()
         if "progress" in term.loss.extras:
             extras["progress"] = step.progress
         if "label_in_head_B" in term.loss.extras:
@@ -355,8 +379,9 @@ def refuse_missing(objective: Objective, offers: frozenset[str]) -> None:
 class _Rows:
     """Some rows of a batch with their teacher, which is asked once for each temperature."""
 
-    def __init__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor) -> None:
+    def __init__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, heard: Mapping[str, Tensor]) -> None:
         self.student_BC, self.labels_B = student_BC, labels_B
+        self._heard = heard
         self._all_BC, self._all_labels_B, self._answer = student_BC, labels_B, answer
         self._own_B: Tensor | None = None  # all
         self._asked: dict[float, Tensor] = {}  # answers for the whole batch
@@ -367,7 +392,7 @@ class _Rows:
         own_B = own_B if self._own_B is None else own_B & self._own_B
         if int(own_B.sum()) == len(self.labels_B):
             return self
-        part = _Rows(self._all_BC, self._answer, self._all_labels_B)
+        part = _Rows(self._all_BC, self._answer, self._all_labels_B, self._heard)
         part.student_BC, part.labels_B = self._all_BC[own_B], self._all_labels_B[own_B]
         part._own_B, part._asked = own_B, self._asked
         return part
@@ -377,6 +402,15 @@ class _Rows:
         if temperature not in self._asked:
             self._asked[temperature] = raised(self._answer.logits(self._all_BC.detach(), temperature).detach())
         return self._own(self._asked[temperature])
+
+    def heard(self, name: str) -> Tensor:
+        """What was heard of the student, of the rows."""
+        return self._own(self._heard[name])
+
+    def features(self) -> TeacherFeatures:
+        """The teacher's features of the rows."""
+        values_BK, fold_B = self._answer.features()
+        return TeacherFeatures(self._own(raised(values_BK)), self._own(fold_B))
 
     def order_known(self, temperature: float) -> Tensor | None:
         known_B = self._answer.order_known(self._all_BC.detach(), temperature)

@@ -13,7 +13,7 @@ from .objective import Objective, Term
 from .own import tried
 from .plan import RULE_OPTIONS, RULES, Plan, plan_term, presets_of, unknown
 from .row_weights import ROW_WEIGHTS
-from .table import LOSSES
+from .table import EVERY_LOSS, LOSSES
 
 _IN_FILE = re.compile(r"(?P<name>.+\.py:[A-Za-z_]\w*)\s*(?:\?(?P<options>[^:]*))?(?::(?P<weight>.*))?")
 
@@ -179,16 +179,16 @@ def _parts(text: str, own: Mapping[str, Loss]) -> list[_Part]:
     parts: list[_Part] = []
     split = _split(text)
     for written in split:
-        if written.name not in own and written.name not in LOSSES:
-            raise ValueError(unknown("loss", written.name, {**LOSSES, "file.py:function": None}))
+        if written.name not in own and written.name not in EVERY_LOSS:
+            raise ValueError(unknown("loss", written.name, {**EVERY_LOSS, "file.py:function": None}))
         name = written.name.rpartition(":")[2]
-        if written.name in own and name in LOSSES:
+        if written.name in own and name in EVERY_LOSS:
             raise ValueError(f"{written.name}: the table has a loss {name!r} already; call the function otherwise")
         if written.weight is None and len(split) > 1:
             raise ValueError(f"{written.name!r} has no weight in a sum: write {written.name}:1.0")
         before = sum(part.name == name for part in parts)
         label = name if not before else f"{name}{before + 1}"
-        loss = own[written.name] if written.name in own else LOSSES[written.name]
+        loss = own[written.name] if written.name in own else EVERY_LOSS[written.name]
         weight = None if written.weight is None else WEIGHT.read(f"weight of {label}", written.weight)
         parts.append(_Part(label, name, loss, _options(written), weight))
     return parts

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def save_weights(
         complete: They have seen no others: they did not start from weights with a history of their own.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state |= {name: state[name].clone() for group in tied(state) for name in group[1:]}  # the format shares no memory
     said, texts = dict(metadata), {}
     if training_keys is not None and len(keys := np.unique(training_keys)) <= MAX_TRAINING_KEYS:
         said[KEYS_COMPLETE] = complete
@@ -142,15 +143,37 @@ def load_weights(
     """
     file = open_weights(path)
     own = model.state_dict()
+    said_once = _said_once(own, [inner for names in file.parts.values() for inner in names])
+    own = {name: tensor for name, tensor in own.items() if name not in said_once}
     names = {name: tuple(inner) for name, inner in file.parts.items()}
     choice = choose(names, own, part, str(path))
     found = {name: file.tensor(choice.path, inner) for name, inner in choice.names.items()}
     new = [] if new_head is None else new_in_head(own, found, new_head)
     state = {name: tensor for name, tensor in found.items() if name not in new}
-    load_into(model, {**{name: own[name] for name in new}, **state}, architecture=architecture, source=str(path))
+    whole = {**{name: own[name] for name in new}, **state}
+    whole |= {name: whole[other] for name, other in said_once.items() if other in whole}
+    load_into(model, whole, architecture=architecture, source=str(path))
     said = [_say(path, file, choice, others_that_fit(names, own, choice))]
     said += [f"{path}: {say_new(new, own, found)}"] if new else []
     return Taken(state=state, part=choice.spelled, said="; ".join(filter(None, said)))
+
+
+def tied(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of tensors that are one tensor, such as an embedding and the head that is tied to it."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in state.items():
+        if tensor.numel() and tensor.device.type != "meta":
+            groups.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _said_once(own: Mapping[str, Tensor], found: Collection[str]) -> dict[str, str]:
+    """Names that a file lacks, since it has their tensor by another name -> that name."""
+    missing: dict[str, str] = {}
+    for group in tied(own):
+        there = [name for name in group if any(each == name or each.endswith(f".{name}") for each in found)]
+        missing |= {name: there[0] for name in group if there and name not in there}
+    return missing
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

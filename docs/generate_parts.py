@@ -37,7 +37,8 @@ each class as many as of another (the test split keeps its own). Quote a spec wi
 MODELS_ABOUT = """## Models
 
 `--model`, `--teacher` and `--student` take these names, and `mlp:WIDTHxDEPTH`, `gpt:WIDTHxDEPTH`, `timm:NAME`,
-`torchvision:NAME`, `file.py:factory` and `package.module:factory`. How to: [own-teacher.md](../how-to/own-teacher.md).
+`torchvision:NAME`, `causal-lm:FOLDER`, `file.py:factory` and `package.module:factory`. How to:
+[own-teacher.md](../how-to/own-teacher.md).
 
 `subclasses:S:NAME` is any of these networks with S outputs for each class, whose probabilities it adds up: a student
 of `--loss lelp`.

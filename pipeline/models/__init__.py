@@ -15,6 +15,7 @@ from torch import nn
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.pipeline.models.causal_lm import CAUSAL_LM, fresh_causal_lm
 from logitbank.pipeline.models.cifar_resnet import CifarResNet
 from logitbank.pipeline.models.gpt import GPT
 from logitbank.pipeline.models.input_transform import (
@@ -136,7 +137,8 @@ def build_model(name: str, split: Split, *, drop_path: float = 0.0) -> nn.Module
 
     Args:
         name: One of ``cli models``, ``mlp:WIDTHxDEPTH``, ``gpt:WIDTHxDEPTH``, ``timm:NAME``, ``torchvision:NAME``,
-            ``sklearn:NAME`` (trees that are still to be fitted or loaded), or your own ``path/to/file.py:factory`` or
+            ``sklearn:NAME`` (trees that are still to be fitted or loaded), ``causal-lm:FOLDER`` (the configuration of a
+            language model of transformers), or your own ``path/to/file.py:factory`` or
             ``package.module:factory``, called with those of ``num_classes`` and ``input_shape`` ((H, W, channels),
             (D,) or (L,)) that it takes; ``subclasses:S:NAME`` is any of these networks with S outputs for each class,
             whose probabilities it adds up.
@@ -191,10 +193,12 @@ def find_model(name: str) -> Model:
         return Model(build=lambda split: _torchvision(inner, split), reads=(IMAGES,), about="")
     if library == "sklearn" and inner:
         return Model(build=_trees, reads=(IMAGES, TABLE), about="")
+    if f"{library}:" == CAUSAL_LM and inner:
+        return Model(build=lambda split: fresh_causal_lm(name, split), reads=(TOKENS,), about="")
     if is_factory(name):
         return Model(build=lambda split: _own(name, split), reads=(IMAGES, TABLE, TOKENS), about="")
-    forms = ("mlp:WIDTHxDEPTH", "gpt:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "sklearn:NAME", "file.py:factory")
-    known = [*MODELS, *forms, "subclasses:2:NAME"]
+    forms = ("mlp:WIDTHxDEPTH", "gpt:WIDTHxDEPTH", "timm:NAME", "torchvision:NAME", "sklearn:NAME")
+    known = [*MODELS, *forms, "causal-lm:FOLDER", "file.py:factory", "subclasses:2:NAME"]
     raise ValueError(unknown("model", name, known))
 
 

@@ -80,6 +80,14 @@ class Signature:
     def is_image(self) -> bool:
         return len(self.input_shape) == 3
 
+    def refuse_positions(self, what: str) -> None:
+        """Raises ValueError where the model answers at many positions, of which ``what`` knows nothing."""
+        if self.positions is not None:
+            raise ValueError(
+                f"{what} knows students of one answer an example, and this one answers at {self.positions} positions;"
+                " ask logitbank.load_student(FOLDER).logits(tokens)"
+            )
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, or their numbers where they have none."""

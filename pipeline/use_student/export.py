@@ -73,6 +73,7 @@ def export_student(student: Student, out: Path, *, to: str, data: str = "") -> E
             f"{student.folder}: a student of scikit-learn is no network that {to} could hold; use the run's folder with"
             " cli predict, or load_student in Python, which need neither scikit-learn's version nor pickle"
         )
+    student.signature.refuse_positions("export-student")
     if not student.folder.joinpath(RESULT).is_file():
         raise ValueError(f"{student.folder} is no run, but an export; give the folder of the run")
     model, inputs = student.model.eval(), list(_inputs(student, data))

@@ -26,6 +26,7 @@ from logitbank.pipeline.datasets.pictures import open_image, whole_image
 from logitbank.pipeline.datasets.split import KEY_BYTES
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.models import build_model, spell_model
+from logitbank.pipeline.models.causal_lm import CAUSAL_LM
 from logitbank.pipeline.models.signature import SIGNATURE, Signature, read_signature
 from logitbank.pipeline.models.weights import load_weights
 from logitbank.pipeline.processes.device import find_device
@@ -68,12 +69,12 @@ class Student:
         return Reads(input_shape=said.input_shape, originals=said.preprocessing.fit is not None, features=said.features)
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """Logits of some examples, float32 [N, C] on the CPU.
+        """Logits of some examples, float32 [N, C], or [N, L, C] of tokens, on the CPU.
 
         Args:
             inputs: Pictures: their files, or as PIL has them, or uint8 [N, H, W, channels] of the size that the student
                 reads. Rows of a table: columns by name, such as a data frame, or float32 [N, D] where it was trained on
-                arrays.
+                arrays. Tokens: their ids [N, L].
 
         Raises:
             ValueError: They are not what the student reads.
@@ -82,7 +83,7 @@ class Student:
 
     def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Probabilities float32 [N, C] of some examples, which are given as to ``logits``."""
-        return np.asarray(torch.softmax(self.logits(inputs), dim=1).numpy())
+        return np.asarray(torch.softmax(self.logits(inputs), dim=-1).numpy())
 
     def ask(self, split: Split, *, batch_size: int = 500, workers: int = 0) -> Tensor:
         """Logits of all examples of a split, float32 [N, C] on the CPU."""
@@ -98,7 +99,8 @@ class Student:
     def split(self, inputs: Inputs) -> Split:
         """Some examples as an unlabelled split."""
         if isinstance(inputs, np.ndarray):
-            samples: Any = inputs.astype(np.float32) if inputs.ndim == 2 else inputs
+            kind = np.int64 if self.signature.is_tokens else np.float32
+            samples: Any = inputs.astype(kind) if inputs.ndim == 2 else inputs
         elif hasattr(inputs, "keys"):  # a mapping, or a data frame
             return self.signature.split(self._encoded(inputs), "the inputs")
         elif self.signature.is_image:
@@ -142,12 +144,12 @@ def load_student(folder: Path | str, *, student: str = "", device: str = "auto")
         raise ValueError(f"{folder} holds no finished run; give the --out of train-student, or a folder of a sweep")
     signature = read_signature(folder / SIGNATURE)
     name = spell_model(student or signature.architecture)
-    if is_factory(name) and not student:
+    if (is_factory(name) or name.startswith(CAUSAL_LM)) and not student:
         raise ValueError(
-            f"{folder}: its student is code of one's own, {name[:100]!r}, which no folder makes run; when it is to be"
-            " trusted, name it: --student FILE.py:FACTORY"
+            f"{folder}: its student is {name[:100]!r}, which no folder makes run; when it is to be trusted, name it:"
+            " --student, as it was trained"
         )
-    if not is_factory(name) and name != signature.architecture:
+    if not is_factory(name) and not name.startswith(CAUSAL_LM) and name != signature.architecture:
         raise ValueError(f"{folder}: its student is {signature.architecture[:100]!r}, not {name!r}; leave it out")
     _check_size(name, signature, weights)
     model = build_model(name, signature.example())

@@ -48,6 +48,7 @@ class Predicted:
 
 def predictions(student: Student, data: str, *, batch_size: int = 500, workers: int = 0) -> Iterator[Predicted]:
     """A student's answers to all examples of a data spec in their order; see ``new_rows``."""
+    student.signature.refuse_positions("predict")
     first, names = 0, np.array(student.class_names, dtype=object)
     for part in new_rows(data, student.reads):
         yield _answered(student, part, first, names, data, batch_size, workers)

@@ -30,6 +30,7 @@ from logitbank.pipeline.cache_teacher.teachers.topk import TopKTeacher
 from logitbank.pipeline.datasets import Split, few_rows, take
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.models import Given, find_model
+from logitbank.pipeline.models.causal_lm import says_weights
 from logitbank.pipeline.views import Views
 
 # Caches that are not read, and why.
@@ -59,7 +60,7 @@ def build_teacher(
         teacher: ``array:FILE.npy``, ``topk:FILE``, ``export:FILE.npz``,
             ``tinyvit:DIR?keys=paths&pixels=plain``, ``sklearn:NAME?option=value``, or a name of the model table.
         weights: Of a network: a file, a folder that ``train-teacher`` wrote, a pattern with ``{fold}``, or
-            ``random-init``; else empty.
+            ``random-init``; empty for those that have none, and for ``causal-lm:FOLDER`` with the folder's own.
         views: Which pixels they see.
         plan: Cross-fitting folds.
         preprocessing: Overrides the network's own input scaling.
@@ -99,7 +100,7 @@ def build_teacher(
     if teacher in ESTIMATORS:
         raise ValueError(f"unknown model {teacher!r}; an estimator of scikit-learn is {SKLEARN_PREFIX}{teacher}")
     find_model(teacher)
-    if not weights:
+    if not weights and not says_weights(teacher, weights):
         raise ValueError(
             "--weights is missing; give a file, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
         )

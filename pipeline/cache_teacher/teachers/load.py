@@ -21,6 +21,7 @@ from logitbank.pipeline.cache_teacher.teachers.networks import (
     RANDOM_INIT,
     TeacherNetwork,
     fold_paths,
+    load_language_model,
     load_teacher,
     single_path,
     untrained_teachers,
@@ -28,6 +29,7 @@ from logitbank.pipeline.cache_teacher.teachers.networks import (
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan, Folds, fold_digest
 from logitbank.pipeline.models import Given, settle_fresh
+from logitbank.pipeline.models.causal_lm import says_weights
 from logitbank.pipeline.models.parts import split_selection
 
 
@@ -80,6 +82,7 @@ def load_teachers(
         architecture: A name of the model table.
         weights: A file, a folder that ``train-teacher`` wrote, a pattern with ``{fold}``, or ``random-init``: an
             untrained network, as a control. ``::PART`` behind it selects a part of each file; see ``load_weights``.
+            Empty for ``causal-lm:FOLDER`` with the weights of its folder.
         plan: Folds as the caller declares them: needed for fold teachers whose files do not say it.
         preprocessing: Overrides the weights' metadata and the model's own configuration.
 
@@ -88,6 +91,11 @@ def load_teachers(
     """
     if weights == RANDOM_INIT:
         return _untrained(split, architecture, plan, preprocessing)
+    if says_weights(architecture, weights):
+        if plan is not None:
+            raise ValueError(f"{architecture} is one teacher, which has no folds; leave out --folds")
+        network = load_language_model(split, architecture, preprocessing)
+        return TeacherSet(teachers=(network,), seen=nothing_known(split))
     weights, part = split_selection(weights)
     paths = fold_paths(weights, plan)
     if paths is None:

@@ -14,6 +14,7 @@ from logitbank.pipeline.cache_teacher.train import FOLD_FILE, SINGLE_FILE
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.models import Given, Preprocessing, build_model, own_preprocessing, settle
+from logitbank.pipeline.models.causal_lm import load_causal_lm, says_weights
 from logitbank.pipeline.models.parts import split_selection
 from logitbank.pipeline.models.preprocessing import fit_preprocessing
 from logitbank.pipeline.models.weights import load_weights, weights_digest
@@ -122,6 +123,14 @@ def untrained_teachers(
     return tuple(teachers)
 
 
+def load_language_model(split: Split, architecture: str, given: Given | None) -> TeacherNetwork:
+    """A network of transformers with the weights of its own folder."""
+    scaling = settle(split, given) or fit_preprocessing(split)
+    model = load_causal_lm(architecture, split)
+    identity = {"architecture": architecture, "weights_sha256": weights_digest(model.state_dict())}
+    return TeacherNetwork(model=model, preprocessing=scaling, identity=identity)
+
+
 def load_again(
     split: Split,
     architecture: str,
@@ -150,6 +159,8 @@ def load_again(
     if weights == RANDOM_INIT:
         scaling = settle(split, preprocessing, recorded[0]) or recorded[0]
         return untrained_teachers(split, architecture, num_teachers, scaling), ()
+    if says_weights(architecture, weights):
+        return (load_language_model(split, architecture, preprocessing),), ()
     weights, part = split_selection(weights)
     paths = fold_paths(weights, None) or [single_path(weights)]
     if not paths[0].is_file():

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from logitbank.pipeline.train_student.losses import LOSSES
+from logitbank.pipeline.train_student.losses import LOSSES, TRANSFORMS
 from logitbank.pipeline.train_student.losses.describe import (
     allowed,
     arguments,
@@ -48,6 +48,15 @@ are `kd` and `kd2`. `--set NAME=VALUE` changes any default, `--set preset=imagen
 where there is one, `--set standardise=1` standardises the logits of both sides first (logit standardisation, Sun et
 al., CVPR 2024). Each entry says for which data its defaults are. A value outside an option's domain is refused, and so
 is an option that would do nothing.
+
+A term may count in a part of the run alone, and its weight may rise or fall there: `starts_at` and `ends_at` are shares
+of the steps, `ramp_from` and `ramp_to` multiply the weight at the first and the last of them, in a straight line.
+`kd?ends_at=0.5:1 + reverse_kl?starts_at=0.5:1` is forward KL for the first half and then reverse KL (PACED's schedule);
+`ce?ramp_to=0:1 + kd?ramp_from=0:1` goes over from labels to the teacher.
+
+`--set learned_weights=1` learns how much each term weighs: `exp(-s) weight loss + s / 2`, with an s for each term that
+is trained beside the student (Kendall, Gal, Cipolla, CVPR 2018); a term's weight is where it starts. What was learned
+is in `OUT/result.json`.
 
 Formulas and defaults were taken from papers, their official code, or notes on them; what could not be verified is
 said at each loss. The section numbers in the references were not checked again.
@@ -142,6 +151,25 @@ def rules() -> Iterator[str]:
         yield f"- Source: {' '.join(doc['References'].split())}\n"
 
 
+def transforms() -> Iterator[str]:
+    """Target transforms."""
+    yield "## Target transforms\n"
+    yield "`--set target_transform=NAME`, or several in order, as `'calibrate + label_mix?alpha=0.3'`, or a function of"
+    yield "your own, `file.py:function`, of `(logits_BC, labels_B, *, option=default) -> [B, C]`. They stand between"
+    yield "the stored answer and every loss that fits a teacher: at T = 1, before the loss's own temperature."
+    yield "Temperature rules go by the target, row weights by the teacher as it is stored. A fitted one says the NLL of"
+    yield "the labels before and after, and is part of the run.\n"
+    yield "Arithmetic and geometric anchors of two teachers need no transform: `--teacher new:0.7,anchor:0.3` is"
+    yield "`0.7 p_new + 0.3 p_anchor`, and with `--combine mean-logit` the normalised `p_new^0.7 p_anchor^0.3`.\n"
+    for name, rule in TRANSFORMS.items():
+        doc = sections(rule.fn.__doc__ or "")
+        yield f"### `target_transform={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"
+        yield f"- When: {rule.use}.\n- Needs: {', '.join(sorted(rule.needs)) or '-'}"
+        yield f"- Defaults: `{pairs(rule.options)}`" if rule.options else "- Defaults: -"
+        yield from options(rule.takes, doc)
+        yield f"- Source: {' '.join(doc['References'].split())}\n"
+
+
 def measured(data: Mapping[str, Any]) -> Iterator[str]:
     """The tables of gradient errors, one per data set and temperature."""
     yield MEASURED
@@ -182,7 +210,7 @@ def page() -> str:
     parts = [INTRODUCTION, *overview(), "## Formulas, defaults, sources\n"]
     for name, loss in LOSSES.items():
         parts += entry(name, loss)
-    parts += [*features(), *rules(), *measured(data)]
+    parts += [*features(), *transforms(), *rules(), *measured(data)]
     return "\n".join(parts).rstrip() + "\n"
 
 

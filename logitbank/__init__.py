@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from logitbank.pipeline.answers.dataset import DistillationDataset as DistillationDataset
     from logitbank.pipeline.answers.interface import Answers as Answers
     from logitbank.pipeline.answers.opening import open_answers as open_answers
+    from logitbank.pipeline.answers.pass_rates import pass_rates as pass_rates
     from logitbank.pipeline.cache_teacher.begin import begin_pass as begin_pass
     from logitbank.pipeline.cache_teacher.passes import Pass as Pass
     from logitbank.pipeline.cache_teacher.run import cache_teacher as cache_teacher
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
     from logitbank.pipeline.models import build_model as build_model
     from logitbank.pipeline.models import own_preprocessing as own_preprocessing
     from logitbank.pipeline.models.preprocessing import fit_preprocessing as fit_preprocessing
+    from logitbank.pipeline.train_student.fit_transforms import fit_transforms as fit_transforms
     from logitbank.pipeline.train_student.inputs import Inputs as Inputs
     from logitbank.pipeline.train_student.losses import LOSSES as LOSSES
     from logitbank.pipeline.train_student.losses import ExactAnswer as ExactAnswer
+    from logitbank.pipeline.train_student.losses import MixedAnswer as MixedAnswer
     from logitbank.pipeline.train_student.losses import Objective as Objective
+    from logitbank.pipeline.train_student.losses import RatedAnswer as RatedAnswer
     from logitbank.pipeline.train_student.losses import Step as Step
     from logitbank.pipeline.train_student.losses import own_loss as own_loss
+    from logitbank.pipeline.train_student.losses import own_transform as own_transform
     from logitbank.pipeline.train_student.losses import parse_objective as parse_objective
     from logitbank.pipeline.train_student.planned import Event as Event
     from logitbank.pipeline.train_student.planned import Planned as Planned
@@ -77,9 +82,14 @@ _HOMES = {
     "parse_objective": "pipeline.train_student.losses",
     "Objective": "pipeline.train_student.losses",
     "own_loss": "pipeline.train_student.losses",
+    "own_transform": "pipeline.train_student.losses",
+    "fit_transforms": "pipeline.train_student.fit_transforms",
     "LOSSES": "pipeline.train_student.losses",
     "Step": "pipeline.train_student.losses",
     "ExactAnswer": "pipeline.train_student.losses",
+    "MixedAnswer": "pipeline.train_student.losses",
+    "RatedAnswer": "pipeline.train_student.losses",
+    "pass_rates": "pipeline.answers.pass_rates",
     "Run": "pipeline.train_student.spec",
     "Training": "pipeline.fit.training",
     "Inputs": "pipeline.train_student.inputs",

@@ -201,6 +201,7 @@ def test_other_losses_are_refused_with_those_that_are_served(name: str) -> None:
         (SQUARED_ERROR, "kd:1", {}, "students fitted by cross-entropy"),
         (SQUARED_ERROR, "sel:1 + sel_corrected:1", {"scale": "probability"}, "logits and probabilities"),
         (SQUARED_ERROR, "mse", {"warmup": "3"}, "warmup of mse"),
+        (SQUARED_ERROR, "mse", {"ramp_to": "0"}, "the schedule of mse"),
         (SQUARED_ERROR, "mse", {"standardise": "1"}, "standardise of mse"),
         (SQUARED_ERROR, "mse", {"row_weight": "paced"}, "row_weight=paced of mse"),
         (CROSS_ENTROPY, "kd", {}, "several temperatures"),

@@ -19,12 +19,12 @@ from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.described import changed
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
-from logitbank.pipeline.generations.label_weight import best_label_weight
 from logitbank.pipeline.generations.rounds import mean_kl, train_generations
 from logitbank.pipeline.generations.settings import Generations
 from logitbank.pipeline.models.weights import load_state, read_metadata, read_training_keys, weights_digest
 from logitbank.pipeline.train_student.folder import WEIGHTS
 from logitbank.pipeline.train_student.inputs import Inputs
+from logitbank.pipeline.train_student.label_weight import best_label_weight
 from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.views import Views
@@ -197,13 +197,14 @@ def test_students_that_answer_alike_leave_nothing_to_choose() -> None:
 
 
 def test_an_anchor_bounds_how_far_the_targets_drift(store: Store, digits: Split, run: Run, tmp_path: Path) -> None:
-    """KL(b || (1 - lambda) q + lambda b) <= (1 - lambda) KL(b || q), by convexity: so rounds contract towards b."""
+    """KL(b || t) <= (1 - lambda) KL(b || q), for t = (1 - lambda) q + lambda b and for t ~ q^(1 - lambda) b^lambda: by
+    convexity, and since the geometric mean's mass is at most 1; so rounds contract towards b."""
     inputs = Inputs(store=store, split=digits)
-    for share in (0.3, 0.9):
+    for share, combine in ((0.3, "mean-prob"), (0.9, "mean-logit")):  # an arithmetic anchor, and a geometric one
         out = tmp_path / f"{share}"
         first, _ = train_generations(run, out, Generations(rounds=2, anchor=share), inputs=inputs)
         targets = open_store(out / "round1/targets")
-        mixed = open_answers(targets, teacher=f"round1:{1 - share},first:{share}")
+        mixed = open_answers(targets, teacher=f"round1:{1 - share},first:{share}", combine=combine)
         drift = mean_kl(open_answers(targets, teacher="first"), mixed)
         assert 0 < drift <= (1 - share) * first.kl_from_first + 1e-9
 

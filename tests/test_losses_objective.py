@@ -53,8 +53,8 @@ def test_a_sum_is_just_that_sum() -> None:
 
 def test_warm_up_rises_linearly_and_stays() -> None:
     term = parse_objective("rld").terms[0]
-    assert [term.factor(epoch) for epoch in (1, 10, 20, 200)] == [0.05, 0.5, 1.0, 1.0]
-    assert parse_objective("rld", {"warmup": 0}).terms[0].factor(1) == 1.0
+    assert [term.factor(at(epoch)) for epoch in (1, 10, 20, 200)] == [0.05, 0.5, 1.0, 1.0]
+    assert parse_objective("rld", {"warmup": 0}).terms[0].factor(at(1)) == 1.0
 
 
 def test_settings_reach_the_terms_they_name() -> None:
@@ -143,7 +143,8 @@ def test_a_run_says_when_a_warm_up_does_not_end_and_when_parts_of_a_batch_change
         ("dist:1", {"gamma": 0}, ""),
         ("lr:1 + kd:1", {}, "lr"),
         ("kd", {"row_weight": "paced"}, "kd, ce"),
-        ("kd", {"row_weight": "paced", "row_weight_mean_one": 0}, ""),
+        ("kd", {"row_weight": "paced", "row_weight_mean_one": 0}, "kd, ce"),  # rows without a label get the mean
+        ("kd", {"row_weight": "confidence", "row_weight_mean_one": 0}, ""),
         ("kd", {"temperature_rule": "difficulty"}, "kd"),
     )
     for text, settings, coupled in cases:

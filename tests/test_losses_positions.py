@@ -110,7 +110,7 @@ def test_an_example_gets_the_mean_over_the_positions_that_count(name: str) -> No
     torch.testing.assert_close(got_B.detach(), total_B, rtol=1e-5, atol=1e-6)
 
 
-APART = sorted(name for name, rule in ROW_WEIGHTS.items() if "labels" not in rule.needs)
+APART = sorted(name for name, rule in ROW_WEIGHTS.items() if "labels" not in rule.needs and not rule.feeds_back)
 
 
 def variants() -> list[tuple[str, dict[str, str | float]]]:

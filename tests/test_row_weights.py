@@ -14,17 +14,19 @@ import torch
 from scipy.stats import entropy
 from sklearn.utils.class_weight import compute_sample_weight
 
-from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
+from logitbank.pipeline.train_student.losses import ExactAnswer, RatedAnswer, Step, parse_objective
 from logitbank.pipeline.train_student.losses.class_weights import effective_number, inverse_frequency
 from logitbank.pipeline.train_student.losses.row_weights import (
     ROW_WEIGHTS,
     TEMPERATURE_RULES,
     difficulty_temperature,
+    entropy_gap,
     entropy_gate,
     label_noise,
     paced,
     row_temperatures,
     row_weights,
+    teacher_ahead,
     teacher_confidence,
 )
 from tests.test_losses import rows
@@ -58,6 +60,40 @@ def test_paced_peaks_at_the_edge_of_competence() -> None:
     torch.testing.assert_close(got_B, p_B**2 * (1 - p_B) ** 0.5)
     by_teacher_B = paced(student_BC, teacher_BC, labels_B, paced_by="teacher")
     torch.testing.assert_close(by_teacher_B, paced(teacher_BC, student_BC, labels_B))
+
+
+def test_paced_by_views_goes_by_how_often_teachers_are_right() -> None:
+    batch, rate_B = rows(8, 10, dtype=torch.float64), torch.tensor([0, 0.25, 0.5, 0.75, 1, 1, math.nan, 0.5])
+    weight_B = paced(*batch, paced_by="views", paced_a=2.0, paced_b=0.5, rate_B=rate_B)
+    p_B = rate_B.double().nan_to_num(0.5)
+    torch.testing.assert_close(weight_B, p_B**2 * (1 - p_B) ** 0.5)
+    student_BC, teacher_BC, labels_B = rows(8, 10)
+    objective = parse_objective("kd", {"row_weight": "paced", "paced_by": "views"})
+    assert {"out_of_fold", "labels"} <= objective.needs
+    step, answer = Step(step=0, steps_per_epoch=1, num_epochs=1), ExactAnswer(teacher_BC, out_of_fold=True)
+    got_B = objective(student_BC, RatedAnswer(answer, rate_B), labels_B, step)
+    plain_B = parse_objective("kd")(student_BC, answer, labels_B, step)
+    want_B = row_weights("paced", student_BC, teacher_BC, labels_B, {"paced_by": "views"}, rate_B=rate_B)
+    torch.testing.assert_close(got_B, plain_B * want_B)
+    with pytest.raises(ValueError, match="pass a RatedAnswer"):
+        objective(student_BC, answer, labels_B, step)
+
+
+def test_the_entropy_gap_prefers_rows_of_which_the_teacher_is_surer() -> None:
+    student_BC, teacher_BC, labels_B = rows(8, 10, dtype=torch.float64)
+    of_teacher_B, of_student_B = (
+        np.asarray(entropy(torch.softmax(part, 1).numpy(), axis=1)) for part in (teacher_BC, student_BC)
+    )
+    want_B = 1 / (1 + np.exp(of_teacher_B - of_student_B))
+    torch.testing.assert_close(entropy_gap(student_BC, teacher_BC, labels_B), torch.from_numpy(want_B))
+
+
+def test_the_teacher_is_ahead_where_it_gives_the_label_more() -> None:
+    student_BC, teacher_BC, labels_B = rows(8, 10, dtype=torch.float64)
+    p_B, q_B = (torch.softmax(part, 1).gather(1, labels_B[:, None])[:, 0].numpy() for part in (teacher_BC, student_BC))
+    want_B = np.where(p_B > q_B, np.log(p_B / q_B), 0.0)
+    torch.testing.assert_close(teacher_ahead(student_BC, teacher_BC, labels_B), torch.from_numpy(want_B))
+    assert 0 < (want_B == 0).sum() < 8
 
 
 def test_label_noise_is_1_where_the_teacher_agrees_and_small_where_it_does_not() -> None:
@@ -170,7 +206,7 @@ def test_weights_are_finite_at_extremes(name: str) -> None:
         assert row_weights(name, student_BC, teacher_BC, labels_B, options, COUNTS).isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(TEMPERATURE_RULES))
+@pytest.mark.parametrize("name", sorted(name for name, rule in TEMPERATURE_RULES.items() if not rule.learns))
 def test_temperatures_are_positive_finite_and_without_gradient(name: str) -> None:
     student_BC, teacher_BC, _ = rows(16, 10)
     student_BC[::2, 0], teacher_BC[::4, 0] = 1e4, -1e4

@@ -46,7 +46,7 @@ class Augmentation:
             inputs = share_B * inputs + (1 - share_B) * inputs[partner(len(rows_B))]
         return inputs
 
-    def loss(self, ask: Callable[[Tensor], Tensor], rows_B: Tensor, epoch: int) -> Tensor:
+    def loss(self, ask: Callable[..., Tensor], rows_B: Tensor, epoch: int, *, mixes_answers: bool = False) -> Tensor:
         """The loss [B], mixed as the samples are.
 
         Losses are mixed and not answers: what a loss needs of a row, its label's rank or its weight, stays that of an
@@ -57,12 +57,16 @@ class Augmentation:
             ask: Loss [B] of the pass for the answers to the given rows, int64 [B].
             rows_B: Those of the pass.
             epoch: Counted from 0.
+            mixes_answers: The loss mixes answers itself; ``ask`` is told the partners' rows and the shares, as mixed.
         """
-        loss_B = ask(rows_B)
         if not self.training.mixup:
-            return loss_B
-        share_B = self._share(rows_B, epoch).to(loss_B)
-        return share_B * loss_B + (1 - share_B) * ask(rows_B[partner(len(rows_B))])
+            return ask(rows_B)
+        share_B, partners_B = self._share(rows_B, epoch), rows_B[partner(len(rows_B))]
+        if mixes_answers:
+            return ask(rows_B, mixed=(partners_B, share_B))
+        loss_B = ask(rows_B)
+        share_B = share_B.to(loss_B)
+        return share_B * loss_B + (1 - share_B) * ask(partners_B)
 
     def _share(self, rows_B: Tensor, epoch: int) -> Tensor:
         """Each row's own share, float64 [B]: the larger of s and 1 - s, of s drawn from Beta(alpha, alpha)."""

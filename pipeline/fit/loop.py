@@ -43,6 +43,9 @@ class BatchLoss:
     modules: nn.Module | None = None
     places: Mapping[str, Place] = MappingProxyType({})
 
+    mixes_answers: bool = False
+    """Whether a mixed sample has one loss, of mixed answers; else it has those of both answers, mixed."""
+
     def notes(self) -> dict[str, int]:
         """What the epoch counted, such as rows on which a loss abstained; the same names in every process."""
         return {}
@@ -160,7 +163,7 @@ def fit(
             for rows_B, samples in passes:
                 logits_BC, heard = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
                 ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch, **heard)
-                loss_B = augmentation.loss(ask, rows_B, epoch)
+                loss_B = augmentation.loss(ask, rows_B, epoch, mixes_answers=loss.mixes_answers)
                 if private is None:
                     progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
                 else:

@@ -27,12 +27,12 @@ from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.described import changed
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit.estimators import is_estimator
-from logitbank.pipeline.generations.label_weight import best_label_weight, labelled_rows
 from logitbank.pipeline.generations.settings import AUTO, Generations
 from logitbank.pipeline.metrics import measure_agreement
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.train_student.folder import RESULT, WEIGHTS
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
+from logitbank.pipeline.train_student.label_weight import best_label_weight, labelled_rows
 from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.views import Views

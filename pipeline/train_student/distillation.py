@@ -14,7 +14,7 @@ from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit.loop import BatchLoss
 from logitbank.pipeline.models.features import Place
-from logitbank.pipeline.train_student.losses import Objective, Step
+from logitbank.pipeline.train_student.losses import Answer, MixedAnswer, Objective, RatedAnswer, Step
 
 
 class DistillationLoss(BatchLoss):
@@ -29,10 +29,13 @@ class DistillationLoss(BatchLoss):
         epochs: int,
         grouping: Grouping | None = None,
         places: Mapping[str, Place] | None = None,
+        rates: Tensor | None = None,
     ) -> None:
         self.objective, self.answers, self.epochs, self.grouping = objective, answers, epochs, grouping
         self.modules = objective.modules if len(objective.modules) else None
         self.places = places or {}
+        self._rates = rates
+        self.mixes_answers = objective.mixes_answers
         self._announce = split.announce
         self.labels = torch.from_numpy(split.labels)
 
@@ -62,11 +65,21 @@ class DistillationLoss(BatchLoss):
         step: int,
         steps_per_epoch: int,
         heard: Mapping[str, Tensor] | None = None,
+        mixed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """As of any ``BatchLoss``; ``mixed``: rows that the samples are mixed with, and the share of their own."""
+        answer: Answer = self.answers.of(rows_B, view)
+        labels_B = self.labels[rows_B].to(logits_BC.device)
+        if self._rates is not None:
+            answer = RatedAnswer(answer, self._rates[rows_B].flatten().to(logits_BC.device))
+        if mixed is not None:
+            share_P = mixed[1].repeat_interleave(labels_B.shape[1:].numel())
+            answer = MixedAnswer(answer, self.answers.of(mixed[0], view), share_P)
+            labels_B = torch.full_like(labels_B, -1)
         return self.objective(
             logits_BC,
-            self.answers.of(rows_B, view),
-            self.labels[rows_B].to(logits_BC.device),
+            answer,
+            labels_B,
             Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs),
             heard,
         )

@@ -27,6 +27,13 @@ def check_needs(objective: Objective, store: Store, answers: Answers) -> list[st
                 f" {store.path} are -inf (classes of probability zero); cache it again, which gives them a floor, or"
                 " choose a loss of probabilities"
             )
+    for transform in objective.transforms:
+        partial = any(part.encoding.has_tail for part in answers.parts)
+        if partial and not transform.rule.keeps_order and "label_in_head" in objective.needs:
+            raise ValueError(
+                f"loss {objective.name!r} goes by the classes above the label, which {transform.name} reorders, but"
+                f" {store.path} does not keep every class; cache with --encoding dense, or choose another loss"
+            )
     cross_fitted = "out_of_fold" in answers.offers
     names = ", ".join(part.teacher.name for part in answers.parts)
     if "out_of_fold" in objective.needs and not cross_fitted:

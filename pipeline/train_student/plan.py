@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from logitbank.pipeline.alignment import check_data
 from logitbank.pipeline.answers.against_labels import label_warnings
@@ -20,6 +20,7 @@ from logitbank.pipeline.answers.ensemble import Ensemble
 from logitbank.pipeline.answers.grouping import Grouping
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.answers.opening import open_answers
+from logitbank.pipeline.answers.pass_rates import pass_rates
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.split import check_same_classes
 from logitbank.pipeline.domains import BESIDE_TEACHER, METRICS
@@ -43,13 +44,16 @@ from logitbank.pipeline.train_student.evaluate import (
     VALIDATION_SEED,
     cut_validation,
     evaluate_against_teacher,
+    measure_rows,
     rows_digest,
     validate,
 )
+from logitbank.pipeline.train_student.fit_transforms import fit_transforms
 from logitbank.pipeline.train_student.fitted import check_student, fit_student
 from logitbank.pipeline.train_student.golden import Golden, open_golden
 from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
+from logitbank.pipeline.train_student.label_share import is_open
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
 from logitbank.pipeline.train_student.listening import Heard, equip, stored_features
 from logitbank.pipeline.train_student.losses import Objective, StoredFeatures
@@ -77,7 +81,8 @@ class Plan:
         rows, validation: Row numbers of the split: trained on, and held out.
         golden: What the student is measured by after every epoch, beside its teacher.
         left_out: The fold that neither has rows of.
-        folds: Rows to train on and rows left out, of a search.
+        folds: Rows to train on and rows left out, of a search or of the choice of the label's share.
+        rates: How often the teachers are right about each row, where a row weight goes by it.
         views: What each epoch shows.
         scaling: The student's input scaling.
         taken: What the student starts from, of ``run.init``.
@@ -99,6 +104,7 @@ class Plan:
     golden: Golden | None
     left_out: LeftOut | None
     folds: list[tuple[Rows, Rows]]
+    rates: Tensor | None
     views: Views
     scaling: Preprocessing
     taken: Taken | None
@@ -140,13 +146,13 @@ class Plan:
         checkpoint: Checkpoint | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
         until: int = 0,
-    ) -> tuple[nn.Module, list[EpochRecord]]:
-        """A student trained on some rows, to the end or until an epoch; one with a checkpoint is measured on the
-        validation rows."""
+    ) -> tuple[nn.Module, list[EpochRecord], dict[str, float]]:
+        """A student trained on some rows, to the end or until an epoch, and what its objective learned; one with a
+        checkpoint is measured on the validation rows."""
         split = self.inputs.split
         if is_estimator(self.run.student):
             measured = checkpoint is not None and len(self.validation) > 0
-            return fit_student(self, objective, training.seed, rows, measured=measured, on_epoch=on_epoch)
+            return *fit_student(self, objective, training.seed, rows, measured=measured, on_epoch=on_epoch), {}
         model, _ = fresh_student(self.run, self.scaling.sized(split), training.seed)
         heard = _equipped(self.run, objective, model, self.inputs, self.views, self.scaling, self.stored, training.seed)
         loss = DistillationLoss(
@@ -156,6 +162,7 @@ class Plan:
             epochs=training.epochs,
             grouping=self.grouping,
             places=heard.places,
+            rates=self.rates,
         )
         history = fit(
             model,
@@ -173,12 +180,19 @@ class Plan:
             processes=self.processes,
             until=until,
         )
-        return model, history
+        return model, history, heard.objective.learned
 
     def attempt(self, objective: Objective, short: Training, kept: Rows, left: Rows) -> float:
         """The NLL on the rows left out of a short run on those kept, for a search."""
-        model, _ = self.train(objective, short, kept)
+        model, *_ = self.train(objective, short, kept)
         return validate(self.ask, model, self.inputs.split, left)["val_nll"]
+
+    def answer_left(
+        self, objective: Objective, short: Training, kept: Rows, left: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of the labelled rows left out, of a short run on those kept."""
+        model, *_ = self.train(objective, short, kept)
+        return measure_rows(self.ask, model, self.inputs.split, left)
 
     @property
     def ask(self) -> Ask:
@@ -246,17 +260,21 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         check_same_classes(split, test)
     left_out = leave_out(run.leave_out, store, answers, views)
     rows, validation = _cut_rows(run, split, left_out)
+    _refuse_idle(run, objective, processes)
     if run.training.selected_by in BESIDE_TEACHER and not answers.served(0)[validation].any():
         raise ValueError(
             f"--select {run.training.select}: no teacher answers a validation row; select by another measure"
         )
-    if objective.search and processes.count > 1:
+    searches = bool(objective.search) or is_open(objective)
+    if searches and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
     scaling = settle_fresh(run.student, split, run.preprocessing(), rows)
     scaling.check(split)
     if objective.weighs_by_class:
         counts, said = count_classes(objective, split, rows, answers)
         objective, warnings = objective.with_class_counts(counts), [*warnings, *said]
+    objective, said = fit_transforms(objective, answers, rows)
+    warnings += said
     stored = stored_features(answers, split, rows) if "embedding" in objective.needs else None
     taken = None if is_estimator(run.student) else _check_network(run, objective, inputs, views, scaling, stored)
     keys, keys_complete = student_keys(run, split, None if views.mixes else rows)
@@ -276,7 +294,8 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         validation=validation,
         golden=open_golden(run, split, answers, views, validation),
         left_out=left_out,
-        folds=cut_folds(split, rows) if objective.search else [],
+        folds=cut_folds(split, rows) if searches else [],
+        rates=pass_rates(answers) if objective.goes_by_views else None,
         views=views,
         scaling=scaling,
         taken=taken,
@@ -285,6 +304,20 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         keys_complete=keys_complete,
         warnings=warnings,
     )
+
+
+def _refuse_idle(run: Run, objective: Objective, processes: Processes) -> None:
+    """Raises ValueError for transforms, and rules, that have nothing to go by."""
+    if processes.count > 1 and any(term.feeds_back for term in objective.terms):
+        raise ValueError("row_weight=hardest goes by the losses of whole steps; train with one process")
+    if objective.mixes_answers and not run.training.mixup:
+        raise ValueError(
+            "mix_targets mixes the answers to samples that --mixup mixes; pass --mixup 0.8, or leave it out"
+        )
+    if objective.search and is_open(objective):
+        raise ValueError(
+            f"{', '.join(objective.search)} and alpha of label_mix are both auto; give one of them a number"
+        )
 
 
 def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, Rows]:

@@ -33,7 +33,11 @@ def check_private(run: Run, objective: Objective, split: Split, views: Views, pr
             "a row's loss depends on the others of its batch (of a row weight: --set row_weight_mean_one=false)",
         ),
         ([term.name for term in objective.terms if term.weighs_by_class], "its row weight counts the rows of a class"),
-        ([term.name for term in objective.terms if term.loss.module], "what it learns itself is not private"),
+        (objective.kept, "what it learns itself is not private"),
+        (
+            [each.name for each in objective.transforms if each.rule.fit or "auto" in each.options.values()],
+            "it is fitted to the labels of all rows beside the steps",
+        ),
         (list(objective.search), "its search looks at rows beside the steps; give a value"),
     ]
     for names, because in reasons:

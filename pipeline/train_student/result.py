@@ -30,6 +30,7 @@ def measure_student(
     objective: Objective,
     searched: Sequence[dict[str, Any]],
     counts: Sequence[int],
+    learned: Mapping[str, float],
 ) -> dict[str, Any]:
     """What ``result.json`` holds: what was trained, how it went, and what the student does.
 
@@ -40,6 +41,7 @@ def measure_student(
         objective: What was minimised, with every option bound.
         searched: Outcomes of the candidates of options that were searched.
         counts: How many processes trained it; several numbers when it went on with others.
+        learned: Numbers that the objective has learned beside the student.
     """
     run, identity, training = plan.run, plan.identity(), plan.run.training
     golden = None if plan.golden is None else plan.golden.result(history)
@@ -54,6 +56,7 @@ def measure_student(
         "notes": _total_notes(history),
         "warnings": [*plan.warnings, *_of_counts(counts), *alarm(golden)],
         "search": list(searched),
+        **({"learned": dict(learned)} if learned else {}),
         "validation": _validation(identity["validation"], history, training) if len(plan.validation) else None,
         "against_teacher": _against_teacher(plan, model),
         "golden": golden,

@@ -11,6 +11,7 @@ from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.folder import CHECKPOINT, RunFolder, finished_result, refuse_file
 from logitbank.pipeline.train_student.golden import alarm
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
+from logitbank.pipeline.train_student.label_share import choose_label_share
 from logitbank.pipeline.train_student.loggers.all_of import Loggers
 from logitbank.pipeline.train_student.plan import Plan, plan_run
 from logitbank.pipeline.train_student.result import measure_student, save_student, take_tables
@@ -78,14 +79,16 @@ def train_student(
                     if on_epoch is not None:
                         on_epoch(epoch)
 
-                objective, searched = search_options(
-                    plan.objective, run.training, plan.attempt, plan.folds, folder.read_search(), folder.write_search
+                before = folder.read_search(), folder.write_search
+                objective, shares = choose_label_share(
+                    plan.objective, run.training, plan.answer_left, plan.folds, *before
                 )
+                objective, searched = search_options(objective, run.training, plan.attempt, plan.folds, *before)
                 checkpoint = Checkpoint(folder.checkpoint, every=run.checkpoint_every)
-                model, _ = plan.train(objective, run.training, plan.rows, checkpoint, record, until)
+                model, _, learned = plan.train(objective, run.training, plan.rows, checkpoint, record, until)
                 if len(history) < run.num_epochs and not run.training.is_over(history):
                     return {}
-                result = measure_student(plan, model, history, objective, searched, checkpoint.counts)
+                result = measure_student(plan, model, history, objective, shares + searched, checkpoint.counts, learned)
                 save_student(out, plan, model, objective)
                 tables = take_tables(result)
                 loggers.on_result(result)

@@ -53,9 +53,7 @@ def search_options(
     names = list(objective.search)
     if not names:
         return objective, []
-    epochs = max(1, training.epochs // SHARE)
-    warmup = training.warmup_epochs * epochs / training.epochs  # candidates, too, reach the peak learning rate
-    short = replace(training, epochs=epochs, warmup_epochs=warmup, select="last", patience=0)
+    short = short_training(training)
     candidates = [dict(zip(names, values, strict=True)) for values in itertools.product(*objective.search.values())]
     asked_before = [{key: value for key, value in outcome.items() if key != "nll"} for outcome in tried]
     outcomes = list(tried) if asked_before == candidates[: len(tried)] else []
@@ -68,6 +66,13 @@ def search_options(
         raise Diverged(f"every candidate of {', '.join(names)} diverged; lower --lr or the loss's weights")
     best = min(finite, key=lambda outcome: outcome["nll"])
     return objective.bind(**{name: best[name] for name in names}), outcomes
+
+
+def short_training(training: Training) -> Training:
+    """A quarter of a run's epochs."""
+    epochs = max(1, training.epochs // SHARE)
+    warmup = training.warmup_epochs * epochs / training.epochs  # short runs, too, reach the peak learning rate
+    return replace(training, epochs=epochs, warmup_epochs=warmup, select="last", patience=0)
 
 
 def cut_folds(split: Split, rows: Rows) -> list[tuple[Rows, Rows]]:

@@ -6,14 +6,20 @@ mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAI
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, APL, soft CE
 semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them; NormKD
+transforms.py      what a target is made of, before any loss: label_mix, calibrate, ...; transform_fits.py fits them
+mixed.py           what teachers say of mixed samples       rated.py         how often they are right about a row
 row_weights.py     how much a row counts        class_weights.py by the class of the row
 
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
 plan.py            a term while its settings are read
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
 chunks.py          losses of many rows, some at a time
+learned.py         what is learned beside the student: temperatures, weights of terms
+feedback.py        how many of the hardest rows are kept, by feedback from the loss
+schedule.py        when a term counts: windows and ramps of its weight
 targets.py         the targets of losses that a student without gradients can be fitted to
-own.py             a loss of the user's own, held to the laws
+own.py             a loss of the user's own, held to the laws; own_transform.py likewise
+written.py         NAME?option=value:weight + NAME; parse_transforms.py   the text of --set target_transform
 context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
 describe.py        the same table as text
 
@@ -23,32 +29,47 @@ Section numbers in the references were not checked again; what else could not be
 from .context import Answer, ExactAnswer, Step, StoredFeatures, TeacherFeatures
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss, Material
+from .mixed import MixedAnswer
 from .objective import Objective, Term, refuse_missing
 from .own import own_loss
-from .parse import own_names, parse_objective, takes_setting
+from .own_transform import own_transform
+from .parse import parse_objective, takes_setting
+from .parse_transforms import TARGET_TRANSFORM
+from .rated import RatedAnswer
 from .table import EVERY_LOSS, LOSSES
 from .targets import Targets, check_fitted, fitted_targets
+from .transform_fits import Fitted
+from .transforms import TRANSFORMS, TargetTransform, Transform
+from .written import own_names
 
 __all__ = [
     "EVERY_LOSS",
     "LOSSES",
     "SEARCH",
+    "TARGET_TRANSFORM",
+    "TRANSFORMS",
     "Answer",
     "ExactAnswer",
+    "Fitted",
     "Loss",
     "Material",
+    "MixedAnswer",
     "Objective",
+    "RatedAnswer",
     "Step",
     "StoredFeatures",
+    "TargetTransform",
     "Targets",
     "TeacherFeatures",
     "Term",
+    "Transform",
     "check_fitted",
     "describe_loss",
     "describe_losses",
     "fitted_targets",
     "own_loss",
     "own_names",
+    "own_transform",
     "parse_objective",
     "refuse_missing",
     "takes_setting",

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from .domains import Interval, Option, Value, Words
 from .kinds import Loss
 from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .schedule import SCHEDULE
 from .table import EVERY_LOSS
+from .transforms import TRANSFORMS
 
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "References")
 
@@ -88,12 +90,21 @@ def describe_losses() -> str:
     ]
     lines += ["", "needs: dense = every class stored; logits = no class of probability 0; label_in_head = other rows"]
     lines += ["abstain; label_prob = the teacher said what each label's probability is; (in brackets) = better with"]
+    lines += ["--set target_transform=NAME, or several in order: NAME?option=value + NAME"]
+    lines += [f"  {name:<16} {rule.use}{_asked(rule.takes)}" for name, rule in TRANSFORMS.items()]
     lines += [f"--set row_weight=NAME ({ranges(SHARED)})"]
     lines += [f"  {name:<12} {rule.use} ({ranges(rule.takes)})" for name, rule in ROW_WEIGHTS.items()]
     lines += ["--set temperature_rule=NAME"]
     lines += [f"  {name:<12} {rule.use} ({ranges(rule.takes)})" for name, rule in TEMPERATURE_RULES.items()]
+    lines += [f"every term of a sum: starts_at, ends_at, shares of the steps; ramp_from, ramp_to ({ranges(SCHEDULE)})"]
+    lines += ["  kd?ends_at=0.5:1 + reverse_kl?starts_at=0.5:1 is the one, and then the other"]
+    lines += ["--set learned_weights=1 learns how much each term of a sum weighs (Kendall et al. 2018)"]
     lines += ["--set standardise=1 goes with every loss that fits a teacher; preset=NAME takes a paper's setting."]
     return "\n".join(lines)
+
+
+def _asked(options: Mapping[str, Option]) -> str:
+    return f" ({ranges(options)})" if options else ""
 
 
 def describe_loss(name: str, own: Loss | None = None) -> str:

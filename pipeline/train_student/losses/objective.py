@@ -8,8 +8,9 @@ Shapes: B batch, L positions, P rows, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,19 @@ from torch import Tensor, nn
 from .chunks import in_chunks
 from .context import OFFERS, Answer, Step, TeacherFeatures
 from .domains import Value
+from .feedback import Feedback
 from .kinds import HEARD, SEARCH, Loss, Material
+from .learned import LearnedTemperature, LearnedWeights
+from .mixed import MixedAnswer
 from .numerics import Temperature, raised
-from .row_weights import ROW_WEIGHTS, row_temperatures, row_weights
+from .rated import RatedAnswer
+from .row_weights import ROW_WEIGHTS, TEMPERATURE_RULES, row_temperatures, row_weights
+from .schedule import Schedule
 from .standardise import standardised
+from .transforms import Transform
+
+WEIGHTS = "weights of terms"
+Maker = Callable[[Material], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,7 @@ class Term:
     kind: str
     weight: float
     warmup: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
     standardise: bool = False
     row_weight: str = ""
     temperature_rule: str = ""
@@ -52,6 +63,8 @@ class Term:
         of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset[str]()
         if self.row_options.get("paced_by") == "teacher":  # one that saw the row is sure of its label
             of_rows |= {"out_of_fold", "label_prob"}
+        if self.goes_by_views:
+            of_rows |= {"out_of_fold"}
         # the mass of a tail that follows the student is exact at one temperature
         several = len(set(self.temperatures)) > 1 or self.temperature_rule
         return self.loss_needs | of_rows | (frozenset({"fixed_tail"}) if several else frozenset())
@@ -81,7 +94,39 @@ class Term:
             or "labels" in ROW_WEIGHTS[self.row_weight].needs  # rows without one get the mean of the others
         )
         by_loss = self.loss.couples_rows and self.loss.uncoupled_by not in self.options.items()
-        return by_loss or by_weight or bool(self.temperature_rule)
+        by_rule = bool(self.temperature_rule) and TEMPERATURE_RULES[self.temperature_rule].couples_rows
+        return by_loss or by_weight or by_rule or self.feeds_back
+
+    @property
+    def goes_by_views(self) -> bool:
+        """Whether the row weight goes by how often teachers are right about a row."""
+        return self.row_options.get("paced_by") == "views"
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether the row weight goes by the losses of the steps before."""
+        return bool(self.row_weight) and ROW_WEIGHTS[self.row_weight].feeds_back
+
+    @property
+    def makers(self) -> dict[str, Maker]:
+        """What the term keeps from step to step, by name, and how it is made."""
+        found: dict[str, Maker] = {}
+        if self.loss.module is not None:
+            found[self.name] = partial(self.loss.module, **self.options)
+        if self.feeds_back:
+            found[f"rows of {self.name}"] = lambda _: Feedback(**_bare("feedback_", self.row_options))
+        if self.learns_temperature:
+            found[f"temperature of {self.name}"] = lambda _: self.learned_temperature()
+        return found
+
+    @property
+    def learns_temperature(self) -> bool:
+        """Whether T is learned beside the student."""
+        return bool(self.temperature_rule) and TEMPERATURE_RULES[self.temperature_rule].learns
+
+    def learned_temperature(self) -> LearnedTemperature:
+        """T, fresh; ValueError when it starts outside the range that it may have."""
+        return LearnedTemperature(self.temperature, **_bare("learned_", self.row_options))
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -109,14 +154,16 @@ class Term:
         bound = {key: takes[key].domain.read(key, values[key]) for key in values if self.options.get(key) == "auto"}
         return replace(self, options={**self.options, **bound})
 
-    def factor(self, epoch: int) -> float:
-        """Weight in an epoch counted from 1: it rises linearly over the warm-up."""
-        return self.weight * (min(epoch / self.warmup, 1.0) if self.warmup > 0 else 1.0)
+    def factor(self, step: Step) -> float:
+        """Weight in a step: it rises linearly over the epochs of the warm-up, and goes by the schedule."""
+        warm = min(step.epoch / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        return self.weight * warm * self.schedule.factor(step)
 
     def settings(self) -> dict[str, Any]:
         """All resolved settings, fit for JSON."""
         found: dict[str, Any] = {"loss": self.name, "weight": self.weight, "warmup": self.warmup}
         found |= {"kind": self.kind} if self.kind != self.name else {}
+        found |= self.schedule.settings()
         found |= dict(self.options)
         if self.loss.sha256:
             found["sha256"] = self.loss.sha256
@@ -132,6 +179,11 @@ CHUNK = 2**24
 """Logits that a loss looks at together."""
 
 
+def _bare(prefix: str, options: Mapping[str, Value]) -> dict[str, Any]:
+    """Options whose names begin so, without the prefix."""
+    return {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}
+
+
 class Objective:
     """A weighted sum of losses, called once per step; the caller takes the mean over the examples.
 
@@ -142,16 +194,28 @@ class Objective:
             their parameters to the optimiser beside the student's.
     """
 
-    def __init__(self, name: str, terms: tuple[Term, ...], modules: nn.ModuleDict | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        terms: tuple[Term, ...],
+        modules: nn.ModuleDict | None = None,
+        transforms: tuple[Transform, ...] = (),
+        learns_weights: bool = False,
+    ) -> None:
         self.name = name
         self.terms = terms
+        self.transforms = transforms
         self.modules = nn.ModuleDict() if modules is None else modules
+        self.learns_weights = learns_weights
         self._counts: dict[str, Tensor] = {}
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the store must offer, over all terms."""
-        return frozenset[str]().union(*(term.needs for term in self.terms))
+        """What the store must offer, over all terms and transforms."""
+        of_targets = frozenset[str]().union(*(transform.needs for transform in self.transforms))
+        # the mass of a tail that follows the student is exact at one temperature, and transforms are at T = 1
+        of_targets |= frozenset({"fixed_tail"}) if self.transforms else frozenset()
+        return of_targets.union(*(term.needs for term in self.terms))
 
     @property
     def prefers(self) -> frozenset[str]:
@@ -176,7 +240,12 @@ class Objective:
     @property
     def settings(self) -> dict[str, Any]:
         """All resolved settings, fit for JSON."""
-        return {"objective": self.name, "terms": [term.settings() for term in self.terms]}
+        found: dict[str, Any] = {"objective": self.name, "terms": [term.settings() for term in self.terms]}
+        if self.learns_weights:
+            found["learned_weights"] = True
+        if self.transforms:
+            found["target_transforms"] = [transform.settings() for transform in self.transforms]
+        return found
 
     @property
     def search(self) -> dict[str, tuple[float, ...]]:
@@ -189,7 +258,7 @@ class Objective:
         unknown = sorted(set(values) - set(self.search))
         if unknown:
             raise ValueError(f"{unknown[0]} is not auto here; auto: {', '.join(self.search) or 'nothing'}")
-        return Objective(self.name, tuple(term.bind(values) for term in self.terms), self.modules)
+        return self._with(terms=tuple(term.bind(values) for term in self.terms))
 
     @property
     def weighs_by_class(self) -> bool:
@@ -199,14 +268,56 @@ class Objective:
     def with_class_counts(self, counts: Sequence[int]) -> Objective:
         """The same objective with the number of training rows of each class, for row weights that go by them."""
         found = tuple(int(count) for count in counts)
-        return Objective(self.name, tuple(replace(term, class_counts=found) for term in self.terms), self.modules)
+        return self._with(terms=tuple(replace(term, class_counts=found) for term in self.terms))
+
+    def with_transforms(self, transforms: Sequence[Transform]) -> Objective:
+        """The same objective with its target transforms fitted, or their options fixed."""
+        return self._with(transforms=tuple(transforms))
 
     def equipped(self, material: Material, seed: int) -> Objective:
         """The same objective with fresh modules, drawn from a seed: no other random number depends on them."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            modules = {term.name: term.loss.module(material, **term.options) for term in self.terms if term.loss.module}
-        return Objective(self.name, self.terms, nn.ModuleDict(modules))
+            modules = {name: make(material) for name, make in self._makers.items()}
+        return self._with(modules=nn.ModuleDict(modules))
+
+    @property
+    def _makers(self) -> dict[str, Maker]:
+        found = {name: make for term in self.terms for name, make in term.makers.items()}
+        return found | ({WEIGHTS: lambda _: LearnedWeights(len(self.terms))} if self.learns_weights else {})
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of what is kept from step to step."""
+        return list(self._makers)
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """Numbers that the objective has learned or found beside the student, by name, once it is ``equipped``."""
+        found: dict[str, float] = {}
+        for name, module in self.modules.items():
+            if isinstance(module, Feedback):
+                found[f"kept {name}"] = float(module.kept)
+            elif isinstance(module, LearnedTemperature):
+                found[name] = float(module(1).detach())
+            elif isinstance(module, LearnedWeights):
+                names = (f"weight of {term.name}" for term in self.terms)
+                found |= dict(zip(names, module.weights, strict=True))
+        return found
+
+    def _with(self, **changed: Any) -> Objective:
+        kept: dict[str, Any] = {"terms": self.terms, "transforms": self.transforms, "modules": self.modules}
+        return Objective(self.name, **{**kept, "learns_weights": self.learns_weights, **changed})
+
+    @property
+    def goes_by_views(self) -> bool:
+        """Whether a row weight goes by how often teachers are right about a row."""
+        return any(term.goes_by_views for term in self.terms)
+
+    @property
+    def mixes_answers(self) -> bool:
+        """Whether a mixed sample has one answer, mixed, instead of two losses."""
+        return any(transform.rule.mixes for transform in self.transforms)
 
     def notes(self) -> dict[str, int]:
         """Counts since last asked, such as the rows on which a loss abstained; always of the same names."""
@@ -245,7 +356,7 @@ class Objective:
         """
         if self.search:
             raise ValueError(f"{', '.join(self.search)} is auto: search it on a validation split and bind it first")
-        if lacking := [term.name for term in self.terms if term.loss.module and term.name not in self.modules]:
+        if lacking := [name for name in self._makers if name not in self.modules]:
             raise ValueError(f"{lacking[0]} learns while it is used: call equipped first, and train its modules, too")
         if isinstance(answer, Tensor):
             raise TypeError(
@@ -253,6 +364,10 @@ class Objective:
                 " teacher gave every logit itself"
             )
         refuse_missing(self, answer.offers)
+        if self.mixes_answers and not isinstance(answer, MixedAnswer):
+            raise ValueError("mix_targets goes by pairs of examples; pass a MixedAnswer, as --mixup does")
+        if self.goes_by_views and not isinstance(answer, RatedAnswer):
+            raise ValueError("paced_by=views goes by how often teachers are right; pass a RatedAnswer")
         if student_BC.shape[:-1] != labels_B.shape:
             raise ValueError(
                 f"labels are {list(labels_B.shape)} beside logits {list(student_BC.shape)}; expected one an answer"
@@ -269,7 +384,7 @@ class Objective:
 
         with torch.autocast(student_BC.device.type, enabled=False):
             num_rows = max(1, CHUNK // max(1, student_PC.shape[1]))
-            if num_rows >= len(student_PC) or any(term.couples_rows or term.loss.module for term in self.terms):
+            if num_rows >= len(student_PC) or len(self.modules) or any(term.couples_rows for term in self.terms):
                 loss_P = losses(student_PC, slice(None))
             else:
                 loss_P = in_chunks(losses, student_PC, num_rows)
@@ -285,13 +400,18 @@ class Objective:
         heard: Mapping[str, Tensor],
     ) -> Tensor:
         """The weighted sum of the terms for each row; of rows that are positions, each term's share of it."""
-        every = _Rows(raised(student_PC), answer, labels_P, {name: raised(value) for name, value in heard.items()})
+        raised_heard = {name: raised(value) for name, value in heard.items()}
+        every = _Rows(raised(student_PC), answer, labels_P, raised_heard, self.transforms)
         served_P = answer.served() if self.uses_teacher else None
         served = every if served_P is None else every.only(served_P)
         total_P = torch.zeros_like(every.student_BC[:, 0])
         for number, term in enumerate(self.terms):
-            loss_P = self._term(term, every, served, step)
-            total_P = total_P + term.factor(step.epoch) * (loss_P if shares is None else shares[number] * loss_P)
+            if factor := term.factor(step):
+                loss_P = factor * self._term(term, every, served, step)
+                loss_P = self.modules[WEIGHTS](loss_P, number) if self.learns_weights else loss_P
+                total_P = total_P + (loss_P if shares is None else shares[number] * loss_P)
+        if student_PC.requires_grad and not total_P.requires_grad:  # a ramp's end at 0 is a step, too
+            total_P = total_P + 0.0 * every.student_BC.sum(1)
         return total_P
 
     def _shares(self, answer: Answer, labels_BL: Tensor) -> list[Tensor]:
@@ -319,6 +439,7 @@ class Objective:
             judged = every.only(every.labels_B >= 0)
         if term.row_weight and len(judged.labels_B):
             teacher_BC = judged.teacher(1.0) if term.weighs_by_teacher else judged.student_BC.detach()
+            feedback = self.modules[f"rows of {term.name}"] if term.feeds_back else None
             weight_B = row_weights(
                 term.row_weight,
                 judged.student_BC,
@@ -326,24 +447,30 @@ class Objective:
                 judged.labels_B,
                 term.row_options,
                 term.class_counts,
+                feedback.share(step) if isinstance(feedback, Feedback) else 1.0,
+                judged.rates() if term.goes_by_views else None,
             )
             loss_B = loss_B * judged.spread(weight_B, 1.0)
+            if isinstance(feedback, Feedback) and loss_B.requires_grad:
+                feedback.observe((loss_B * judged.spread(torch.ones_like(weight_B), 0.0)).sum(), weight_B.sum())
         return loss_B
 
     def _loss(self, term: Term, rows: _Rows, step: Step) -> Tensor:
-        teacher_BC = rows.teacher(term.temperature) if term.fits_teacher else rows.student_BC.detach()
+        teacher_BC = rows.target(term.temperature) if term.fits_teacher else rows.student_BC.detach()
         pair = (rows.student_BC, teacher_BC)
         if term.standardise:
             pair = (standardised(pair[0]), standardised(pair[1]))
         options: dict[str, Any] = dict(term.options)
         if term.temperature_rule:
-            plain_BC = rows.teacher(1.0)
+            plain_BC = rows.target(1.0)
             temperature: Temperature = row_temperatures(
                 term.temperature_rule,
                 pair[0],
                 standardised(plain_BC) if term.standardise else plain_BC,
                 term.temperature,
                 term.row_options,
+                self.modules[name] if (name := f"temperature of {term.name}") in self.modules else None,
+                step.epoch,
             )
             options["temperature"] = temperature
         options |= self._extras(term, rows, step)
@@ -379,12 +506,20 @@ def refuse_missing(objective: Objective, offers: frozenset[str]) -> None:
 class _Rows:
     """Some rows of a batch with their teacher, which is asked once for each temperature."""
 
-    def __init__(self, student_BC: Tensor, answer: Answer, labels_B: Tensor, heard: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        student_BC: Tensor,
+        answer: Answer,
+        labels_B: Tensor,
+        heard: Mapping[str, Tensor],
+        transforms: Sequence[Transform] = (),
+    ) -> None:
         self.student_BC, self.labels_B = student_BC, labels_B
-        self._heard = heard
+        self._heard, self._transforms = heard, transforms
         self._all_BC, self._all_labels_B, self._answer = student_BC, labels_B, answer
         self._own_B: Tensor | None = None  # all
         self._asked: dict[float, Tensor] = {}  # answers for the whole batch
+        self._targets: dict[float, Tensor] = {}  # what transforms make of them
 
     def only(self, own_B: Tensor) -> _Rows:
         """Those of the rows that are True in a mask of the whole batch."""
@@ -392,16 +527,36 @@ class _Rows:
         own_B = own_B if self._own_B is None else own_B & self._own_B
         if int(own_B.sum()) == len(self.labels_B):
             return self
-        part = _Rows(self._all_BC, self._answer, self._all_labels_B, self._heard)
+        part = _Rows(self._all_BC, self._answer, self._all_labels_B, self._heard, self._transforms)
         part.student_BC, part.labels_B = self._all_BC[own_B], self._all_labels_B[own_B]
-        part._own_B, part._asked = own_B, self._asked
+        part._own_B, part._asked, part._targets = own_B, self._asked, self._targets
         return part
 
     def teacher(self, temperature: float) -> Tensor:
         """Teacher logits of the rows, float, without gradient."""
+        return self._own(self._asked_of_all(temperature))
+
+    def _asked_of_all(self, temperature: float) -> Tensor:
         if temperature not in self._asked:
             self._asked[temperature] = raised(self._answer.logits(self._all_BC.detach(), temperature).detach())
-        return self._own(self._asked[temperature])
+        return self._asked[temperature]
+
+    def target(self, temperature: float) -> Tensor:
+        """Logits of the target of the rows: the teacher's, as transforms leave them."""
+        if not self._transforms:
+            return self.teacher(temperature)
+        if temperature not in self._targets:
+            whole = self._asked_of_all(temperature).to(self._all_BC.device)
+            with torch.no_grad():
+                for transform in self._transforms:
+                    whole = transform(whole, self._all_labels_B)
+            self._targets[temperature] = whole
+        return self._own(self._targets[temperature])
+
+    def rates(self) -> Tensor:
+        """How often teachers are right about each of the rows."""
+        assert isinstance(self._answer, RatedAnswer)
+        return self._own(self._answer.rate_B)
 
     def heard(self, name: str) -> Tensor:
         """What was heard of the student, of the rows."""

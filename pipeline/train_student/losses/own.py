@@ -45,7 +45,7 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
     Raises:
         ValueError: Another signature; a function whose text cannot be read.
     """
-    name, sha256 = name or getattr(fn, "__name__", "loss"), sha256 or _text_sha256(fn)
+    name, sha256 = name or getattr(fn, "__name__", "loss"), sha256 or text_sha256(fn)
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError) as error:
@@ -53,7 +53,7 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
     first = [parameter for parameter in parameters if parameter.kind in POSITIONAL][:3]
     if len(first) < 3:
         raise ValueError(f"{name}: expected (student_BC, teacher_BC, labels_B, *, option=default), found {len(first)}")
-    takes, extras = _arguments([each for each in parameters if each not in first], name)
+    takes, extras = arguments_of([each for each in parameters if each not in first], name)
     return Loss(
         fn=fn,
         paper=name,
@@ -66,7 +66,7 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
     )
 
 
-def _arguments(parameters: list[inspect.Parameter], name: str) -> tuple[dict[str, Option], frozenset[str]]:
+def arguments_of(parameters: list[inspect.Parameter], name: str) -> tuple[dict[str, Option], frozenset[str]]:
     """The options that arguments are, and what the step fills."""
     takes: dict[str, Option] = {}
     extras = set()
@@ -85,7 +85,7 @@ def _arguments(parameters: list[inspect.Parameter], name: str) -> tuple[dict[str
     return takes, frozenset(extras)
 
 
-def _text_sha256(fn: Callable[..., Tensor]) -> str:
+def text_sha256(fn: Callable[..., Tensor]) -> str:
     try:
         return hashlib.sha256(inspect.getsource(fn).encode()).hexdigest()
     except (TypeError, OSError) as error:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
+from .domains import Switch
 from .kinds import CE_WEIGHT, WEIGHT, Loss
 from .objective import Objective, Term
 from .own import tried
+from .parse_transforms import TARGET_TRANSFORM, read_transforms, refuse_unfit
 from .plan import RULE_OPTIONS, RULES, Plan, plan_term, presets_of, unknown
 from .row_weights import ROW_WEIGHTS
+from .schedule import SCHEDULE, refuse_gaps
 from .table import EVERY_LOSS, LOSSES
+from .transforms import TargetTransform
+from .written import split_parts
 
-_IN_FILE = re.compile(r"(?P<name>.+\.py:[A-Za-z_]\w*)\s*(?:\?(?P<options>[^:]*))?(?::(?P<weight>.*))?")
-
-
-class _Written(NamedTuple):
-    """A term as it is written: NAME, NAME:WEIGHT, or NAME?OPTION=VALUE&OPTION=VALUE:WEIGHT."""
-
-    name: str
-    options: str | None
-    weight: str | None
+LEARNED_WEIGHTS = "learned_weights"
 
 
 class _Part(NamedTuple):
@@ -41,15 +36,17 @@ def parse_objective(
     settings: Mapping[str, str | float] | None = None,
     *,
     own: Mapping[str, Loss] | None = None,
+    own_transforms: Mapping[str, TargetTransform] | None = None,
     num_classes: int | None = 10,
 ) -> Objective:
     """The objective that a text and settings describe.
 
     A single name is its paper's recipe: ce_weight CE + warm-up(epoch) weight loss. A sum with weights, as
     "kd:0.9 + ce:0.1", is just that sum, with no CE added and no warm-up unless set. Settings: weight, ce_weight
-    (recipes only), warmup, preset, standardise, row_weight, temperature_rule, and every option of the losses
-    and rules. "rld.beta" reaches one term of a sum, "beta" every other term that has it. A loss may stand several
-    times with other settings, as "kd?temperature=2:0.5 + kd?temperature=4:0.5": its terms are called kd, kd2, ...
+    (recipes only), warmup, starts_at, ends_at, ramp_from, ramp_to, preset, standardise, row_weight, temperature_rule,
+    target_transform and learned_weights (of all terms), and every option of the losses and rules. "rld.beta" reaches
+    one term of a sum, "beta" every other term that has it. A loss may stand several times with other settings, as
+    "kd?temperature=2:0.5 + kd?temperature=4:0.5": its terms are called kd, kd2, ...
 
     Args:
         text: Names of the table, or of ``own``, joined by "+", each with "?option=value&..." where it has settings of
@@ -57,7 +54,8 @@ def parse_objective(
         settings: Values by name, as text or numbers.
         own: Losses of one's own by the name that they have in the text, such as "file.py:function"; each is held to
             the laws of the table at its settings. Its term is called by what stands behind the last colon.
-        num_classes: How many classes they are tried with; None leaves the trial for later.
+        own_transforms: Target transforms of one's own, likewise.
+        num_classes: How many classes losses are tried with; None leaves the trial for later.
 
     Returns:
         The objective, with every option resolved.
@@ -72,18 +70,26 @@ def parse_objective(
             raise ValueError(f"{key.strip()} is set twice")
         given[key.strip()] = value
     own = own or {}
+    asked = given.pop(TARGET_TRANSFORM, None)
+    learns_weights = Switch().read(LEARNED_WEIGHTS, given.pop(LEARNED_WEIGHTS, False))
+    transforms = () if asked is None else read_transforms(str(asked), own_transforms or {}, num_classes)
     plans = _plans(text, given, own)
     for key in sorted(given, key=_turn):
         _apply(key, given[key], plans, text.strip())
     for plan in plans:
         plan.check()
+    refuse_gaps(plan.schedule for plan in plans)
     _refuse_twins(plans, text)
-    return Objective(_spelled(text, own), tuple(_kept(plan.term(), num_classes) for plan in plans))
-
-
-def own_names(text: str) -> list[str]:
-    """What in a text of ``--loss`` names a function of a file."""
-    return [written.name for written in _split(text) if _IN_FILE.fullmatch(written.name)]
+    terms = tuple(_kept(plan.term(), num_classes) for plan in plans)
+    refuse_unfit(transforms, terms, text.strip())
+    for term in terms:
+        if term.learns_temperature:
+            term.learned_temperature()  # refuses a start outside its range
+    if learns_weights and len(terms) == 1:
+        raise ValueError(
+            f"{LEARNED_WEIGHTS}=1 weighs terms against each other, and {text.strip()!r} is one; leave it out"
+        )
+    return Objective(_spelled(text, own), terms, transforms=transforms, learns_weights=learns_weights)
 
 
 def _kept(term: Term, num_classes: int | None) -> Term:
@@ -99,9 +105,8 @@ def _kept(term: Term, num_classes: int | None) -> Term:
 def _spelled(text: str, own: Mapping[str, Loss]) -> str:
     """The one spelling of a text, on every machine: "kd:0.90+ce:0.10" is "kd:0.9 + ce:0.1"; files lose folders."""
     terms = []
-    for written, part in zip(_split(text), _parts(text, own), strict=True):
-        file, colon, function = written.name.rpartition(":")
-        name = f"{Path(file).name}{colon}{function}" if written.name in own else written.name
+    for written, part in zip(split_parts(text), _parts(text, own), strict=True):
+        name = written.spelled
         name += "?" + "&".join(f"{key}={value}" for key, value in part.options.items()) if part.options else ""
         terms.append(name if part.weight is None else f"{name}:{part.weight!r}".removesuffix(".0"))
     return " + ".join(terms)
@@ -114,6 +119,10 @@ def takes_setting(text: str, key: str, value: str, own: Mapping[str, Loss] | Non
         ValueError: It reaches one, which refuses the value.
     """
     key = key.strip()
+    if key == LEARNED_WEIGHTS:
+        return len(_plans(text, {}, own or {})) > 1
+    if key == TARGET_TRANSFORM:
+        return any(plan.term().fits_teacher for plan in _plans(text, {}, own or {}))
     bare = key.rpartition(".")[2]
     companion: dict[str, str | float] = {}
     if bare in RULE_OPTIONS:
@@ -177,7 +186,7 @@ def _refuse_twins(plans: list[Plan], text: str) -> None:
 
 def _parts(text: str, own: Mapping[str, Loss]) -> list[_Part]:
     parts: list[_Part] = []
-    split = _split(text)
+    split = split_parts(text)
     for written in split:
         if written.name not in own and written.name not in EVERY_LOSS:
             raise ValueError(unknown("loss", written.name, {**EVERY_LOSS, "file.py:function": None}))
@@ -190,32 +199,7 @@ def _parts(text: str, own: Mapping[str, Loss]) -> list[_Part]:
         label = name if not before else f"{name}{before + 1}"
         loss = own[written.name] if written.name in own else EVERY_LOSS[written.name]
         weight = None if written.weight is None else WEIGHT.read(f"weight of {label}", written.weight)
-        parts.append(_Part(label, name, loss, _options(written), weight))
-    return parts
-
-
-def _options(written: _Written) -> dict[str, str]:
-    """What a term's text sets."""
-    found: dict[str, str] = {}
-    for pair in [] if written.options is None else written.options.split("&"):
-        key, equals, value = (piece.strip() for piece in pair.partition("="))
-        if not (key and equals and value) or key in found:
-            raise ValueError(
-                f"{written.name}?{written.options}: expected each option once, as {written.name}?temperature=2"
-            )
-        found[key] = value
-    return found
-
-
-def _split(text: str) -> list[_Written]:
-    parts: list[_Written] = []
-    for part in text.split("+"):
-        if own := _IN_FILE.fullmatch(part.strip()):
-            parts.append(_Written(own["name"], own["options"], own["weight"]))
-            continue
-        head, colon, weight = (piece.strip() for piece in part.partition(":"))
-        name, mark, options = (piece.strip() for piece in head.partition("?"))
-        parts.append(_Written(name, options if mark else None, weight if colon else None))
+        parts.append(_Part(label, name, loss, written.read_options(), weight))
     return parts
 
 
@@ -254,5 +238,9 @@ def _apply(key: str, value: str | float, plans: list[Plan], text: str) -> None:
 
 def _known(plans: Iterable[Plan]) -> list[str]:
     own = {key for plan in plans if not plan.implied for key in plan.loss.takes}
-    shared = {"weight", "warmup", "standardise", *RULES, *RULE_OPTIONS}
-    return sorted({"preset", "ce_weight"} | own | {key for key in shared if any(plan.takes(key) for plan in plans)})
+    shared = {"weight", "warmup", "standardise", *SCHEDULE, *RULES, *RULE_OPTIONS}
+    return sorted(
+        {"preset", "ce_weight", TARGET_TRANSFORM, LEARNED_WEIGHTS}
+        | own
+        | {key for key in shared if any(plan.takes(key) for plan in plans)}
+    )

@@ -11,6 +11,7 @@ from .domains import Option, Switch, Value
 from .kinds import WARMUP, WEIGHT, Loss
 from .objective import Term
 from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .schedule import SCHEDULE, Schedule
 
 RULES: Mapping[str, Mapping[str, Any]] = {"row_weight": ROW_WEIGHTS, "temperature_rule": TEMPERATURE_RULES}
 RULE_OPTIONS: dict[str, tuple[str, str, Option]] = {
@@ -27,7 +28,9 @@ RULE_OPTIONS: dict[str, tuple[str, str, Option]] = {
     },
 }
 """Option of a rule -> kind of rule, name of the rule (empty: any of the kind), and the option."""
-SHARED_SETTINGS = frozenset({"preset", "weight", "ce_weight", "warmup", "standardise", *RULES, *RULE_OPTIONS})
+SHARED_SETTINGS = frozenset(
+    {"preset", "weight", "ce_weight", "warmup", "standardise", *SCHEDULE, *RULES, *RULE_OPTIONS}
+)
 """What every term may be told; the rest are options of its loss."""
 
 
@@ -42,6 +45,7 @@ class Plan:
     ce_weight: float = 0.0
     warmup: float = 0.0
     standardise: bool = False
+    scheduled: dict[str, float] = field(default_factory=dict)
     options: dict[str, Value] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     rule_options: dict[str, Value] = field(default_factory=dict)
@@ -65,12 +69,18 @@ class Plan:
             loss=self.loss,
             weight=self.weight,
             warmup=self.warmup,
+            schedule=self.schedule,
             standardise=self.standardise,
             row_weight=self.rules.get("row_weight", ""),
             temperature_rule=self.rules.get("temperature_rule", ""),
             options=self.options,
             row_options=used | self.rule_options,
         )
+
+    @property
+    def schedule(self) -> Schedule:
+        """When the term counts."""
+        return Schedule(**self.scheduled)
 
     def _has(self, kind: str, rule: str) -> bool:
         return kind in self.rules and rule in ("", self.rules[kind])
@@ -83,7 +93,7 @@ class Plan:
             return self.loss.fits == "teacher"
         if key == "temperature_rule":
             return self.loss.fits == "teacher" and "temperature" in self.options and not self.loss.sha256
-        return key in {"weight", "warmup", "row_weight", *self.options}
+        return key in {"weight", "warmup", "row_weight", *SCHEDULE, *self.options}
 
     def set(self, key: str, value: Any) -> None:
         """Reads one setting that the term takes."""
@@ -94,6 +104,8 @@ class Plan:
             self.rules[key] = str(value)
             if self.rules[key] not in RULES[key]:
                 raise ValueError(unknown(key.replace("_", " "), str(value), RULES[key]))
+        elif key in SCHEDULE:
+            self.scheduled[key] = float(SCHEDULE[key].read(key, value))
         elif key in self.options:
             self.options[key] = self.loss.takes[key].read(key, value)
         elif key == "standardise":
@@ -105,6 +117,7 @@ class Plan:
 
     def check(self) -> None:
         """Refuses options that do nothing beside the others."""
+        self.schedule.check(self.name)
         for key in sorted(self.chosen & set(self.options)):
             unless = self.loss.takes[key].unless
             if unless is not None and self.options[unless[0]] == unless[1]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .class_weights import effective_number, inverse_frequency
 from .domains import Option, Value, defaults, number, switch, words
+from .learned import LearnedTemperature
 
 TINY = 1e-12
 
@@ -91,11 +92,13 @@ def paced(
     paced_a: float = 1.0,
     paced_b: float = 1.0,
     paced_by: str = "student",
+    rate_B: Tensor | None = None,
 ) -> Tensor:
     """PACED: the rows at the edge of the student's competence count most.
 
-    w = p^a (1 - p)^b, p the probability of the label at T = 1. The paper takes p from sampled answers that pass a
-    check; the label's probability is our form for classifiers.
+    w = p^a (1 - p)^b, p the probability of the label at T = 1, or the share of the stored views, of all teachers that
+    are heard, whose best class is the label. The paper takes p from sampled answers of the student that pass a check;
+    these are our forms for classifiers.
 
     Args:
         student_BC: Student logits.
@@ -103,7 +106,9 @@ def paced(
         labels_B: Class ids.
         paced_a: Exponent of p: how much hopeless rows lose.
         paced_b: Exponent of 1 - p: how much mastered rows lose.
-        paced_by: "student" or "teacher": whose p.
+        paced_by: "student" or "teacher": whose p; "views": the share of views in which teachers that did not see the
+            row are right, a number of the store.
+        rate_B: That share.
 
     Returns:
         Weight of each row, shape [B].
@@ -111,9 +116,54 @@ def paced(
     References:
         PACED. arXiv, version 3, 2026, abstract (a = b = 1); the body was not read.
     """
+    if paced_by == "views":
+        assert rate_B is not None
+        known_B = rate_B.nan_to_num(0.5).clamp(0.0, 1.0).to(student_BC.dtype)
+        return known_B**paced_a * (1.0 - known_B) ** paced_b
     log_p_B = _label_entry(F.log_softmax(teacher_BC if paced_by == "teacher" else student_BC, dim=1), labels_B)
     log_miss_B = (-torch.expm1(log_p_B)).clamp(min=TINY).log()
     return (paced_a * log_p_B + paced_b * log_miss_B).exp()
+
+
+def entropy_gap(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """More weight where the student is less sure than the teacher.
+
+    w = sigmoid(H(q) - H(p)), the entropies of student and teacher in nats at T = 1.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+
+    Returns:
+        Weight of each row in (0, 1), shape [B].
+
+    References:
+        TSD-KD, the authors' code (kmswin1/TSD-KD), where it weighs a Jensen-Shannon divergence at 0.9 (gjs); the
+        paper's body was not read.
+    """
+    return torch.sigmoid(_entropy(student_BC) - _entropy(teacher_BC))
+
+
+def teacher_ahead(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Weight where the teacher knows the label better than the student does, and none elsewhere.
+
+    w = max(0, log p_y - log q_y) at T = 1: what the student can still learn about the row.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Class ids.
+
+    Returns:
+        Weight of each row, 0 or more, shape [B].
+
+    References:
+        DASD, distribution-aligned sequence distillation, technical report, 2026: examples are preferred whose
+        probability is far larger for the teacher. It names no threshold; this form is ours.
+    """
+    log_p_B, log_q_B = (_label_entry(F.log_softmax(part_BC, dim=1), labels_B) for part_BC in (teacher_BC, student_BC))
+    return (log_p_B - log_q_B).clamp(min=0.0)
 
 
 def label_noise(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, noise_power: float = 1.0) -> Tensor:
@@ -138,6 +188,37 @@ def label_noise(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, noi
     return (noise_power * (_label_entry(log_p_BC, labels_B) - log_p_BC.amax(1))).exp()
 
 
+def hardest(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor, *, kept: float) -> Tensor:
+    """AdaKD's selection: the rows on which student and teacher are farthest apart, as many as feedback says.
+
+    w = [d is among the r B largest], d the Hellinger distance at T = 1. r is 1 for the first steps. L is a running
+    average of the loss of the kept rows: once it is below L_ref (1 - epsilon), r falls by the share delta, once it is
+    above L_ref (1 + epsilon), r rises by it, at most to 1; then L_ref is L. With row_weight_floor=0 the mean is over
+    the kept rows, as in the paper.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        labels_B: Unused.
+        kept: r, which feedback found.
+        feedback_epsilon: How far the loss must have moved.
+        feedback_delta: How much r then changes.
+        feedback_memory: Of the running average, each step.
+        feedback_warmup: Share of the run's steps in which all rows are kept.
+        feedback_least: r falls no lower.
+
+    Returns:
+        Weight of each row, 1 or 0, shape [B].
+
+    References:
+        AdaKD, adaptive token-wise distillation. AAAI 2026, Algorithm 1 (LATF); the floor of r is that of the authors'
+        code.
+    """
+    distance_B = _hellinger_squared(student_BC, teacher_BC)
+    number = min(max(math.ceil(kept * len(distance_B) - 1e-6), 1), len(distance_B))
+    return (distance_B >= distance_B.topk(number).values[-1]).to(distance_B.dtype)
+
+
 def difficulty_temperature(
     student_BC: Tensor, teacher_BC: Tensor, *, temperature: float, difficulty_c: float = 0.5
 ) -> Tensor:
@@ -157,15 +238,54 @@ def difficulty_temperature(
     References:
         AdaKD, adaptive token-wise distillation. AAAI 2026, the IDTS rule.
     """
-    gap_BC = (0.5 * F.log_softmax(teacher_BC, dim=1)).exp() - (0.5 * F.log_softmax(student_BC, dim=1)).exp()
-    log_d_B = 0.5 * (0.5 * gap_BC.square().sum(1)).clamp(min=TINY).log()
+    log_d_B = 0.5 * _hellinger_squared(student_BC, teacher_BC).clamp(min=TINY).log()
     return temperature * (-difficulty_c * torch.tanh(log_d_B - log_d_B.median())).exp()
+
+
+def _entropy(logits_BC: Tensor) -> Tensor:
+    log_p_BC = F.log_softmax(logits_BC, dim=1)
+    return -(log_p_BC.exp() * log_p_BC).sum(1)
+
+
+def _hellinger_squared(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+    gap_BC = (0.5 * F.log_softmax(teacher_BC, dim=1)).exp() - (0.5 * F.log_softmax(student_BC, dim=1)).exp()
+    return 0.5 * gap_BC.square().sum(1)
+
+
+def learned_temperature(
+    student_BC: Tensor, teacher_BC: Tensor, *, temperature: float, module: LearnedTemperature, epoch: int
+) -> Tensor:
+    """CTKD's temperature: one number for all rows, learned against the student.
+
+    T = lowest + width sigmoid(theta). theta climbs the loss that the student descends: its gradient is multiplied by
+    -(1 - cos(pi min(epoch / epochs, 1))) / 2, so that tasks grow harder in the course of the first epochs.
+
+    Args:
+        student_BC: Student logits.
+        teacher_BC: Teacher logits, dense and finite.
+        temperature: T at the start; CTKD's own is 15.62.
+        module: Holds theta.
+        epoch: Counts from 1.
+        learned_lowest: T stays above it.
+        learned_width: T stays below learned_lowest + learned_width.
+        learned_epochs: Epochs until the gradient is turned round whole.
+
+    Returns:
+        Temperature of each row, all the same, with a gradient, shape [B].
+
+    References:
+        Li, Li, Yang, Zhao, Song, Luo, Li, Yang. Curriculum Temperature for Knowledge Distillation. AAAI 2023, section 3
+        (the global version), and the authors' code.
+    """
+    found: Tensor = module(epoch)
+    return found.to(student_BC).expand(len(student_BC))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowWeight:
     """One row weight: its function, what it needs, and which terms of an objective it is about.
 
+    feeds_back: its options are those of a ``Feedback``, whose share the function takes as ``kept``.
     counts: the function takes ``class_counts_C``, training rows of each class, and goes by classes alone.
     touches: "teacher", terms that follow the teacher; "labels", terms of which a wrong label spoils the target.
     """
@@ -175,6 +295,7 @@ class RowWeight:
     takes: Mapping[str, Option] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
+    feeds_back: bool = False
     counts: bool = False
     touches: frozenset[str] = frozenset({"teacher", "labels"})
 
@@ -186,11 +307,17 @@ class RowWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureRule:
-    """One temperature rule: its function and options."""
+    """One temperature rule: its function and options.
+
+    learns: its options are those of a ``LearnedTemperature``, which the function takes as ``module``. couples_rows: a
+    row's temperature depends on the other rows of its batch.
+    """
 
     fn: Callable[..., Tensor]
     use: str
     takes: Mapping[str, Option] = field(default_factory=dict)
+    learns: bool = False
+    couples_rows: bool = False
 
     @property
     def options(self) -> dict[str, Value]:
@@ -217,10 +344,20 @@ ROW_WEIGHTS: dict[str, RowWeight] = {
         takes={
             "paced_a": number(1.0, "[0, 10]"),
             "paced_b": number(1.0, "[0, 10]"),
-            "paced_by": words("student", "teacher"),
+            "paced_by": words("student", "teacher", "views"),
         },
         parts=("paced_a", "paced_b"),
         needs=frozenset({"labels"}),
+    ),
+    "entropy_gap": RowWeight(
+        fn=entropy_gap,
+        use="follow the teacher where it is surer than the student (TSD-KD); weighs the teacher's terms only",
+        touches=frozenset({"teacher"}),
+    ),
+    "teacher_ahead": RowWeight(
+        fn=teacher_ahead,
+        use="rows of which the teacher can still teach something (DASD); weighs every term",
+        needs=frozenset({"labels", "label_prob"}),
     ),
     "label_noise": RowWeight(
         fn=label_noise,
@@ -228,6 +365,19 @@ ROW_WEIGHTS: dict[str, RowWeight] = {
         takes={"noise_power": number(1.0, "(0, 10]")},
         needs=frozenset({"labels", "label_prob", "out_of_fold"}),
         touches=frozenset({"labels"}),
+    ),
+    "hardest": RowWeight(
+        fn=hardest,
+        use="spend the steps on rows that the student has not got yet, fewer of them while it learns (AdaKD)",
+        takes={
+            "feedback_epsilon": number(0.05, "(0, 1)"),
+            "feedback_delta": number(0.05, "(0, 1)"),
+            "feedback_memory": number(0.99, "[0, 1)"),
+            "feedback_warmup": number(0.05, "[0, 1)"),
+            "feedback_least": number(0.1, "(0, 1]"),
+        },
+        feeds_back=True,
+        touches=frozenset({"teacher"}),
     ),
     "inverse_frequency": RowWeight(
         fn=inverse_frequency,
@@ -248,6 +398,17 @@ TEMPERATURE_RULES: dict[str, TemperatureRule] = {
         fn=difficulty_temperature,
         use="rows differ much in difficulty (AdaKD); divergences at T",
         takes={"difficulty_c": number(0.5, "(0, 3]")},
+        couples_rows=True,
+    ),
+    "learned": TemperatureRule(
+        fn=learned_temperature,
+        use="no temperature to search: it is learned, against the student, from easy to hard (CTKD)",
+        takes={
+            "learned_lowest": number(1.0, "[0.01, 100]"),
+            "learned_width": number(20.0, "(0, 1000]"),
+            "learned_epochs": number(10.0, "(0, 1e6]"),
+        },
+        learns=True,
     ),
 }
 
@@ -264,6 +425,8 @@ def row_weights(
     labels_B: Tensor,
     options: Mapping[str, Value],
     class_counts: Sequence[int] = (),
+    kept: float = 1.0,
+    rate_B: Tensor | None = None,
 ) -> Tensor:
     """Weight of each row by a rule of the table, with floor and mean 1; the mean on rows it cannot judge.
 
@@ -274,6 +437,8 @@ def row_weights(
         labels_B: Class ids, -1 unlabelled.
         options: The rule's options and the shared ones.
         class_counts: Training rows of each class, for rules that go by them.
+        kept: Share of the rows that feedback keeps, for rules that go by it.
+        rate_B: How often teachers are right about the row, likewise.
 
     Returns:
         Weights without gradient, shape [B].
@@ -283,6 +448,10 @@ def row_weights(
     """
     rule = ROW_WEIGHTS[name]
     own: dict[str, Any] = {key: options.get(key, default) for key, default in rule.options.items()}
+    if own.get("paced_by") == "views":
+        own["rate_B"] = rate_B
+    if rule.feeds_back:
+        own = {"kept": kept}
     if rule.counts:
         if len(class_counts) != student_BC.shape[1]:
             raise ValueError(
@@ -301,10 +470,18 @@ def row_weights(
 
 
 def row_temperatures(
-    name: str, student_BC: Tensor, teacher_BC: Tensor, temperature: float, options: Mapping[str, Value]
+    name: str,
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    temperature: float,
+    options: Mapping[str, Value],
+    module: nn.Module | None = None,
+    epoch: int = 1,
 ) -> Tensor:
-    """Temperature of each row by a rule of the table, without gradient, shape [B]."""
+    """Temperature of each row by a rule of the table, shape [B]; without gradient, unless its module learns."""
     rule = TEMPERATURE_RULES[name]
+    if rule.learns:
+        return rule.fn(student_BC.detach(), teacher_BC, temperature=temperature, module=module, epoch=epoch)
     own = {key: options.get(key, default) for key, default in rule.options.items()}
     with torch.no_grad():
         return rule.fn(student_BC, teacher_BC, temperature=temperature, **own)

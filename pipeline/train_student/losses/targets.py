@@ -88,15 +88,22 @@ def check_fitted(objective: Objective, fits: str, student: str) -> None:
             )
         for setting, given in (
             ("warmup", term.warmup > 0),
+            ("the schedule", bool(term.schedule.settings())),
             ("standardise", term.standardise),
             ("temperature_rule", bool(term.temperature_rule)),
-            ("row_weight=paced", term.row_options.get("paced_by") == "student"),
+            ("row_weight=hardest", term.feeds_back),
+            ("row_weight=paced", term.row_options.get("paced_by") in ("student", "views")),
+            ("row_weight=" + term.row_weight, term.row_weight in ("entropy_gap", "teacher_ahead")),
         ):
             if given:
                 raise ValueError(
                     f"{student} is fitted in one go, before it answers anything; {setting} of {term.name} goes by its"
                     " answers or by epochs; leave it out"
                 )
+    if objective.learns_weights:
+        raise ValueError(f"{student} is fitted in one go, and learns no weights of terms; leave learned_weights out")
+    if objective.mixes_answers:
+        raise ValueError(f"{student} is fitted in one go, and sees no mixed samples; leave mix_targets out")
     if len({_scale(term, fits) for term in objective.terms}) > 1:
         raise ValueError(f"loss {objective.name!r} fits logits and probabilities, but {student} only one of them")
     if fits == "cross-entropy" and len({term.temperature for term in objective.terms}) > 1:
@@ -126,6 +133,9 @@ def fitted_targets(objective: Objective, answer: Answer, labels_N: Tensor, num_c
         teacher_NC = raised(answer.logits(torch.zeros(len(labels_N), num_classes), 1.0))
     served_N = all_N if served_N is None else served_N
     teacher_NC = torch.where(served_N[:, None], teacher_NC, 0.0).double()
+    followed_NC = teacher_NC
+    for transform in objective.transforms:
+        followed_NC = transform(followed_NC, labels_N)
     sum_NC, weight_N = torch.zeros_like(teacher_NC), torch.zeros_like(teacher_NC[:, 0])
     for term in objective.terms:
         own_N = served_N if term.fits_teacher else all_N
@@ -136,7 +146,7 @@ def fitted_targets(objective: Objective, answer: Answer, labels_N: Tensor, num_c
             if term.weighs_by_class and not term.weighs_by_teacher:
                 judged_N = labels_N >= 0
             term_N = term_N * _row_weight(term, teacher_NC, labels_N, judged_N)
-        target_NC = FITS[fits][term.kind](teacher_NC, labels_N.clamp(min=0), **term.options)
+        target_NC = FITS[fits][term.kind](followed_NC, labels_N.clamp(min=0), **term.options)
         sum_NC, weight_N = sum_NC + term_N[:, None] * target_NC, weight_N + term_N
     target_NC, scale = sum_NC / weight_N.clamp(min=TINY)[:, None], _scale(objective.terms[0], fits)
     if scale == "probability":  # a distribution is as far from this as from the target, up to a constant

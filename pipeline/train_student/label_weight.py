@@ -47,8 +47,8 @@ def best_label_weight(rows: Iterable[Rows]) -> float:
         across += float((step_BC**2).sum())
     if not across > 0:
         raise ValueError(
-            "--label-weight auto has nothing to choose: students of labels alone and of the teacher alone answer"
-            " alike; give a number"
+            "the label's share is auto, and there is nothing to choose: students of labels alone and of the teacher"
+            " alone answer alike; give a number"
         )
     return min(max(along / across, 0.0), 1.0)
 

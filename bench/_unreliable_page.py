@@ -12,6 +12,14 @@ from logitbank.pipeline.train_student.compare import half_width
 
 SCRIPT, NAME = "bench.unreliable_teachers", "unreliable-teachers"
 BASELINE, LABELS = "kd", "ce"
+WORST = "40 % swapped"
+README_ROWS = {
+    "ce": "`ce`, hard labels",
+    "kd": "`kd`",
+    "redistill, lambda -1/2": "`redistill`",
+    "rld, preset=imagenet": "`rld`, preset=imagenet",
+    "lr": "`lr`",
+}
 MEASURES = ("accuracy", "nll", "ece", "teacher", "label", "repeats", "new_label")
 
 Values = dict[int, float]  # by seed
@@ -51,9 +59,9 @@ class Figures:
                 return dict(zip(one["seeds"], one[measure], strict=True))
         return {}
 
-    def num_seeds(self) -> str:
-        counts = sorted({len(one["seeds"]) for one in self.own})
-        return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    def num_seeds(self, corruption: str) -> int:
+        """Seeds of every method under a corruption."""
+        return min(len(self.values(corruption, method, "nll")) for method in self.methods)
 
 
 def difference(own: Values, base: Values, scale: float, digits: int) -> str:
@@ -69,6 +77,8 @@ def difference(own: Values, base: Values, scale: float, digits: int) -> str:
 def interval(values: Values, digits: int = 0) -> str:
     """A mean of shares in percent with its 95 % interval."""
     shares = [100 * value for value in values.values()]
+    if not shares:
+        return ""
     half = half_width(shares)
     return f"{np.mean(shares):.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
@@ -107,7 +117,8 @@ def wrong_share(right: Values) -> str:
 
 
 def head(figures: Figures) -> list[str]:
-    return [f"| | {' | '.join(figures.corruptions)} |", f"|---|{'---|' * len(figures.corruptions)}"]
+    names = [f"{one}, n = {figures.num_seeds(one)}" for one in figures.corruptions]
+    return [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
 
 
 def tables(document: Document) -> str:
@@ -117,7 +128,7 @@ def tables(document: Document) -> str:
         figures = Figures(document, pair)
         parts += [
             f"### {figures.about}",
-            f"n = {figures.num_seeds()} seeds. Accuracy on new images, %, and its difference to `kd`:",
+            "Accuracy on new images, %, and its difference to `kd`:",
             compared(figures, "accuracy", 100, 2),
             "NLL on new images, nats, and its difference to `kd`:",
             compared(figures, "nll", 1, 3),
@@ -126,6 +137,23 @@ def tables(document: Document) -> str:
             on_wrong_rows(figures),
         ]
     return "\n\n".join(parts)
+
+
+def readme_table(document: Document) -> str:
+    """Markdown of the few rows that README.md has: the first pair, the worst answers, against hard labels."""
+    figures = Figures(document, "features")
+    lines = ["| loss | accuracy, % (std) | difference | NLL | difference |", "|---|---|---|---|---|"]
+    for method, name in README_ROWS.items():
+        cells = []
+        for measure, scale, digits in (("accuracy", 100, 2), ("nll", 1, 3)):
+            own, base = (figures.values(WORST, one, measure) for one in (method, LABELS))
+            values = [scale * value for value in own.values()]
+            spread = f" ({np.std(values, ddof=1):.{digits}f})" if measure == "accuracy" else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}")
+            gained = "" if method == LABELS else difference(own, base, scale, digits)
+            cells.append(gained.removeprefix(", ").replace("\\*", " *"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def plot(document: Document, path: Path) -> None:

@@ -55,15 +55,17 @@ class Setting:
     """How much is trained on, and for how long."""
 
     rows: int = 2000
-    tests: int = 5000
-    overfit_epochs: int = 15
-    epochs: int = 12  # of the student
+    tests: int = 3000
+    overfit_epochs: int = 20
+    epochs: int = 10  # of the student
     batch_size: int = 128
 
     @property
     def teachers(self) -> dict[str, Training]:
         """By name."""
-        overfit = Training(epochs=self.overfit_epochs, batch_size=64, lr=0.05, weight_decay=0.0, channels_last=True)
+        overfit = Training(
+            epochs=self.overfit_epochs, batch_size=self.batch_size, lr=0.05, weight_decay=0.0, channels_last=True
+        )
         return {"overfit": overfit, "one epoch": replace(overfit, epochs=1)}
 
 

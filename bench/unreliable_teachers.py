@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bench._unreliable import CORRUPTIONS, METHODS, PAIRS, Pair, tiny
+from bench._unreliable import CORRUPTIONS, METHODS, PAIRS, Pair, only, tiny
 from bench._unreliable_page import gather, write_page
 from logitbank import (
     Encoding,
@@ -195,6 +195,7 @@ def main() -> int:
     parser.add_argument("--data", help="test images of CIFAR-10, as cli commands take them")
     parser.add_argument("--weights", help="of the teachers; {} is 20 or 56")
     parser.add_argument("--pairs", default=",".join(PAIRS))
+    parser.add_argument("--corruptions", help="some of those of the pairs, separated by commas; default: all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="two epochs, two losses: does it run?")
     parser.add_argument("--page", type=Path)
@@ -206,6 +207,8 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept, split = arguments.out / "students.jsonl", load_split(arguments.data)
     pairs = {name: tiny(PAIRS[name]) if arguments.tiny else PAIRS[name] for name in arguments.pairs.split(",")}
+    if arguments.corruptions:
+        pairs = {name: only(pair, arguments.corruptions.split(",")) for name, pair in pairs.items()}
     records = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     for pair in pairs.values():
         ask_teacher(arguments.out, split, pair, arguments.weights)

@@ -59,7 +59,7 @@ def redistill(
     z: Row,
     y: int,
     temperature: float = 1.0,
-    lambda_: float = 2 / 3,
+    lambda_: float = -0.5,
     orientation: str = "teacher_first",
     ratio_clip: float = 0.0,
 ) -> float:

@@ -16,6 +16,8 @@ from bench._unreliable import CORRUPTIONS, METHODS, PAIRS, Corruption
 from logitbank import build_model, load_split, parse_objective
 from logitbank.pipeline.models.weights import save_weights
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> str:
@@ -48,7 +50,8 @@ def test_students_of_unreliable_teachers_are_measured(
 ) -> None:
     page = empty_page(tmp_path, "unreliable-teachers", _unreliable_page.SCRIPT)
     arguments = [tmp_path / "out", "--data", images, "--weights", tmp_path / "resnet{}.safetensors", "--tiny"]
-    run(monkeypatch, unreliable_teachers, *arguments, "--seeds", 1)
+    only = ["--pairs", "features", "--corruptions", "as it is", "--seeds", 1]
+    run(monkeypatch, unreliable_teachers, *arguments, *only)
     kept = (tmp_path / "out" / "students.jsonl").read_text()
     run(monkeypatch, unreliable_teachers, *arguments, "--seeds", 2, "--page", tmp_path / "docs")
     lines = (tmp_path / "out" / "students.jsonl").read_text()
@@ -106,6 +109,13 @@ def test_a_corruption_changes_what_it_says(corruption: Corruption) -> None:
 def test_every_loss_is_read_and_no_two_are_the_same() -> None:
     settings = [json.dumps(parse_objective(loss, own).settings) for loss, own in METHODS.values()]
     assert len(set(settings)) == len(METHODS)
+
+
+def test_the_page_is_that_of_its_figures() -> None:
+    page = ROOT / "docs" / "explanation" / "unreliable-teachers.md"
+    document = json.loads(page.with_suffix(".json").read_text())
+    assert part_of(page, _unreliable_page.SCRIPT) == _unreliable_page.tables(document)
+    assert _unreliable_page.readme_table(document) in (ROOT / "README.md").read_text()
 
 
 def test_a_page_without_the_part_is_refused(tmp_path: Path) -> None:

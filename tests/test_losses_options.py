@@ -21,6 +21,7 @@ from tests.test_losses import call, gradient, rows
 
 OPTIONS = [(name, key) for name, loss in LOSSES.items() for key in loss.takes]
 COMPANIONS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    **{("redistill", key): [{"lambda_": 2 / 3}] for key in ("orientation", "ratio_clip")},
     ("rld", "alpha_temperature"): [{"same_t": False}],
     ("rld", "same_t"): [{"alpha_temperature": 2.0}],
     ("gce", "truncate_start"): [{"truncate": 0.5, "progress": progress} for progress in (0.1, 0.32, 0.5)],

@@ -45,8 +45,9 @@ def divergence(tensors: tuple[Tensor, Tensor, Tensor], alpha: float, beta: float
         ("pearson", {}, 2.0, -1.0, 2.0),
         ("neyman", {}, -1.0, 2.0, 2.0),
         ("hellinger", {}, 0.5, 0.5, 0.25),
-        ("redistill", {}, 5 / 3, -2 / 3, 1.0),
-        ("redistill", {"orientation": "student_first"}, -2 / 3, 5 / 3, 1.0),
+        ("redistill", {}, 0.5, 0.5, 1.0),
+        ("redistill", {"lambda_": 2 / 3}, 5 / 3, -2 / 3, 1.0),
+        ("redistill", {"lambda_": 2 / 3, "orientation": "student_first"}, -2 / 3, 5 / 3, 1.0),
         ("alpha", {"alpha_min": 0.3, "alpha_max": 0.3, "ratio_clip": 0.0}, 0.3, 0.7, 1.0),
     ],
 )
@@ -93,7 +94,8 @@ def test_the_gradient_of_the_power_divergence_as_derived() -> None:
     p_BC, q_BC = (torch.softmax(logits_BC / temperature, 1) for logits_BC in (teacher_BC, student_BC))
     weight_BC = p_BC * (p_BC / q_BC) ** lambda_
     want_BC = temperature / (1 + lambda_) * (q_BC * weight_BC.sum(1, keepdim=True) - weight_BC)
-    got_BC = gradient("redistill", student_BC, teacher_BC, labels_B, temperature=temperature)
+    options = {"temperature": temperature, "lambda_": lambda_}
+    got_BC = gradient("redistill", student_BC, teacher_BC, labels_B, **options)
     torch.testing.assert_close(got_BC, want_BC)
 
 
@@ -111,7 +113,7 @@ def test_a_ratio_clip_holds_the_weight_of_a_class_and_nothing_else() -> None:
     p_BC, q_BC = torch.softmax(teacher_BC, 1), torch.softmax(student_BC, 1)
     weight_BC = p_BC * (p_BC / q_BC).clamp(max=2.0) ** (2 / 3)
     want_BC = 0.6 * (q_BC * weight_BC.sum(1, keepdim=True) - weight_BC)
-    got_BC = gradient("redistill", student_BC, teacher_BC, labels_B, temperature=1.0, ratio_clip=2.0)
+    got_BC = gradient("redistill", student_BC, teacher_BC, labels_B, temperature=1.0, lambda_=2 / 3, ratio_clip=2.0)
     torch.testing.assert_close(got_BC, want_BC)
 
 

@@ -22,6 +22,11 @@ def check_data(store: Store, split: Split) -> None:
         ValueError: Another dataset or split, another order, other labels, or views that replay to other pixels.
     """
     said, views = store.dataset, Views.from_attributes(store.views)
+    if store.positions != split.positions:
+        raise ValueError(
+            f"{store.path} has {_answers(store.positions)}, {split.spec} has {_answers(split.positions)}; pass the"
+            " data that the store was written for"
+        )
     if said["fingerprint"] != split.fingerprint:
         raise ValueError(_difference(store, split))
     if split.num_classes != said["num_classes"]:
@@ -37,6 +42,10 @@ def check_data(store: Store, split: Split) -> None:
     check_probes(split, views, store.probes, num_views=views.num_views)
 
 
+def _answers(positions: int | None) -> str:
+    return "one label an example" if positions is None else f"labels at {positions} positions"
+
+
 def _difference(store: Store, split: Split) -> str:
     said = store.dataset
     wrote = f"store was written for {said['name']} {said['split']} ({said['num_examples']} examples,"
@@ -45,7 +54,8 @@ def _difference(store: Store, split: Split) -> str:
     if said.get("fingerprint_unordered") == set_fingerprint(split.keys, split.labels):
         return f"{wrote}; {found} holds the same examples in another order: restore the order of the store"
     if len(split) == store.num_examples and np.array_equal(np.asarray(store.keys), split.keys):
-        wrong = int((np.asarray(store.labels) != split.labels).sum())
+        differ = (np.asarray(store.labels) != split.labels).reshape(len(split), -1)
+        wrong = int(differ.any(axis=1).sum())
         return f"{wrote}; {found} has other labels on {wrong} examples: use the labels that the store was made with"
     if len(split) == store.num_examples and np.array_equal(np.sort(store.keys), np.sort(split.keys)):
         return f"{wrote}; {found} holds the same examples in another order and with other labels"

@@ -12,7 +12,7 @@ import torch
 from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.datasets import load_split
 from logitbank.stores import Store, open_store, verify_store
-from tests.golden.make_decoded import FOLDER, KINDS, N
+from tests.golden.make_decoded import AT_POSITIONS, FOLDER, KINDS
 from tests.positions import encodings, write_files, write_store
 
 Array = npt.NDArray[Any]
@@ -118,7 +118,7 @@ def test_the_prose_is_enough_at_positions(kind: str, length: int, tmp_path: Path
     np.testing.assert_allclose(decoded[there], expected.numpy().reshape(decoded.shape)[there], rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *AT_POSITIONS])
 def test_the_prose_is_enough(kind: str) -> None:
     decoded = decode_store(open_store(FOLDER / f"{kind}.zarr"))
     np.testing.assert_allclose(
@@ -126,13 +126,13 @@ def test_the_prose_is_enough(kind: str) -> None:
     )  # this program sums tails in float16
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *AT_POSITIONS])
 def test_golden_stores_decode_to_what_they_always_did(kind: str) -> None:
     path: Path = FOLDER / f"{kind}.zarr"
     assert verify_store(path) == []
     stored = StoredAnswers(open_store(path))
     expected = torch.from_numpy(np.load(FOLDER / f"{kind}.npy"))
     finite = torch.isfinite(expected)
-    decoded = stored.logits(torch.arange(N), 0)
+    decoded = stored.logits(torch.arange(len(stored)), 0)
     torch.testing.assert_close(decoded[finite], expected[finite], rtol=0, atol=1e-4)
     assert (decoded[~finite] < expected[finite].min() - 1000).all()

@@ -27,6 +27,7 @@ KINDS = {
     "dense-32": Encoding(kind="dense", num_classes=C, bits=32),
 }
 KINDS |= {f"v2-{kind}": KINDS[kind] for kind in ("topk", "topk-tail", "dense-8")}
+AT_POSITIONS, LENGTH = {"v2-positions": KINDS["topk-tail"]}, 4  # the same rows, as answers to N / 4 examples
 
 
 def teacher_logits(rows: int, seed: int) -> torch.Tensor:
@@ -38,22 +39,33 @@ def teacher_logits(rows: int, seed: int) -> torch.Tensor:
 
 
 def write(kind: str, folder: Path) -> None:
-    """Writes ``KIND.zarr`` and ``KIND.npy``, the decoded logits float32 [N, C]."""
-    encoding, version = KINDS[kind], version_of(kind)
+    """Writes ``KIND.zarr`` and ``KIND.npy``, the decoded logits float32 [N, C], or [N / L, L, C]."""
+    encoding, version = (KINDS | AT_POSITIONS)[kind], version_of(kind)
     shifted = version > 1 and encoding.has_tail
     logits = teacher_logits(N, seed=2)
     if kind.endswith("dense-8"):
         logits[::7, 4] = -torch.inf
     labels, folds = torch.arange(N) % (C + 1) - 1, torch.arange(N) % NUM_FOLDS
+    positions, count = (LENGTH, N // LENGTH) if kind in AT_POSITIONS else (None, N)
+    if positions is not None:
+        labels, folds = labels.reshape(count, positions), torch.arange(count) % NUM_FOLDS
+        logits = logits.reshape(count, positions, C)
     predictor = fit_predictor(
         teacher_logits(4000, seed=3), encoding, folds_N=torch.arange(4000) % NUM_FOLDS, num_folds=NUM_FOLDS
     )
     path = folder / f"{kind}.zarr"
     create_store(
         path,
-        dataset={"name": "golden", "split": "train", "num_examples": N, "num_classes": C, "fingerprint": "00"},
+        dataset={
+            "name": "golden",
+            "split": "train",
+            "num_examples": count,
+            "num_classes": C,
+            "fingerprint": "00",
+            **({} if positions is None else {"num_positions": positions}),
+        },
         views={"num_views": 1, "transform": "none", "seed": 0, "versions": {}},
-        keys=np.arange(N, dtype=np.uint64),
+        keys=np.arange(count, dtype=np.uint64),
         labels=labels.numpy(),
         folds=folds.numpy().astype(np.uint16),
         version=version,
@@ -63,7 +75,7 @@ def write(kind: str, folder: Path) -> None:
         "golden",
         identity={"architecture": "none", "weights_sha256": ["00"]},
         encoding=encoding.attributes(),
-        arrays=encoding.row_arrays(shifted=shifted),
+        arrays={name: array.at(positions) for name, array in encoding.row_arrays(shifted=shifted).items()},
         folds={"num_folds": NUM_FOLDS, "strategy": "modulo", "seed": 0},
         constants=None if predictor is None else predictor.constants(),
     )

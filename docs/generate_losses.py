@@ -25,6 +25,7 @@ from logitbank.pipeline.train_student.losses.domains import Option
 from logitbank.pipeline.train_student.losses.kinds import Loss
 from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
 from logitbank.pipeline.train_student.losses.table_features import FEATURE_LOSSES
+from logitbank.pipeline.train_student.losses.table_memory import MEMORY_LOSSES
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
@@ -129,6 +130,15 @@ def features() -> Iterator[str]:
         yield from entry(name, loss)
 
 
+def memory() -> Iterator[str]:
+    """The losses that remember each example."""
+    yield "## Losses that remember each example\n"
+    yield "They keep numbers of every example from epoch to epoch, 4 bytes for each of its classes; a checkpoint holds"
+    yield "them, so a stopped run goes on to the same bits. They train in one process, without mixup.\n"
+    for name, loss in MEMORY_LOSSES.items():
+        yield from entry(name, loss)
+
+
 def rules() -> Iterator[str]:
     """Row weights and temperature rules."""
     yield "## Row weights and temperature rules\n"
@@ -210,7 +220,7 @@ def page() -> str:
     parts = [INTRODUCTION, *overview(), "## Formulas, defaults, sources\n"]
     for name, loss in LOSSES.items():
         parts += entry(name, loss)
-    parts += [*features(), *transforms(), *rules(), *measured(data)]
+    parts += [*features(), *memory(), *transforms(), *rules(), *measured(data)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitbank.pipeline.datasets import Split
+from logitbank.pipeline.datasets.limits import check_fits
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.losses import Objective
@@ -25,6 +26,20 @@ def cautions(objective: Objective, training: Training, processes: Processes) -> 
             f" of {training.batch_size} (--accumulate, processes): it is not the loss of one pass of that size"
         )
     return lines
+
+
+def check_memory(objective: Objective, training: Training, split: Split, processes: Processes) -> None:
+    """Raises ValueError where a loss that remembers each example would remember wrongly, or more than there is room
+    for."""
+    if not objective.remembers:
+        return
+    name = objective.remembers[0]
+    split.refuse_positions(f"loss {name}")
+    if training.mixup:
+        raise ValueError(f"{name} remembers examples, and --mixup shows two in one; leave out one of them")
+    if processes.count > 1:
+        raise ValueError(f"{name} remembers examples in one process; leave out torchrun")
+    check_fits(f"what {name} remembers of {split.spec}", 4 * len(split) * split.num_classes)
 
 
 def seen_warnings(test: Split, keys: npt.NDArray[np.uint64]) -> list[str]:

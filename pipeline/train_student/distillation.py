@@ -80,7 +80,7 @@ class DistillationLoss(BatchLoss):
             logits_BC,
             answer,
             labels_B,
-            Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs),
+            Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs, rows_B=rows_B),
             heard,
         )
 

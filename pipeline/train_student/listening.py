@@ -83,7 +83,11 @@ def equip(
             )
         places["subclass_logits_BG"], subclasses = Place(model.add, reads=True), model.subclasses
     material = Material(
-        num_classes=split.num_classes, student_features=student_features, subclasses=subclasses, teacher=stored
+        num_classes=split.num_classes,
+        num_examples=len(split),
+        student_features=student_features,
+        subclasses=subclasses,
+        teacher=stored,
     )
     return Heard(objective=objective.equipped(material, seed), places=places)
 

@@ -37,7 +37,7 @@ from logitbank.pipeline.models.subclasses import SubclassNetwork
 from logitbank.pipeline.models.weights import Taken, load_weights, weights_digest
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.processes.together import Processes
-from logitbank.pipeline.train_student.cautions import cautions, seen_warnings
+from logitbank.pipeline.train_student.cautions import cautions, check_memory, seen_warnings
 from logitbank.pipeline.train_student.class_counts import count_classes
 from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.evaluate import (
@@ -250,6 +250,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     grouping = decide_grouping(out, answers, split, processes, device)
     warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
     warnings += cautions(objective, run.training, processes)
+    check_memory(objective, run.training, split, processes)
     warnings += check_private(run, objective, split, views, processes)
     if grouping is not None and run.training.dp_sgd:
         raise ValueError("--dp-sgd draws rows from the whole store, which does not fit; raise --memory-budget")

@@ -141,11 +141,13 @@ class Step:
         step: Counts from 0 over the whole run.
         steps_per_epoch: Optimiser steps of an epoch.
         num_epochs: Epochs of the run.
+        rows_B: Which examples it shows, int64 [B]; losses that remember them need it.
     """
 
     step: int
     steps_per_epoch: int
     num_epochs: int
+    rows_B: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < self.num_steps:

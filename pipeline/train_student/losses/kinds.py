@@ -36,12 +36,14 @@ class Material:
 
     Attributes:
         num_classes: C.
+        num_examples: N of the data, where a loss remembers them.
         student_features: How many features the student's head reads, where a loss listens to them.
         subclasses: Of each of the student's classes, where a loss listens to them.
         teacher: Features of the store, where a loss needs them.
     """
 
     num_classes: int
+    num_examples: int = 0
     student_features: int = 0
     subclasses: int = 0
     teacher: StoredFeatures | None = None

@@ -261,6 +261,11 @@ class Objective:
         return self._with(terms=tuple(term.bind(values) for term in self.terms))
 
     @property
+    def remembers(self) -> list[str]:
+        """Terms that remember each example from step to step."""
+        return [term.name for term in self.terms if "rows_B" in term.loss.extras]
+
+    @property
     def weighs_by_class(self) -> bool:
         """Whether a row weight goes by the counts of the classes."""
         return any(term.weighs_by_class for term in self.terms)
@@ -358,6 +363,10 @@ class Objective:
             raise ValueError(f"{', '.join(self.search)} is auto: search it on a validation split and bind it first")
         if lacking := [name for name in self._makers if name not in self.modules]:
             raise ValueError(f"{lacking[0]} learns while it is used: call equipped first, and train its modules, too")
+        if self.remembers and (step.rows_B is None or labels_B.ndim > 1):
+            raise ValueError(
+                f"{self.remembers[0]} remembers examples: pass their row numbers, Step(rows_B=...), one an answer"
+            )
         if isinstance(answer, Tensor):
             raise TypeError(
                 "expected an answer, found a tensor: pass answers.of(rows, view), or ExactAnswer(logits) if a"
@@ -481,6 +490,8 @@ class Objective:
         extras |= {name: rows.heard(name) for name in term.loss.extras & HEARD}
         if "teacher_features" in term.loss.extras:
             extras["teacher_features"] = rows.features()
+        if "rows_B" in term.loss.extras:
+            extras["rows_B"] = rows.of_batch(step.rows_B)
         if "progress" in term.loss.extras:
             extras["progress"] = step.progress
         if "label_in_head_B" in term.loss.extras:
@@ -576,6 +587,11 @@ class _Rows:
         if self._own_B is None:
             return values_B
         return torch.full_like(self._all_BC[:, 0], other).masked_scatter(self._own_B, values_B)
+
+    def of_batch(self, values_B: Tensor | None) -> Tensor:
+        """What the rows have of values of the whole batch."""
+        assert values_B is not None  # refused before
+        return self._own(values_B)
 
     def _own(self, values: Tensor) -> Tensor:
         values = values.to(self._all_BC.device)

@@ -144,6 +144,8 @@ def test_a_private_student_learns_and_says_what_it_spent(
         ({"loss": "kd", "settings": {"row_weight": "confidence"}}, "row_weight_mean_one=false"),
         ({"loss": "kd", "settings": {"temperature_rule": "difficulty"}}, "depends on the others"),
         ({"settings": {"row_weight": "inverse_frequency", "row_weight_mean_one": "false"}}, "counts the rows"),
+        ({"loss": "kd", "settings": {"temperature_rule": "learned"}}, "what it learns itself is not private"),
+        ({"loss": "elr"}, "what it learns itself is not private"),
         ({"mean": "", "std": ""}, "input scaling would be computed from private rows"),
         ({"mixup": 1.0}, "--mixup does not go with --dp-sgd: an example would be in two samples"),
         ({"accumulate": 2}, "--accumulate does not go with --dp-sgd"),

@@ -12,6 +12,7 @@ from .features import (
     subclass_cross_entropy,
 )
 from .kinds import Loss, temperature
+from .wasserstein import ClassDistance, wasserstein_distance
 
 EMBEDDING = frozenset({"embedding"})
 
@@ -42,6 +43,24 @@ FEATURE_LOSSES: dict[str, Loss] = {
         couples_rows=True,
         zero_at_teacher=False,
         unsure="alpha is the share itself, as in the paper; the authors' code passes it through a sigmoid (0.5: 0.62)",
+    ),
+    "wkd": Loss(
+        fn=wasserstein_distance,
+        paper="WKD-L, Lv et al. NeurIPS 2024",
+        use="many classes of which some are alike: a mistake between near ones costs less than one between far ones",
+        setting="none of its own: T, the weight and the sharpening are ours",
+        takes={
+            "temperature": temperature(2.0),
+            "transport": number(30.0, "(0, 1e6]"),
+            "sharpen": number(1.0, "(0, 100]"),
+            "blur": number(0.05, "[0.02, 10]"),
+        },
+        ce_weight=1.0,
+        needs=EMBEDDING | {"labels", "label_prob", "fixed_tail"},
+        module=ClassDistance,
+        trusts_labels=True,
+        zero_at_teacher=False,
+        unsure="steps (ten) and blur are those of the authors' code; their weights are in files that were not read",
     ),
     "lelp": Loss(
         fn=subclass_cross_entropy,

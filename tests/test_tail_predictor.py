@@ -21,6 +21,7 @@ from logitbank.pipeline.encoding import (
     with_tail_shift,
 )
 from logitbank.pipeline.encoding.encode import encode
+from logitbank.pipeline.encoding.fitting import predictor as predictor_module
 from logitbank.pipeline.encoding.fitting.basis import allocate_bits, gaussian_error, gaussian_levels
 from logitbank.pipeline.encoding.fitting.predictor import TailFit, mean_kl
 from logitbank.pipeline.encoding.settings import tail_bits_of
@@ -268,6 +269,28 @@ def test_very_many_classes_take_the_low_rank_form() -> None:
     coded = mean_kl(logits_BC, decode(arrays, labels_B, encoding, predictor=predictor), 4.0)
     uniform = mean_kl(logits_BC, decode(arrays, labels_B, encoding, tail="uniform"), 4.0)
     assert coded < 0.2 * uniform
+
+
+def test_rows_beyond_the_room_for_logits_still_fit_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many classes a few rows are kept; the others leave their heads and coordinates, and help as kept ones do."""
+    num_classes, top_k = 4200, 8
+    encoding = Encoding(kind="topk", num_classes=num_classes, top_k=top_k)
+    test_BC, labels_B = teacher_logits(60, num_classes, seed=7), torch.full((60,), -1)
+
+    def kl(room: int, rows: int) -> float:
+        monkeypatch.setattr(predictor_module, "KEPT_BYTES", 4 * num_classes * room)
+        fit = TailFit(num_classes, top_k)
+        for start in range(0, rows, 100):
+            fit.update(teacher_logits(100, num_classes, seed=start), more=start > 0)
+        assert sum(len(part.index_BK) for part in fit._further) == max(0, rows - rows // 8 - room)
+        predictor = fit.fit()
+        assert predictor is not None
+        arrays = as_tensors(encode(test_BC, labels_B, encoding, predictor=predictor))
+        return mean_kl(test_BC, decode(arrays, labels_B, encoding, predictor=predictor), 2.0)
+
+    few, beyond, kept = kl(175, 200), kl(175, 1000), kl(2000, 1000)
+    assert beyond < 0.8 * few
+    assert beyond == pytest.approx(kept, rel=0.1)
 
 
 def test_a_tail_of_so_many_bytes_at_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:

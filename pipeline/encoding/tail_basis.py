@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH = 8
-_KEPT = 2**24  # numbers of a basis that is kept in float32 as well
+_KEPT = 2**25  # numbers of a basis that is kept in float32 as well
 _BLOCK = 8192  # classes of a basis that are in float32 at once
 _EVERY = slice(None)
 

@@ -87,8 +87,8 @@ def fit_basis(residual_train: Tensor, residual_left_out: Tensor, num_bytes: int,
         directions = eigen(covariance)[1].flip(1).T.float()
     else:
         values, left = eigen((residual_train @ residual_train.T).double())
-        kept = values > values[-1] * 1e-9
-        directions = ((left[:, kept] / values[kept].sqrt()).T.float() @ residual_train).flip(0)
+        kept = (values > values[-1] * 1e-9).nonzero().squeeze(1).flip(0)[:max_rank]
+        directions = (left[:, kept] / values[kept].sqrt()).T.float() @ residual_train
     directions = directions[:max_rank]
     variance = (residual_left_out @ directions.T).square().mean(0)
     widths = allocate_bits(variance, 8 * num_bytes)

@@ -4,8 +4,8 @@ Ridge regression with an intercept from streaming normal equations in float64 (`
 strength of the ridge, the gauge of the features and whether there is a predictor at all are decided by the
 KL of decoded rows that took no part in the equations. Memory: two [C, C] float64 matrices for each of two
 gauges plus the kept rows (up to 256 MiB); time: one symmetric eigenproblem of size C. Above 4,096 classes
-both give way to a low-rank form that is solved on the kept rows alone by conjugate gradients
-(`low_rank`): C = 21,841 keeps 2,700 rows and takes 70 s and 1.4 GB on one core, 120 s and 2 GB with a coded tail.
+both give way to a low-rank form, whose directions are those of the kept rows and whose regression, by conjugate
+gradients, takes all (`low_rank`).
 
 Shape suffixes: B rows, C classes, K kept classes, R left-out rows, D inner dimension.
 """
@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.encoding.fitting.basis import eigen, fit_basis
-from logitbank.pipeline.encoding.fitting.low_rank import LOW_RANK, Maps, fit_low_rank, regression_target
+from logitbank.pipeline.encoding.fitting.low_rank import (
+    LOW_RANK,
+    Coordinates,
+    Directions,
+    Maps,
+    coordinates,
+    fit_low_rank,
+    principal_directions,
+    regression_target,
+)
 from logitbank.pipeline.encoding.settings import DENSE_CLASSES, MAX_BASIS
 from logitbank.pipeline.encoding.tail_mass import shift_to_mass
 from logitbank.pipeline.encoding.tail_predictor import FLOOR, Gauge, TailPredictor, tail_residual
@@ -66,6 +75,8 @@ class TailFit:
         self._sums: list[_Sums] = []
         self._train: list[Tensor] = []
         self._left_out: list[Tensor] = []
+        self._directions: Directions | None = None
+        self._further: list[Coordinates] = []  # of rows that there is no room for, where classes are many
         self._seen = 0
         self._kept_bytes = 0
         self._fitted: tuple[int, TailPredictor | None] | None = None
@@ -110,11 +121,20 @@ class TailFit:
 
     def _keep(self, train: Tensor, left_out: Tensor) -> None:
         """Keeps rows as far as there is room; what is not kept is not held by a view of it."""
-        train, left_out = train[: self._room], left_out[: self._left_out_room]
+        further, train, left_out = train[self._room :], train[: self._room], left_out[: self._left_out_room]
         self._train += [train.to("cpu", copy=True)] if len(train) else []
         self._left_out += [left_out.to("cpu", copy=True)] if len(left_out) else []
         self._room, self._left_out_room = self._room - len(train), self._left_out_room - len(left_out)
         self._kept_bytes += 4 * self.num_classes * (len(train) + len(left_out))
+        if self.num_classes > DENSE_CLASSES and len(further) and self._train:
+            self._further.append(coordinates(further.cpu(), self.top_k, self._along()))
+
+    def _along(self) -> Directions:
+        """The principal directions of the rows that are kept, once there is no room for more."""
+        if self._directions is None:
+            self._train = [torch.cat(self._train)]
+            self._directions = principal_directions(self._train[0], self.top_k)
+        return self._directions
 
     def use_gauge(self, gauge: Gauge) -> None:
         """Fits with this one of its gauges only: fold teachers that are stacked share one."""
@@ -163,8 +183,9 @@ class TailFit:
         if self.num_classes <= DENSE_CLASSES:
             candidates = [(sums.gauge, maps) for sums in self._sums for maps in _ridge_path(sums)]
         else:
-            gauge = self.gauges[0]
-            candidates = [(gauge, maps) for maps in fit_low_rank(train, self.top_k, gauge)]
+            gauge, directions = self.gauges[0], self._directions or principal_directions(train, self.top_k)
+            parts = [coordinates(some, self.top_k, directions) for some in torch.split(train, 256)]
+            candidates = [(gauge, maps) for maps in fit_low_rank([*parts, *self._further], directions, gauge)]
         for gauge, (matrix, factor, bias) in candidates:
             predictor = TailPredictor(
                 matrix_FCD=(matrix[None] * MATRIX_GRID).round() / MATRIX_GRID,

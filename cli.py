@@ -17,7 +17,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Stage one": (cache.cache_teacher, teacher.train_teacher, teacher.assign_folds, cache.extend),
     "Stage two": (student.train_student, student.sweep, student.compare, generations.generations),
     "Use a student": (use.predict, use.export_student),
-    "Look": (look.inspect, look.verify, look.diff, look.card),
+    "Look": (look.inspect, look.verify, look.diff, look.card, look.rank_students),
     "Hand on": (share.copy, share.merge, share.subset),
     "Use elsewhere": (exchange.decode, exchange.export),
     "Find": (parts.demo, parts.datasets, parts.models, parts.losses, parts.recipes),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from logitbank.pipeline.commands.options import (
+    Data,
     Device,
     InputTransform,
     Mean,
@@ -22,6 +23,7 @@ from logitbank.pipeline.commands.options import (
     wrote,
 )
 from logitbank.pipeline.domains import (
+    AT_LEAST_ONE,
     COUNT,
     SEED,
     TEMPERATURE,
@@ -156,3 +158,26 @@ def card(
     paths, written = write_card(here(store), Path(out))
     for path in paths:
         typer.echo(f"{wrote(written)} {path}")
+
+
+def rank_students(
+    store: Store,
+    students: Annotated[str, typer.Option(help="Architectures with commas between, such as mlp:8,cnn")],
+    data: Data = "digits",
+    teacher: Annotated[str, typer.Option(help="Which teacher, when the store holds several")] = "",
+    seeds: Annotated[int, option(AT_LEAST_ONE, help="How often weights and rows are drawn")] = 3,
+    rows: Annotated[int, option(AT_LEAST_ONE, help="Labelled rows that are compared")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+) -> None:
+    """Rank students before any is trained (DisWOT), by a store that holds the teacher's features."""
+    from dataclasses import asdict
+
+    from logitbank.pipeline.datasets import load_split
+    from logitbank.pipeline.look.rank import format_ranking
+    from logitbank.pipeline.look.rank import rank_students as rank
+    from logitbank.stores import open_store
+
+    names = read_names("--students", students)
+    opened, split = open_store(here(store)), load_split(data)
+    ranked = rank(opened, split, names, teacher=teacher or None, seeds=range(seeds), num_rows=rows)
+    typer.echo(to_json(list(map(asdict, ranked)), indent=2) if as_json else format_ranking(ranked, seeds))

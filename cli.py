@@ -14,7 +14,7 @@ UsageError: Any = typer.BadParameter.__base__  # Typer carries its own copy of c
 TOGETHER = ("cache-teacher", "extend", "train-student")  # what processes that torchrun starts do together
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Stage one": (cache.cache_teacher, teacher.train_teacher, teacher.assign_folds, cache.extend),
+    "Stage one": (cache.cache_teacher, teacher.train_teacher, teacher.assign_folds, cache.extend, cache.nest),
     "Stage two": (student.train_student, student.sweep, student.compare, generations.generations),
     "Use a student": (use.predict, use.export_student),
     "Look": (look.inspect, look.verify, look.diff, look.card, look.rank_students),

@@ -42,6 +42,7 @@ OPTIONS = {
     "subset": "out rows data teacher",
     "diff": "teachers view temperature json",
     "card": "out",
+    "nest": "small large name rows",
     "rank-students": "students data teacher seeds rows json",
     "export": "to teacher views dense",
     "decode": "out teacher view temperature tail rows",

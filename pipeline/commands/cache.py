@@ -27,7 +27,7 @@ from logitbank.pipeline.commands.options import (
     takes,
     wrote,
 )
-from logitbank.pipeline.domains import COUNT, VIEWS
+from logitbank.pipeline.domains import AT_LEAST_ONE, COUNT, VIEWS
 from logitbank.pipeline.files.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -187,6 +187,20 @@ def extend(
     _say_warnings(summary)
     rows = f"{len(split)} rows x {views} views, {opened.num_views} of them taken over"
     typer.echo(_said_at_the_end(summary, out, rows, there=there, answered=display.answered))
+
+
+def nest(
+    store: Store,
+    small: Annotated[str, typer.Option(help="The teacher whose features come first")],
+    large: Annotated[str, typer.Option(help="The teacher with more features, whose answers the new one gives")],
+    name: Annotated[str, typer.Option(help="The new teacher's name in the store")] = "nested",
+    rows: Annotated[int, option(AT_LEAST_ONE, help="Random rows that the map is fitted on")] = 5000,
+) -> None:
+    """Add a teacher with the features of a small one, then what a large one knows beyond (Reverse Distillation)."""
+    from logitbank.pipeline.cache_teacher.nested import nest_features
+
+    size = nest_features(here(store), small, large, name, num_rows=rows)
+    typer.echo(f"{store} has teacher {name!r}: the answers of {large!r}, {size} features nested in those of {small!r}")
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def format_ranking(ranked: Sequence[Ranked], num_seeds: int) -> str:
     return "\n".join(
         [
             *lines,
-            f"DisWOT scores of untrained students, best first, over {seeds}: how like the teacher they are before any step.",
+            f"DisWOT scores of untrained students, best first, over {seeds}: how like the teacher they are.",
             "They say nothing of training, its length, or the loss; only trained students can be compared: cli sweep.",
         ]
     )

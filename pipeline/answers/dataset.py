@@ -32,8 +32,8 @@ class Example(NamedTuple):
 
     sample: Tensor
     """What the teacher saw in the view, preprocessed for the student."""
-    label: int
-    """Class id; -1 where there is none, also in views that show two examples."""
+    label: int | Tensor
+    """Class id; -1 where there is none, also in views that show two examples. Of L positions int64 [L]."""
     row: int
     """Of the store."""
     view: int
@@ -86,8 +86,9 @@ class DistillationDataset(Dataset[Example]):
         samples = torch.from_numpy(self.views.samples(self._split, chosen, view, fit))
         if self._preprocess is not None:
             samples = self._preprocess(samples)
-        labels = np.full(len(chosen), -1) if self.views.mixes else self._split.labels[chosen]
-        return [Example(*found, view) for found in zip(samples, labels.tolist(), chosen.tolist(), strict=True)]
+        labels = np.full_like(self._split.labels[chosen], -1) if self.views.mixes else self._split.labels[chosen]
+        each = labels.tolist() if labels.ndim == 1 else torch.from_numpy(labels)
+        return [Example(*found, view) for found in zip(samples, each, chosen.tolist(), strict=True)]
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -56,7 +56,8 @@ class Ensemble:
                 " an answer"
             )
         student_PC = None if student_BC is None else student_BC.flatten(0, len(answer.shape) - 1)
-        return answer.decoded(student_PC, temperature).reshape(*answer.shape, -1)
+        logits_PC = answer.decoded(student_PC, temperature)
+        return logits_PC.reshape(*answer.shape, logits_PC.shape[1])  # also of no rows
 
     def served(self, view: int) -> npt.NDArray[np.bool_]:
         return np.asarray(np.stack([part.served(view) for part in self.parts]).any(axis=0))

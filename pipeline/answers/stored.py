@@ -102,7 +102,8 @@ class StoredAnswers:
         answer = self.of(rows_B, view)
         answer.refuse_unserved()
         student_PC = None if student_BC is None else student_BC.flatten(0, len(answer.shape) - 1)
-        return answer.decoded(student_PC, temperature).reshape(*answer.shape, -1)
+        logits_PC = answer.decoded(student_PC, temperature)
+        return logits_PC.reshape(*answer.shape, logits_PC.shape[1])  # also of no rows
 
     def served(self, view: int) -> npt.NDArray[np.bool_]:
         _, view_B = self._asked(torch.zeros(1, dtype=torch.int64), view)

@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 def table(records: Sequence[Record]) -> str:
     """Markdown: teachers, students, and differences paired by seed with 95 % intervals."""
     seeds = [record["seed"] for record in records]
-    parts = [f"n = {len(seeds)} seeds, {min(seeds)} to {max(seeds)}. Teachers:", teachers(records)]
+    parts = [f"n = {len(seeds)}, seeds {', '.join(map(str, seeds))}. Teachers:", teachers(records)]
     for measure, heading, scale, digits in MEASURES:
         labels = [scale * record["labels"][measure] for record in records]
         parts.append(f"Students, {heading} on new images; of the labels alone {mean(labels, digits)}:")

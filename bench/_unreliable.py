@@ -25,8 +25,10 @@ METHODS: dict[str, tuple[str, Settings]] = {
     "kd": ("kd", {}),
     **REDISTILL,
     "rld": ("rld", WARMUP),
-    "rld, preset=imagenet": ("rld", {"preset": "imagenet"}),  # T = 1, beta = 0.5; added after the others were seen
     "dkd": ("dkd", WARMUP),
+    # T = 1, beta = 0.5; added after the others were seen
+    "rld, preset=imagenet": ("rld", {"preset": "imagenet"}),
+    "dkd, preset=imagenet": ("dkd", {"preset": "imagenet"}),
     "gjs": ("gjs", {}),
     "lr": ("lr", {}),
     "swap": ("swap", {}),
@@ -76,7 +78,16 @@ class Pair:
 
 
 # Of the pair whose students take longer.
-FEWER = ("ce", "kd", *list(REDISTILL)[:3], "rld", "rld, preset=imagenet", "dkd", "gjs", "lr")
+FEWER = (
+    "ce",
+    "kd",
+    *list(REDISTILL)[:3],
+    "rld",
+    "dkd",
+    *(f"{one}, preset=imagenet" for one in ("rld", "dkd")),
+    "gjs",
+    "lr",
+)
 
 PAIRS = {
     "features": Pair(

@@ -111,11 +111,14 @@ def test_every_loss_is_read_and_no_two_are_the_same() -> None:
     assert len(set(settings)) == len(METHODS)
 
 
-def test_the_page_is_that_of_its_figures() -> None:
+def test_the_pages_are_those_of_their_figures() -> None:
     page = ROOT / "docs" / "explanation" / "unreliable-teachers.md"
     document = json.loads(page.with_suffix(".json").read_text())
     assert part_of(page, _unreliable_page.SCRIPT) == _unreliable_page.tables(document)
     assert _unreliable_page.readme_table(document) in (ROOT / "README.md").read_text()
+    page = ROOT / "docs" / "explanation" / "cross-fitting.md"
+    document = json.loads(page.with_suffix(".json").read_text())
+    assert part_of(page, _crossfit_page.SCRIPT) == _crossfit_page.table(document["seeds"])
 
 
 def test_a_page_without_the_part_is_refused(tmp_path: Path) -> None:

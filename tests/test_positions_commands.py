@@ -45,14 +45,18 @@ LINES: dict[str, tuple[list[str], bool | None]] = {
         [
             "train-student --data DATA --store D/s.zarr --student sklearn:RandomForestClassifier --out D/forest",
             "train-student STUDENT --out D/student",
+            "train-student --data DATA --store D/s.zarr --student D/net.py:make --epochs 1 --out D/own",
         ],
         None,
     ),
     "sweep": (["sweep STUDENT --loss kd,hard --seeds 1 --out D/sweep"], None),
     "compare": (["compare D/s.zarr"], False),
     "generations": (
-        ["generations --data DATA --store D/f.zarr --student linear --epochs 1 --rounds 1 --out D/rounds"],
-        None,
+        [
+            "generations --data DATA --store D/f.zarr --student D/net.py:make --epochs 1 --rounds 1 --label-weight auto"
+            " --out D/rounds"
+        ],
+        True,
     ),
     "predict": (["predict D/student --data DATA --out D/p.csv"], None),
     "export-student": (["export-student D/student --format onnx --out D/e"], None),

@@ -22,6 +22,7 @@ import torch
 from logitbank.pipeline.alignment import check_data, describe_examples
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.answers.opening import open_answers, parse_teachers
+from logitbank.pipeline.answers.side_by_side import side_by_side
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.described import changed
@@ -39,8 +40,6 @@ from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 from logitbank.stores.files import whole_file
 from logitbank.stores.write.merge import merge_stores
-
-_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +208,12 @@ class _Driver:
 
 
 def mean_kl(first: Answers, second: Answers) -> float:
-    """KL(first || second) in nats, mean over the rows of the first view that both answer."""
+    """KL(first || second) in nats, mean over the answers to the first view that both give."""
     total, count = 0.0, 0
-    both = torch.nonzero(torch.from_numpy(first.served(0) & second.served(0)))[:, 0]
-    for rows_B in torch.split(both, _BATCH):
-        unlabelled_B = torch.full_like(rows_B, -1)
-        total += len(rows_B) * measure_agreement(second.logits(rows_B, 0), first.logits(rows_B, 0), unlabelled_B)["kl"]
-        count += len(rows_B)
+    for place_P, (first_PC, second_PC) in side_by_side([first, second], torch.arange(len(first.served(0)))):
+        if len(place_P):
+            total += len(place_P) * measure_agreement(second_PC, first_PC, torch.full_like(place_P, -1))["kl"]
+            count += len(place_P)
     return total / max(count, 1)
 
 

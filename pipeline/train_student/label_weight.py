@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitbank.pipeline.answers.interface import Answers
-
-_BATCH = 4096
+from logitbank.pipeline.answers.side_by_side import side_by_side
 
 Rows = tuple[Tensor, Tensor, Tensor]
 
@@ -54,11 +53,9 @@ def best_label_weight(rows: Iterable[Rows]) -> float:
 
 
 def labelled_rows(labels_only: Answers, teacher_only: Answers, labels_N: Tensor) -> Iterable[Rows]:
-    """Batches of two students' stored answers to the first view of the labelled rows."""
-    known = torch.nonzero(labels_N >= 0)[:, 0]
-    for rows_B in torch.split(known, _BATCH):
-        yield (
-            labels_only.logits(rows_B, 0).softmax(1),
-            teacher_only.logits(rows_B, 0).softmax(1),
-            labels_N[rows_B],
-        )
+    """Batches of two students' stored answers to the first view that have a label."""
+    known = torch.nonzero((labels_N >= 0).reshape(len(labels_N), -1).any(dim=1))[:, 0]
+    for place_P, logits in side_by_side([labels_only, teacher_only], known):
+        labels_P = labels_N.reshape(-1)[place_P]
+        labels_only_PC, teacher_only_PC = (logits_PC[labels_P >= 0].softmax(1) for logits_PC in logits)
+        yield labels_only_PC, teacher_only_PC, labels_P[labels_P >= 0]

@@ -22,6 +22,12 @@ def check_data(store: Store, split: Split) -> None:
         ValueError: Another dataset or split, another order, other labels, or views that replay to other pixels.
     """
     said, views = store.dataset, Views.from_attributes(store.views)
+    if views.label_map and store.positions != views.label_map**2:
+        raise ValueError(
+            f"{store.path} says that it holds label maps of {views.label_map} x {views.label_map}, but has"
+            f" {store.positions} positions; do not use this store"
+        )
+    split = views.answered(split)
     if store.positions != split.positions:
         raise ValueError(
             f"{store.path} has {_answers(store.positions)}, {split.spec} has {_answers(split.positions)}; pass the"

@@ -20,8 +20,9 @@ OPTIONS = {
     " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
     "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed near near-share near-clusters"
     " encoding top-k tail-bits tail-bytes bits"
-    " kl-budget temperatures predictor-rows embedding embedding-dim views transform view-seed batch-size precision"
-    " channels-last compile workers part ray limit dry-run log-json mean std input-transform device threads",
+    " kl-budget temperatures predictor-rows embedding embedding-dim label-map views transform view-seed"
+    " batch-size precision channels-last compile workers part ray limit dry-run log-json mean std input-transform"
+    " device threads",
     "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
     " device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",

@@ -61,6 +61,11 @@ class DistillationDataset(Dataset[Example]):
     def __init__(self, store: Store, split: Split, preprocess: Preprocess | None = None) -> None:
         check_data(store, split)
         self.views = Views.from_attributes(store.views)
+        if self.views.label_map:
+            raise ValueError(
+                f"{store.path} holds label maps, which train-student takes crops of; for a loop of your own see"
+                " CroppedAnswers in pipeline/answers/label_map.py"
+            )
         self._split, self._preprocess = split, preprocess
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 

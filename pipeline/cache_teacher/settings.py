@@ -132,6 +132,11 @@ class Caching:
     embedding_dim: int = option(
         0, help="Of the features, keep so many principal components; 0 keeps them as they are", domain=COUNT
     )
+    label_map: int = option(
+        0,
+        help="G: keep a G x G grid of class scores of each picture, which answers any crop that a student takes of it",
+        domain=COUNT,
+    )
     views: int = option(1, help="Views of each example", domain=VIEWS)
     transform: str = option(
         "none",
@@ -163,6 +168,11 @@ class Caching:
             yield ("view_seed",), "--transform is none"
         if self.heads_only:
             yield ("predictor_rows", "kl_budget"), f"{self.teacher} says nothing of other classes but their mass"
+        if self.label_map:
+            yield ("views", "transform", "view_seed"), "--label-map serves any crop; train-student --transform names it"
+            yield ("embedding",), "--label-map keeps scores of places"
+        if not self.is_network:
+            yield ("label_map",), f"{self.teacher} is no network that runs here"
         if not self.embedding:
             yield ("embedding_dim",), "--embedding keeps no features"
         if self.kl_budget:
@@ -189,7 +199,12 @@ class Caching:
         """The views that are answered."""
         from logitbank.pipeline.views import Views, allow_transform
 
-        return Views(transform=allow_transform(self.transform), num_views=self.views, seed=self.view_seed)
+        return Views(
+            transform=allow_transform(self.transform),
+            num_views=self.views,
+            seed=self.view_seed,
+            label_map=self.label_map,
+        )
 
     def choose(self, num_classes: int, given: Collection[str] = ()) -> "Encoding | Budget":
         """What is kept of a row, or the budget that decides it.

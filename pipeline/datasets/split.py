@@ -231,6 +231,18 @@ class Split:
                 vars(part)[name] = vars(self)[name]
         return part
 
+    def repeated(self, positions: int) -> "Split":
+        """The same examples, answered at so many positions, each with the example's label; nothing is read again."""
+        again = replace(
+            self,
+            labels=np.repeat(self.labels[:, None], positions, axis=1),
+            readable=None if self.readable is None else np.repeat(self.readable[:, None], positions, axis=1),
+        )
+        for name in ("keys", "rows_by_key"):
+            if name in vars(self):
+                vars(again)[name] = vars(self)[name]
+        return again
+
     @cached_property
     def rows_by_key(self) -> npt.NDArray[np.int64]:
         """Row numbers in the order of their keys: the same examples whatever the order of the dataset."""

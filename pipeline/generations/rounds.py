@@ -114,6 +114,8 @@ class _Driver:
             )
         if is_estimator(run.student):
             raise ValueError(f"{run.student} is no network, and stage one asks networks; take another --student")
+        if Views.from_attributes(store.views).label_map:
+            raise ValueError(f"{store.path} holds label maps, and students answer pictures; cache without --label-map")
         if run.leave_out:
             raise ValueError("--leave-out is what the rounds do by themselves; leave it out")
         if generations.label_weight and "+" in run.loss:

@@ -90,6 +90,11 @@ def describe_teachers(store: Store) -> list[str]:
     return [f"{name} ({describe_kind(summary)})" if "kind" in summary else name for name, summary in said.items()]
 
 
+def _map_of(views: Mapping[str, Any]) -> str:
+    grid = views.get("label_map")
+    return f", label maps of {grid} x {grid}: any crop" if grid else ""
+
+
 def format_description(description: dict[str, Any]) -> str:
     """The description on one screen."""
     dataset, views = description["dataset"], description["views"]
@@ -102,7 +107,7 @@ def format_description(description: dict[str, Any]) -> str:
         f"{description['path']}  format {description['format_version']}, {state}",
         f"data      {dataset.get('name')} {dataset.get('split')}: {dataset['num_examples']} examples,{answered}"
         f" {dataset['num_classes']} classes, fingerprint {str(dataset.get('fingerprint'))[:12]}",
-        f"views     {views['num_views']} ({views.get('transform')}, seed {views.get('seed')})",
+        f"views     {views['num_views']} ({views.get('transform')}, seed {views.get('seed')}){_map_of(views)}",
         f"made with {', '.join(f'{name} {version}' for name, version in (views.get('versions') or {}).items())}",
     ]
     if description["folds"] and not description["teachers"]:

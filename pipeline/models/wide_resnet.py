@@ -52,6 +52,7 @@ class WideResNet(nn.Module):
             blocks += [WideBlock(before, after, stride), *(WideBlock(after, after, 1) for _ in range(num_blocks - 1))]
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(channels[3])
+        self.relu = nn.ReLU()  # a layer, so that the last map can be listened to
         self.linear = nn.Linear(channels[3], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -59,6 +60,6 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images float32 [B, channels, H, W] -> logits [B, C]."""
-        x = F.relu(self.bn(self.blocks(self.conv1(x))))
+        x = self.relu(self.bn(self.blocks(self.conv1(x))))
         logits_BC: Tensor = self.linear(torch.mean(x, dim=(2, 3)))
         return logits_BC

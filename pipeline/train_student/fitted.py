@@ -46,6 +46,8 @@ def check_student(run: Run, objective: Objective, split: Split, views: Views, pr
         raise ValueError(
             f"--tail bucket follows a student while it learns, and {run.student} has no steps; leave it out"
         )
+    if views.label_map:
+        raise ValueError(f"{run.student} is fitted once, and a label map serves new crops each epoch; take a network")
     if processes.count > 1:
         raise ValueError(f"{run.student} is fitted by one process; run it without torchrun, with --threads")
     numbers = int(np.prod(split.input_shape)) + 2 * split.num_classes

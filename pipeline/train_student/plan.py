@@ -19,6 +19,7 @@ from logitbank.pipeline.answers.against_labels import label_warnings
 from logitbank.pipeline.answers.ensemble import Ensemble
 from logitbank.pipeline.answers.grouping import Grouping
 from logitbank.pipeline.answers.interface import Answers
+from logitbank.pipeline.answers.label_map import CroppedAnswers
 from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.answers.pass_rates import pass_rates
 from logitbank.pipeline.datasets import Split
@@ -131,6 +132,7 @@ class Plan:
                 "keys_sha256": rows_digest(split, self.validation),
             },
             **({} if self.golden is None else {"golden": self.golden.identity}),
+            **({"transform": self.views.transform} if self.views.label_map else {}),
             **({} if self.left_out is None else {"left_out": self.left_out.attributes()}),
             "preprocessing": self.scaling.attributes(),
             "store": store_identity(self.inputs.store, self.answers),
@@ -238,7 +240,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     if is_estimator(run.student):
         check_student(run, objective, split, views, processes)
     device = find_device("cpu" if is_estimator(run.student) else run.device, run.threads, processes.local)
-    answers = open_answers(
+    answers: Answers = open_answers(
         store,
         teacher=run.teacher or None,
         combine=run.combine,
@@ -247,6 +249,9 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
         memory_budget=run.budget,
         features="embedding" in objective.needs,
     )
+    if views.label_map:
+        views = views.of_crops(run.transform or "none")
+        answers = CroppedAnswers(answers, views, split)
     grouping = decide_grouping(out, answers, split, processes, device)
     warnings = [*order_warnings(grouping, answers), *check_needs(objective, store, answers)]
     warnings += cautions(objective, run.training, processes)

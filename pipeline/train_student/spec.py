@@ -71,7 +71,9 @@ class Run:
     tail: str = option(
         "", help="Tail rule: predicted (the usual one), bucket, uniform or renormalise", domain=TAIL_RULES
     )
-    transform: str = option("", help="Your file.py:factory, when the store's views were made by it")
+    transform: str = option(
+        "", help="Your file.py:factory, when the store's views were made by it; of label maps the crops, such as rrc"
+    )
     training: Training = part(Training)
     val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
     golden: str = option(

@@ -10,7 +10,7 @@ Shapes: B batch, H x W x C pixels, V views, P probes.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.resize_crop import STANDARD, ResizeCrop
+from logitbank.pipeline.views.geometry import Boxes
 from logitbank.pipeline.views.mixing import partners
 from logitbank.pipeline.views.seeds import Seeds, draw, mix64, view_seeds
 from logitbank.pipeline.views.transforms import (
@@ -57,16 +58,21 @@ class Views:
         transform: As ``--transform``: names of steps joined by +, each with ?option=value or without.
         num_views: V, at least 1.
         seed: Store seed.
+        label_map: G where the teacher answers a G x G grid of the sample itself, which serves every crop of it; 0: it
+            answers each view.
     """
 
     transform: str = "none"
     num_views: int = 1
     seed: int = 0
+    label_map: int = 0
 
     def __post_init__(self) -> None:
         parse_transform(self.transform)
         if self.num_views < 1:
             raise ValueError(f"--views is {self.num_views}; expected at least 1")
+        if self.label_map < 0:
+            raise ValueError(f"--label-map is {self.label_map}; expected 0 or more")
 
     @property
     def mixes(self) -> bool:
@@ -74,8 +80,31 @@ class Views:
         return parse_transform(self.transform)[-1][0].mixes
 
     def of_epoch(self, epoch: int) -> int:
-        """The view that an epoch shows, both counted from 0."""
-        return epoch % self.num_views
+        """The view that an epoch shows, both counted from 0: of label maps another one each time."""
+        return epoch if self.label_map else epoch % self.num_views
+
+    def of_crops(self, transform: str) -> "Views":
+        """What a student sees of label maps.
+
+        Raises:
+            ValueError: The transform does more than to cut and to mirror.
+        """
+        steps = parse_transform(transform)
+        if len(steps) > 1 or steps[0][0].boxes is None:
+            crops = ", ".join(name for name, known in TRANSFORMS.items() if known.boxes is not None)
+            raise ValueError(f"--transform is {transform}; a label map answers to a crop alone: {crops}")
+        return replace(self, transform=transform)
+
+    def boxes(self, split: Split, rows: npt.NDArray[np.integer], view: int) -> Boxes:
+        """Where a view of crops looks in each of the rows' samples."""
+        step, options = parse_transform(self.transform)[0]
+        assert step.boxes is not None
+        height, width = split.input_shape[:2]
+        return step.boxes(height, width, view_seeds(self.seed, split.keys[rows], view), **options)
+
+    def answered(self, split: Split) -> Split:
+        """The split as a store of these views has it: of label maps with a label at each place."""
+        return split.repeated(self.label_map**2) if self.label_map else split
 
     def check(self, split: Split) -> None:
         """Raises ValueError when the views cannot be made of the split's samples."""
@@ -84,6 +113,8 @@ class Views:
             raise ValueError(
                 f"transform {self.transform!r} needs images, but {split.spec} holds {split.holds}; use none"
             )
+        if self.label_map and (split.positions is not None or split.originals is not None or not split.is_image):
+            raise ValueError(f"--label-map needs pictures of one size; {split.spec} has others: add size= to the data")
         if split.originals is not None and any(step.cut is not None for step in steps[1:]):
             raise ValueError(f"transform {self.transform!r}: rrc cuts its crops from the originals; write it first")
 
@@ -111,8 +142,9 @@ class Views:
     def attributes(self) -> dict[str, Any]:
         """JSON-able description; ``from_attributes`` is its inverse."""
         sha256 = user_code_sha256(self.transform)
-        extra = {} if sha256 is None else {"code_sha256": sha256}
-        return {"num_views": self.num_views, "transform": self.transform, "seed": self.seed, **extra}
+        code = {} if sha256 is None else {"code_sha256": sha256}
+        grid = {"label_map": self.label_map} if self.label_map else {}
+        return {"num_views": self.num_views, "transform": self.transform, "seed": self.seed, **code, **grid}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> "Views":
@@ -122,11 +154,12 @@ class Views:
             ValueError: They need user code that was not named in this process; a store never makes code run.
         """
         transform, num_views, seed = (attributes.get(name) for name in ("transform", "num_views", "seed"))
-        if not isinstance(transform, str) or type(num_views) is not int or type(seed) is not int:
+        label_map = attributes.get("label_map", 0)
+        if not (isinstance(transform, str) and type(num_views) is int and type(seed) is int and type(label_map) is int):
             raise ValueError(
                 f"the store's views are {str(dict(attributes))[:100]}; expected transform, num_views and seed to replay"
             )
-        return cls(transform=transform, num_views=num_views, seed=seed)
+        return cls(transform=transform, num_views=num_views, seed=seed, label_map=label_map)
 
 
 def _shown(

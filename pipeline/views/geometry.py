@@ -19,6 +19,8 @@ from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.views.seeds import Seeds, draw, draw_unit
 
 Images = npt.NDArray[np.uint8]
+Boxes = npt.NDArray[np.float64]
+"""Top, left, bottom and right of crops as shares of their image, [B, 4]."""
 
 _CROP_PADDING = 8  # pixels of image for each pixel of padding
 _RATIO = (3 / 4, 4 / 3)
@@ -26,17 +28,44 @@ _ATTEMPTS = 10
 _RRC_STREAM = 100
 
 
+def whole(height: int, width: int, seeds: Seeds) -> Boxes:
+    """All of each image."""
+    return np.tile([0.0, 0.0, 1.0, 1.0], (len(seeds), 1))
+
+
 def flip_crop(images: Images, seeds: Seeds) -> Images:
     """Zero-pad by an eighth (4 px at 32 px), crop back at a random place, mirror every second image."""
     num_images, height, width, _ = images.shape
-    pad = max(height, width) // _CROP_PADDING
+    pad, top, left = _corners(height, width, seeds)
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    top, left = draw(seeds, 0, 2 * pad + 1), draw(seeds, 1, 2 * pad + 1)
     mirrored = draw(seeds, 2, 2).astype(bool)
     columns = np.arange(width)[None, :]
     columns = left[:, None] + np.where(mirrored[:, None], columns[:, ::-1], columns)
     rows = top[:, None] + np.arange(height)[None, :]
     return np.asarray(padded[np.arange(num_images)[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+
+def _corners(height: int, width: int, seeds: Seeds) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pixels of padding, and where in the padded image each crop begins."""
+    pad = max(height, width) // _CROP_PADDING
+    return pad, draw(seeds, 0, 2 * pad + 1), draw(seeds, 1, 2 * pad + 1)
+
+
+def flip_crop_boxes(height: int, width: int, seeds: Seeds) -> Boxes:
+    """Where ``flip_crop`` looks; beyond the image where it shows padding."""
+    pad, top, left = _corners(height, width, seeds)
+    return _shares(np.stack([top - pad, left - pad], axis=1), np.array([height, width]), height, width)
+
+
+def rrc_boxes(height: int, width: int, seeds: Seeds, *, size: int = 0, scale: float = 0.08) -> Boxes:
+    """Where ``random_resized_crop`` looks."""
+    boxes = _boxes(height, width, seeds, scale)
+    return _shares(boxes[:, :2], boxes[:, 2:], height, width)
+
+
+def _shares(corner_B2: npt.NDArray[np.int64], size_B2: npt.NDArray[np.int64], height: int, width: int) -> Boxes:
+    sides = np.array([height, width], np.float64)
+    return np.concatenate([corner_B2 / sides, (corner_B2 + size_B2) / sides], axis=1)
 
 
 def random_resized_crop(images: Images, seeds: Seeds, *, size: int = 0, scale: float = 0.08) -> Images:

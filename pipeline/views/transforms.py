@@ -12,7 +12,15 @@ from urllib.parse import parse_qsl
 
 from logitbank.pipeline.spelling import unknown
 from logitbank.pipeline.user_code import call_factory, factory_name, factory_sha256, is_file_factory
-from logitbank.pipeline.views.geometry import crop_originals, flip_crop, random_resized_crop
+from logitbank.pipeline.views.geometry import (
+    Boxes,
+    crop_originals,
+    flip_crop,
+    flip_crop_boxes,
+    random_resized_crop,
+    rrc_boxes,
+    whole,
+)
 from logitbank.pipeline.views.mixing import cutmix, mixup
 from logitbank.pipeline.views.randaugment import randaugment, randaugment_pictures
 
@@ -28,6 +36,7 @@ class Transform:
         mixes: Whether it mixes two examples; it stands last.
         cut: The same of pictures of any sizes, (originals, rows, seeds, fit, **options) -> images; it stands first.
         of_cuts: The same of what was cut from them, where another way is faster.
+        boxes: Where it looks, (height, width, seeds, **options) -> ``Boxes``, if it cuts, and at most mirrors.
     """
 
     apply: Callable[..., Any]
@@ -36,16 +45,21 @@ class Transform:
     mixes: bool = False
     cut: Callable[..., Any] | None = None
     of_cuts: Callable[..., Any] | None = None
+    boxes: Callable[..., Boxes] | None = None
 
 
 TRANSFORMS: dict[str, Transform] = {
-    "none": Transform(apply=lambda samples, seeds: samples, images_only=False, about="the sample itself"),
+    "none": Transform(apply=lambda samples, seeds: samples, boxes=whole, images_only=False, about="the sample itself"),
     "flip-crop": Transform(
-        apply=flip_crop, images_only=True, about="random crop after padding by an eighth, random mirror"
+        apply=flip_crop,
+        boxes=flip_crop_boxes,
+        images_only=True,
+        about="random crop after padding by an eighth, random mirror",
     ),
     "rrc": Transform(
         apply=random_resized_crop,
         cut=crop_originals,
+        boxes=rrc_boxes,
         images_only=True,
         about="random crop of the original, random mirror; ?size=160 pixels, ?scale=0.08 smallest share of the area",
     ),
@@ -127,10 +141,12 @@ def allow_transform(text: str) -> str:
 def allow_views(text: str, views: Mapping[str, Any]) -> None:
     """Lets the user's code run that made a store's views; empty allows none.
 
+    A store of label maps has no views of its own: whoever uses it names the crops.
+
     Raises:
         ValueError: The store's views were made by something else.
     """
-    if text and allow_transform(text) != views["transform"]:
+    if text and not views.get("label_map") and allow_transform(text) != views["transform"]:
         raise ValueError(
             f"--transform is {text}, but the store's views were made by {views['transform']}, and are replayed so;"
             " leave it out, or name the file.py:factory that made them"

@@ -3,7 +3,7 @@
 Shapes: B batch, C classes, D features, N examples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,8 @@ from logitbank.pipeline.cache_teacher.teachers.load import TeacherSet
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.ahead import in_order
 from logitbank.pipeline.models.check import check_network, shown
-from logitbank.pipeline.models.features import Featured, Place, find_place
+from logitbank.pipeline.models.features import Featured, find_place
+from logitbank.pipeline.models.label_map import LabelMap
 from logitbank.pipeline.views import Views
 
 
@@ -58,7 +59,7 @@ class NetworkTeacher:
                 f"transform {views.transform!r} mixes two examples, and a fold teacher may have seen the other one;"
                 " leave out mixup and cutmix, or cache one teacher without folds"
             )
-        self.split, self.views = split, views
+        self.split, self.views = views.answered(split), views
         self.folds, self.fold_attributes = teachers.folds, teachers.fold_attributes
         self.groups = split.groups if teachers.plan is None else teachers.plan.groups(split)
         self.seen = teachers.seen
@@ -73,9 +74,14 @@ class NetworkTeacher:
                 model, scaling = teacher.model.to(self.device), teacher.preprocessing
                 check_network(name, model, split, views=views, preprocessing=scaling, rows=own, device=self.device)
         models: list[nn.Module] = [teacher.model for teacher in self.teachers]
+        if views.label_map:
+            models = [
+                LabelMap(name, model, views.label_map, ask) for model, ask in zip(models, self._asks(), strict=True)
+            ]
         self.features: Features | None = None
         if embedding:
-            places = self._places(name, embedding)
+            found = zip(models, self._asks(), strict=True)
+            places = [find_place(name, model, embedding, ask) for model, ask in found]
             models = [Featured(model, {embedding: place}) for model, (place, _) in zip(models, places, strict=True)]
             heads = [place.head for place, _ in places]
             self.features = Features(
@@ -116,15 +122,11 @@ class NetworkTeacher:
             batches += [(number, own[i : i + size]) for i in range(0, len(own), size)]
         return batches
 
-    def _places(self, name: str, embedding: str) -> list[tuple[Place, int]]:
-        """Where each teacher's features are, and how many."""
-        places = []
+    def _asks(self) -> Iterator[Callable[[nn.Module], Any]]:
+        """For each teacher what shows a network some examples, scaled for the teacher."""
         for teacher in self.teachers:
             scaling = teacher.preprocessing.on(self.split)
-            samples_B = shown(self.split, self.views, scaling, self.device)
-            ask = partial(_ask, scaling(samples_B))
-            places.append(find_place(name, teacher.model, embedding, ask))
-        return places
+            yield partial(_ask, scaling(shown(self.split, self.views, scaling, self.device)))
 
     def _samples(self, number: int, rows: Rows, view: int) -> Tensor:
         fit = self.teachers[number].preprocessing.fit

@@ -240,6 +240,8 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
         ((*STUDENT, "--student", "resnt20"), "did you mean 'resnet20'"),
         ((*STUDENT, "--teacher", "nobody"), "nobody"),
         ((*STUDENT, "--tail", "long"), "long"),
+        ((*STUDENT, "--lr", "0.1,0.01"), "--lr is '0.1,0.01'; expected one value; cli sweep takes several"),
+        ((*STUDENT, "--epochs", "many"), "--epochs"),
         (("train-student", "--store", "none.zarr", "--out", "new"), "none.zarr"),
         (("inspect", "t"), "t"),
         (("verify", "none.zarr"), "none.zarr"),

@@ -126,6 +126,10 @@ def test_a_star_needs_an_interval_that_leaves_out_zero(ours: dict[int, float], p
     assert row.within_noise == (not text.endswith("*"))
 
 
+def test_one_run_has_no_spread() -> None:
+    assert "70.00 (-)" in format_table([compared({0: 0.7}, {0: 0.5})])
+
+
 @pytest.mark.parametrize(
     ("metric", "heading", "text"),
     [("auc", "auc", "+0.1200 +- 0.0248*"), ("agreement", "agreement %", "+12.00 +- 2.48*"), ("f1", "f1", "")],

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,12 +45,24 @@ class Once(TyperCommand):
         for name, now in _RENAMED.items():
             if name in written:
                 raise ValueError(f"{name} is now {now}; write that")
-        rest: list[str] = super().parse_args(ctx, args)
+        try:
+            rest: list[str] = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            _refuse_several(error, written, "; cli sweep takes several" if ctx.info_name == "train-student" else "")
+            raise
         _, _, order = self.make_parser(ctx).parse_args(args=written)
         for param in () if ctx.resilient_parsing else order:
             if order.count(param) > 1 and not (param.multiple or getattr(param, "is_flag", False)):
                 raise ValueError(f"{param.opts[0]} is given {order.count(param)} times; give it once")
         return rest
+
+
+def _refuse_several(error: Any, args: Sequence[str], instead: str) -> None:
+    """Raises ValueError when what cannot be read is several values for one run."""
+    name = error.param.opts[0] if error.param is not None else ""
+    values = [value for option, value in pairwise(args) if option == name and "," in value]
+    if values:
+        raise ValueError(f"{name} is {values[0]!r}; expected one value{instead}")
 
 
 def option(domain: Domain, *names: str, help: str) -> Any:

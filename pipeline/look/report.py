@@ -146,7 +146,7 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
     return [
         _words(row.name),
         _number(row.scale * row.mean, f"{{:.{row.digits}f}}"),
-        _number(row.scale * row.std, f"{{:.{row.digits}f}}"),
+        _number(row.scale * row.std if row.num_seeds > 1 else None, f"{{:.{row.digits}f}}"),
         _difference(row.difference, row.difference_text()),
         _number(row.nll, "{:.4f}"),
         _difference(row.nll_difference, row.difference_text(nll=True)),

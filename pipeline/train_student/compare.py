@@ -198,6 +198,7 @@ def format_table(rows: Sequence[Comparison]) -> str:
     for row in rows:
         found, nll = row.difference_text(), row.difference_text(nll=True)
         mean, std = (f"{row.scale * value:.{row.digits}f}" for value in (row.mean, row.std))
+        std = std if row.num_seeds > 1 else "-"  # one run has no spread
         pairs = row.num_pairs if row.baseline not in (None, row.name) else ""
         lines.append(
             f"{row.name:{width}}  {row.num_seeds:2}  {f'{mean:>6} ({std})':{len(shown) - 1}}  {pairs:>5}"

@@ -68,7 +68,7 @@ def table(found: Results, stores: dict[str, Path], baseline: str) -> str:
     lines.append("|---|---:|---:|---:|---:|---:|---:|")
     for row in compare(found, baseline):
         store = open_store(stores[row.name])
-        size = store.num_views * store.teacher(None).bytes_per_row()
+        size = store.num_views * (store.positions or 1) * store.teacher(None).bytes_per_row()
         difference = (
             "" if row.name == baseline else row.difference_text().replace("+-", "±").strip().replace("*", "\\*")
         )

@@ -197,6 +197,23 @@ def test_what_has_no_map_is_refused_in_one_line(digits: Split) -> None:
         LabelMap("r", build_model("resnet8", digits).eval(), 3, ask)
 
 
+def test_what_a_stranger_says_of_maps_is_checked(few: Split, weights: Path, tmp_path: Path) -> None:
+    said = {"transform": "none", "num_views": 1, "seed": 0}
+    for grid in ("2", 2.0, True, -1, [2]):
+        with pytest.raises(ValueError, match="expected"):
+            Views.from_attributes({**said, "label_map": grid})
+    store = cached(few, weights, tmp_path / "s.zarr", 2)
+    store.views["label_map"] = 3
+    with pytest.raises(ValueError, match="label maps of 3 x 3, but has 4 positions"):
+        check_data(store, few)
+    table = Split(
+        name="t", split="train", spec="t", samples=np.zeros((4, 3), np.float32), labels=np.zeros(4, np.int64),
+        num_classes=2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="needs pictures with one label each"):
+        Views(label_map=2).check(table)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -113,8 +113,10 @@ class Views:
             raise ValueError(
                 f"transform {self.transform!r} needs images, but {split.spec} holds {split.holds}; use none"
             )
-        if self.label_map and (split.positions is not None or split.originals is not None or not split.is_image):
-            raise ValueError(f"--label-map needs pictures of one size; {split.spec} has others: add size= to the data")
+        if self.label_map and (split.positions is not None or not split.is_image):
+            raise ValueError(f"--label-map needs pictures with one label each, but {split.spec} has others")
+        if self.label_map and split.originals is not None:
+            raise ValueError(f"--label-map needs pictures of one size; add size= to {split.spec}")
         if split.originals is not None and any(step.cut is not None for step in steps[1:]):
             raise ValueError(f"transform {self.transform!r}: rrc cuts its crops from the originals; write it first")
 

@@ -189,8 +189,10 @@ def test_the_documented_loops_have_the_loss_of_train_student(
     found: list[tuple[int, float]] = []
     ask = Objective.__call__
 
-    def asked(self: Objective, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step) -> Tensor:
-        loss_B = ask(self, student_BC, answer, labels_B, step)
+    def asked(
+        self: Objective, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step, heard: Any = None
+    ) -> Tensor:
+        loss_B = ask(self, student_BC, answer, labels_B, step, heard)
         found.append((step.epoch, float(loss_B.detach().sum())))
         return loss_B
 

@@ -352,7 +352,8 @@ class Objective:
             Loss, shape [B], float32 (float64 for float64 logits). A row that no teacher serves gets 0 from terms that
             follow the teacher and keeps those of its label. Of L positions each term takes the mean over those that
             are served and, where it needs labels, labelled. Many logits (``CHUNK``) are taken in chunks of rows, so
-            that the teacher's never exist whole, unless a term's rows depend on each other or it learns.
+            that the teacher's never exist whole, unless rows depend on each other, or something learns beside the
+            logits.
 
         Raises:
             ValueError: When an option is still "auto", a loss lacks its module, the answer what a loss needs, or labels
@@ -393,7 +394,8 @@ class Objective:
 
         with torch.autocast(student_BC.device.type, enabled=False):
             num_rows = max(1, CHUNK // max(1, student_PC.shape[1]))
-            if num_rows >= len(student_PC) or len(self.modules) or any(term.couples_rows for term in self.terms):
+            together = len(self.modules) or self.hears or any(term.couples_rows for term in self.terms)
+            if num_rows >= len(student_PC) or together:
                 loss_P = losses(student_PC, slice(None))
             else:
                 loss_P = in_chunks(losses, student_PC, num_rows)

@@ -319,6 +319,15 @@ def apl(s: Row, z: Row, y: int, a: float = 1.0, b: float = 1.0, passive: str = "
     return float(a * active + b * worst * (1 - q[y]))
 
 
+def listmle(s: Row, z: Row, y: int) -> float:
+    best = np.argsort(-s)[:10]
+    drawn, left = 0.0, list(best[np.argsort(-z[best])])
+    while left:
+        drawn -= np.log(np.exp(s[left[0]]) / np.exp(s[left]).sum())
+        left.pop(0)
+    return float(drawn)
+
+
 def soft_ce(s: Row, z: Row, y: int, temperature: float = 1.0) -> float:
     return -(temperature**2) * float(softmax(z / temperature) @ np.log(softmax(s / temperature)))
 
@@ -437,6 +446,7 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "gce": gce,
     "sce": sce,
     "apl": apl,
+    "listmle": listmle,
     "soft_ce": soft_ce,
     "mse": mse,
     "sel": mse,

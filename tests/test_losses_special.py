@@ -363,6 +363,22 @@ def test_soft_cross_entropy_has_the_gradient_of_kl() -> None:
     )
 
 
+def test_the_rank_loss_rewards_the_teachers_order_and_not_its_opposite() -> None:
+    """TSD-KD's code adds over the classes before instead of behind, and so has it the other way round."""
+    teacher_BC = torch.tensor([[3.0, 2.0, 1.0]])
+    agreeing_BC, opposite_BC = torch.tensor([[6.0, 3.0, 0.0]]), torch.tensor([[0.0, 3.0, 6.0]])
+    labels_B = torch.zeros(1, dtype=torch.int64)
+    agreeing, opposite = (float(LOSSES["listmle"].fn(s, teacher_BC, labels_B)) for s in (agreeing_BC, opposite_BC))
+    assert agreeing == pytest.approx(0.1, abs=0.01)
+    assert opposite == pytest.approx(9.1, abs=0.01)
+    many_BC = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    teacher_BC = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    outside = many_BC.scatter(1, many_BC.topk(10, 1).indices, 0.0) - 1.0  # classes beyond the ten best have no part
+    loss_B = LOSSES["listmle"].fn(many_BC, teacher_BC, labels_B)
+    changed_BC = torch.where(many_BC < many_BC.topk(10, 1).values[:, -1:], outside, many_BC)
+    torch.testing.assert_close(LOSSES["listmle"].fn(changed_BC, teacher_BC, labels_B), loss_B)
+
+
 def test_wttm_weighs_ttm_by_the_teachers_smoothness() -> None:
     tensors = batch()
     for temperature, weight_B in (

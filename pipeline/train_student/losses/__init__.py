@@ -5,6 +5,7 @@ adaptive.py        AlphaNet's divergence    balanced.py      adaptive KL        
 mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAID
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, APL, soft CE
+ranking.py         ListMLE
 semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them; NormKD
 transforms.py      what a target is made of, before any loss: label_mix, calibrate, ...; transform_fits.py fits them
 mixed.py           what teachers say of mixed samples       rated.py         how often they are right about a row

@@ -22,6 +22,7 @@ from .mixtures import (
     symmetric_kl_divergence,
     total_variation,
 )
+from .ranking import list_mle
 
 DENSE = frozenset({"dense"})
 LANGUAGE = "language models"
@@ -139,6 +140,15 @@ DIVERGENCES: dict[str, Loss] = {
         takes={"temperature": temperature(1.0), "start": number(0.4, "[0, 1]"), "end": number(1.0, "(0, 1]")},
         extras=frozenset({"progress"}),
         unsure="linear schedule; the paper's adaptive update of t is not applied",
+    ),
+    "listmle": Loss(
+        fn=list_mle,
+        paper="Xia et al. ICML 2008; TSD-KD",
+        use="beside a divergence, as gjs:1 + listmle:0.1: the order of the classes that the student believes in",
+        setting=LANGUAGE,
+        needs=frozenset({"fixed_tail"}),
+        zero_at_teacher=False,
+        unsure="TSD-KD takes it on the opening tokens of an answer alone, at a weight of 0.1",
     ),
     "soft_ce": Loss(
         fn=soft_cross_entropy,

@@ -13,7 +13,7 @@ from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
-from logitbank.pipeline.fit import COLUMNS
+from logitbank.pipeline.fit import COLUMNS, EpochRecord
 from logitbank.pipeline.look.report import write_report
 from logitbank.pipeline.metrics import measure_where_teacher_errs
 from logitbank.pipeline.train_student.compare import compare
@@ -83,6 +83,22 @@ def test_a_better_teacher_of_another_store_is_the_truth(
     assert other["golden"]["proxy_last"] == pytest.approx(result["golden"]["last"], rel=1e-5)
     assert other["golden"]["last"] == pytest.approx(result["golden"]["proxy_last"], rel=1e-5)
     assert result["golden"]["against"]["digest"] == stores["true"].teacher().digest
+
+
+def test_a_stopped_run_goes_on_with_both_curves(stores: dict[str, Store], digits: Split, tmp_path: Path) -> None:
+    asked = {**STUDENT, "epochs": 3, "golden": "labels"}
+
+    def stop(record: EpochRecord) -> None:
+        if record.epoch == 2:
+            raise KeyboardInterrupt
+
+    whole = train(stores["wrong"], digits, None, tmp_path / "whole", asked=asked)
+    with pytest.raises(KeyboardInterrupt):
+        train(stores["wrong"], digits, None, tmp_path / "r", asked=asked, on_epoch=stop)
+    again = train(stores["wrong"], digits, None, tmp_path / "r", asked=asked)
+    assert again["golden"] == whole["golden"]
+    for name in ("val_proxy", "val_golden"):
+        assert columns(tmp_path / "r")[name] == columns(tmp_path / "whole")[name]
 
 
 @pytest.mark.parametrize(

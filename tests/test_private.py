@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,15 @@ def test_a_private_student_learns_and_says_what_it_spent(
     assert other["weights_sha256"] != result["weights_sha256"]
     assert load_state(tmp_path / "r" / WEIGHTS).keys() == load_state(tmp_path / "other" / WEIGHTS).keys()
     assert json.loads((tmp_path / "r" / "result.json").read_text())["privacy"] == said
+
+
+def test_without_opacus_it_says_what_to_install(
+    store: Store, digits: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opacus.validators", None)
+    with pytest.raises(ValueError, match=r"pip install 'logitbank\[privacy\]'"):
+        train(store, digits, None, tmp_path / "r", asked=RUN)
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from logitbank.pipeline.use_student.load import load_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 from tests.students import train
+from tests.test_fit_processes import train as torchrun
 
 B, C, D, K, F, S = 7, 3, 5, 12, 2, 4
 FIRST = Step(step=0, steps_per_epoch=1, num_epochs=1)
@@ -357,3 +358,15 @@ def test_what_cannot_be_heard_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match="loss 'feature' needs one teacher's features"):
         train(open_store(tmp_path / "bare.zarr"), digits, None, tmp_path / "a", loss="feature")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(store: Store, tmp_path: Path) -> None:
+    """The projection, which no process wraps, gets the gradients of the whole batch in both."""
+    options = ("--loss", "kd:0.9 + feature:1", "--epochs", "2")
+    for count in (1, 2):
+        done = torchrun(count, store.path, tmp_path / str(count), *options)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_state(tmp_path / name / WEIGHTS) for name in "12")
+    for name, values in one.items():  # sums in another order, through AdamW
+        torch.testing.assert_close(two[name], values, rtol=1e-2, atol=1e-3)

@@ -46,6 +46,8 @@ LINES: dict[str, tuple[list[str], bool | None]] = {
             "train-student --data DATA --store D/s.zarr --student sklearn:RandomForestClassifier --out D/forest",
             "train-student STUDENT --out D/student",
             "train-student --data DATA --store D/s.zarr --student D/net.py:make --epochs 1 --out D/own",
+            "train-student --data DATA --store D/s.zarr --student D/net.py:make --epochs 1 --out D/share"
+            " --set target_transform=label_mix?alpha=auto",
         ],
         None,
     ),

@@ -274,6 +274,8 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     searches = bool(objective.search) or is_open(objective)
     if searches and processes.count > 1:
         raise ValueError("an option that is auto is searched by one process; find its value first, without torchrun")
+    if is_open(objective):
+        split.refuse_positions("alpha of label_mix, when it is auto,")
     scaling = settle_fresh(run.student, split, run.preprocessing(), rows)
     scaling.check(split)
     if objective.weighs_by_class:

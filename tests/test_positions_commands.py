@@ -62,6 +62,8 @@ LINES: dict[str, tuple[list[str], bool | None]] = {
     ),
     "predict": (["predict D/student --data DATA --out D/p.csv"], None),
     "export-student": (["export-student D/student --format onnx --out D/e"], None),
+    "nest": (["merge D/s.zarr D/t.zarr --names a,b --out D/both.zarr", "nest D/both.zarr --small a --large b"], None),
+    "rank-students": (["rank-students D/s.zarr --data DATA --students linear,mlp:8 --seeds 1"], None),
     "inspect": (["inspect D/s.zarr --json", "inspect D/s.zarr"], True),
     "verify": (
         [

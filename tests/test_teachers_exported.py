@@ -252,7 +252,7 @@ def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> Non
     [
         ("fkd:labels", "nothing is unpickled"),
         ("ml-dr:reinforced", "nothing is unpickled"),
-        ("distillkit:data.parquet", "sequences of tokens"),
+        ("distillkit:data.parquet", "unpack them for topk:FILE"),
         ("export:none.npz", "no such file"),
         ("export:s.zarr", "is a store already"),
         ("export:empty", "only an .npz export becomes a store again; run `cli export STORE NAME.npz`"),

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
 from logitbank.pipeline.cache_teacher.teachers.tinyvit import TinyVitTeacher
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.datasets.image_files import paths_of
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.exchange import export_store
+from logitbank.pipeline.train_student.losses import parse_objective
+from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
 from tests.exchange import C, N, make_data, make_logits
@@ -92,6 +96,40 @@ def test_the_store_says_what_was_not_proved(data: Split, cache: Path, tmp_path: 
     assert any("evenly" in line for line in said["assumed"])
     other = build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=1)).identity()
     assert other["weights_sha256"] != identity["weights_sha256"]
+
+
+def test_labels_that_no_record_names_are_counted(data: Split, cache: Path, tmp_path: Path) -> None:
+    """Their probability is a guess, in every store that is made of these answers, and losses that need it are told."""
+    answers = build_teacher(data, f"tinyvit:{cache}{POSITIONS}", "", Views(num_views=2))
+    cache_teacher(answers, tmp_path / "s.zarr", encoding=TOPK16, predictor_rows=0)
+    best = np.argsort(-make_logits(3)[:2], axis=2)[:, :, :K]
+    labelled = data.labels >= 0
+    named = (best == data.labels[:, None]).any(2)[:, labelled]
+    store = open_store(tmp_path / "s.zarr")
+    said = store.teacher().identity["imported"]["label_log_prob"]
+    assert said == {"known": int(named.sum()), "labelled": named.size}
+    assert said["known"] < said["labelled"]
+    assert any("rows do not name their label" in line for line in store.teacher().summary["warnings"])
+    for dense in (False, True):
+        export_store(store.path, tmp_path / f"{dense}.npz", dense=dense)
+        again = build_teacher(data, f"export:{tmp_path}/{dense}.npz", "", Views(num_views=2))
+        cache_teacher(again, tmp_path / f"{dense}.zarr", encoding=TOPK16, predictor_rows=0)
+        store = open_store(tmp_path / f"{dense}.zarr")
+        assert "label_prob" not in StoredAnswers(store).offers
+        with pytest.raises(ValueError, match="dkd.*needs the teacher's own probability of every label"):
+            check_needs(parse_objective("dkd", {}), store, StoredAnswers(store))
+
+
+def test_a_store_without_the_count_is_not_believed(data: Split, cache: Path, tmp_path: Path) -> None:
+    """Made before it was recorded."""
+    teacher = TinyVitTeacher(f"tinyvit:{cache}{POSITIONS}", data, Views())
+    identity = teacher.identity()
+    del identity["imported"]["label_log_prob"]
+    teacher.identity = lambda: identity  # type: ignore[method-assign]
+    cache_teacher(teacher, tmp_path / "s.zarr", encoding=TOPK16, predictor_rows=0)
+    store = open_store(tmp_path / "s.zarr")
+    assert "label_prob" not in StoredAnswers(store).offers
+    assert any("an unknown number of rows" in line for line in store.teacher().summary["warnings"])
 
 
 @pytest.mark.parametrize(

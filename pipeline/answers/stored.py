@@ -85,7 +85,7 @@ class StoredAnswers:
             found.add("dense")
         if not self.encoding.has_tail or self.tail != "bucket":
             found.add("fixed_tail")
-        if not guessed_labels(self.teacher):
+        if guessed_labels(self.teacher) == 0:
             found.add("label_prob")
         if self.teacher.row_folds is not None:
             found.add("out_of_fold")

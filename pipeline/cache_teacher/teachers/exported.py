@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.answers.guessed_labels import said_of_labels
 from logitbank.pipeline.cache_teacher.teachers import EXPORT_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
@@ -65,6 +66,7 @@ class ExportTeacher:
             "from": EXPORT_PREFIX + self.path.name,
             "sha256": self._digest,
             **{name: said.content[name] for name in kept if said.content.get(name)},
+            **said_of_labels(said.content["identity"]),
         }
         if not said.dense:
             imported["assumed"] = [

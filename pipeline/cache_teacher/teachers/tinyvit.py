@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.answers.guessed_labels import labels_named
 from logitbank.pipeline.cache_teacher.teachers import TINYVIT_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
@@ -108,6 +109,7 @@ class TinyVitTeacher:
                 "keys": known[self.options["keys"]],
                 "pixels": saw,
                 "labels": self._labels_agree,
+                **self._labels_named,
                 "assumed": [
                     f"the mass outside the top {self.top_k} is spread evenly, the label among it",
                     "logsumexp is 0: only probabilities were saved",
@@ -140,9 +142,7 @@ class TinyVitTeacher:
             ValueError: It knows them no better than if its rows were shuffled.
         """
         epoch = Epoch(folder, self.top_k, self.split, self._keys)
-        known = np.flatnonzero(self.split.labels >= 0)
-        if self.split.readable is not None:
-            known = known[self.split.readable[known]]
+        known = self._labelled
         if not len(known):
             return epoch, "none to compare with"
         best = np.concatenate([epoch.best(known[i : i + _BATCH]) for i in range(0, len(known), _BATCH)])
@@ -166,6 +166,19 @@ class TinyVitTeacher:
                 f"{other.folder}: answers differ from those of {self._epoch.folder.name}, so the pixels were not"
                 " plain; pass pixels=augmented"
             )
+
+    @cached_property
+    def _labelled(self) -> Rows:
+        """The rows that have a label and an answer."""
+        labelled = self.split.labels >= 0
+        return np.flatnonzero(labelled if self.split.readable is None else labelled & self.split.readable)
+
+    @cached_property
+    def _labels_named(self) -> dict[str, Any]:
+        """Of how many answers of the views the label's probability is known; each epoch is read once for it."""
+        parts = [self._labelled[start : start + _BATCH] for start in range(0, len(self._labelled), _BATCH)]
+        epochs = (self._load(folder)[0] for folder in self._folders)
+        return labels_named((epoch.records(some)[0], self.split.labels[some]) for epoch in epochs for some in parts)
 
     @cached_property
     def _digest(self) -> str:

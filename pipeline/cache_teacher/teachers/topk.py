@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.answers.guessed_labels import labels_named
 from logitbank.pipeline.cache_teacher.teachers import TOPK_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
@@ -76,13 +77,12 @@ class TopKTeacher:
             raise ValueError(f"{self.path}: has {found} positions, {split.spec} has {expected}; expected the same")
         self._labels_P = split.labels.reshape(-1)
         self._readable_P = None if split.readable is None else split.readable.reshape(-1)
-        self.labels_known = self._check()
+        self._labels_named = self._check()
         self.folds, self.fold_attributes = declared_folds(plan, split)
         self.groups = split.groups if plan is None else plan.groups(split)
         self.seen = nothing_known(split)
 
     def identity(self) -> dict[str, Any]:
-        known, labelled = self.labels_known
         return {
             "architecture": TOPK_PREFIX + self.path.name,
             "weights_sha256": [self._digest],
@@ -91,7 +91,7 @@ class TopKTeacher:
                 "from": TOPK_PREFIX + self.path.name,
                 "top_k": self._heads.num_entries,
                 "heads_only": True,
-                "label_log_prob": {"known": known, "labelled": labelled},
+                **self._labels_named,
                 "assumed": [
                     "rows are in the data's order",
                     "the mass that a row leaves is spread evenly over the classes that it does not name",
@@ -124,17 +124,12 @@ class TopKTeacher:
             where = f"row {row}" if self.split.positions is None else f"row {row} position {position}"
             raise ValueError(f"{self.path}: {where} {wrong.reason}") from wrong
 
-    def _check(self) -> tuple[int, int]:
+    def _check(self) -> dict[str, Any]:
         """Reads every answer: how many of the labelled ones name their label."""
         rows = np.arange(len(self._labels_P)) if self._readable_P is None else np.flatnonzero(self._readable_P)
         self._refuse_logits(rows)
-        known = labelled = 0
-        for start in range(0, len(rows), _CHECKED_ROWS):
-            some = rows[start : start + _CHECKED_ROWS]
-            head, labels_B = self._read(some), self._labels_P[some]
-            known += int((head.index_BK == labels_B[:, None]).any(1)[labels_B >= 0].sum())
-            labelled += int((labels_B >= 0).sum())
-        return known, labelled
+        parts = (rows[start : start + _CHECKED_ROWS] for start in range(0, len(rows), _CHECKED_ROWS))
+        return labels_named((self._read(some).index_BK, self._labels_P[some]) for some in parts)
 
     def _refuse_logits(self, rows: Rows) -> None:
         """Raises ValueError when no row can be log-probabilities: then the numbers mean something else."""

@@ -18,7 +18,8 @@ from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.settings import Caching
 from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
-from logitbank.pipeline.cache_teacher.teachers.topk import TopKTeacher, read_head
+from logitbank.pipeline.cache_teacher.teachers.topk import TopKTeacher
+from logitbank.pipeline.cache_teacher.teachers.topk_rows import read_head
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.described import refuse_given
 from logitbank.pipeline.encoding import Encoding
@@ -295,6 +296,22 @@ def test_rows_that_are_no_log_probabilities_are_refused(
     with pytest.raises(ValueError, match=message) as caught:
         build_teacher(data, f"topk:{file}", "", Views())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_that_were_renormalised_over_the_best_are_told(
+    data: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: type
+) -> None:
+    """As processed log-probabilities of a sampler are: nothing is left, though the K-th class is far from none."""
+    values, index = head(log_prob())
+    build_teacher(data, f"topk:{write(tmp_path / 'f.npz', values.astype(dtype), index)}", "", Views())
+    confident = np.log(np.array([1 - 1e-4 * (K - 1) - 3e-4, *[1e-4] * (K - 1)]))[None].repeat(N, 0)
+    build_teacher(data, f"topk:{write(tmp_path / 'sure.npz', confident.astype(dtype), index)}", "", Views())
+    assert "renormalised" not in caplog.text
+    values = values - np.log(np.exp(values).sum(1, keepdims=True))
+    build_teacher(data, f"topk:{write(tmp_path / 'g.npz', values.astype(dtype), index)}", "", Views())
+    assert f"g.npz: in {N} of {N} answers" in caplog.text
+    assert "renormalised over them; expected log-probabilities over all classes" in caplog.text
 
 
 def test_only_topk_with_no_more_classes_than_were_said_is_kept(data: Split, tmp_path: Path) -> None:

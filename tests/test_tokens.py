@@ -80,6 +80,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "empty.bin": (b"", "0 bytes"),
     "short.bin": (b"\0" * 6, "3 tokens are no sequence of 8"),
     "llm.bin": (np.array([20240520, *[0] * 300], "<i4").tobytes(), "header of llm.c"),
+    "wide.bin": (np.arange(64, dtype="<u4").tobytes(), "every second id of .* uint16; .*: say dtype=uint32"),
     "flat.npy": (np.zeros((4, 8), np.int64), r"int64 \[4, 8\]; expected integers \[T\]"),
     "real.npy": (np.zeros(64), r"float64 \[64\]; expected integers"),
     "below.npy": (np.full(64, -1), "-1 is no token id"),

@@ -21,6 +21,7 @@ from logitbank.stores.format.schema import MAX_POSITIONS
 DTYPES = ("uint16", "uint32", "uint8", "int32", "int64")
 LENGTH = "1024"
 _READ_AT_ONCE = 2**24  # tokens
+_HALVES = 16  # ids of which every second is 0 by chance in no text
 _LLM_C = (20240520, 20240801)  # first number of the header of 256 int32 that llm.c writes
 
 Tokens = npt.NDArray[np.integer]
@@ -144,7 +145,21 @@ def _open(path: str, dtype: str, spec: str) -> Tokens:
         raise ValueError(f"{spec}: {path} has {num_bytes} bytes, which are no {kind.name} ids; say dtype=, as written")
     if num_bytes >= 1024 and int(np.fromfile(file, "<i4", 1)[0]) in _LLM_C:
         raise ValueError(f"{spec}: {path} begins with a header of llm.c; write the ids alone, from byte 1,024 on")
-    return np.memmap(file, kind, mode="r")
+    tokens = np.memmap(file, kind, mode="r")
+    _refuse_halves(tokens, file, spec)
+    return tokens
+
+
+def _refuse_halves(tokens: Tokens, file: Path, spec: str) -> None:
+    """Raises ValueError when every second number is 0, as where ids are read as a type of half their width."""
+    wider = {"uint8": "uint16", "uint16": "uint32 or int32", "uint32": "int64", "int32": "int64"}
+    name = tokens.dtype.name
+    seen = tokens[:_READ_AT_ONCE]
+    if name in wider and len(seen) >= _HALVES and not seen[1::2].any() and seen[::2].any():
+        raise ValueError(
+            f"{spec}: every second id of {file} is 0 when it is read as {name}; it was written as {wider[name]}: say"
+            f" dtype={wider[name].split()[0]}"
+        )
 
 
 def _open_npy(file: Path, spec: str) -> Tokens:

@@ -380,3 +380,10 @@ def test_bounded_losses_keep_their_bound() -> None:
         rows_B = call(name, student_BC, teacher_BC, labels_B, temperature=1.0)
         assert rows_B.min() >= -1e-6
         assert rows_B.max() <= bound + 1e-5
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_a_loss_that_falls_below_zero_says_so(name: str, options: dict[str, Any]) -> None:
+    """Weights that are learned go by it."""
+    lowest = min(float(call(name, *rows(64, 10, scale, seed=3), **options).min()) for scale in (0.5, 2.0, 6.0))
+    assert lowest > -1e-3 or LOSSES[name].below_zero, lowest

@@ -4,6 +4,7 @@ Shapes: B batch, C classes, D and K features of student and teacher, F folds, S 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from logitbank.pipeline.train_student.losses.features import (
     subclass_cross_entropy,
     subclass_target,
 )
+from logitbank.pipeline.train_student.losses.wasserstein import ClassDistance
 from logitbank.pipeline.use_student.load import load_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
@@ -281,6 +283,27 @@ def test_features_of_rows_that_are_not_served_are_left_out() -> None:
         objective(rows["student"], answer, rows["labels"], FIRST)
     with pytest.raises(ValueError, match="needs one teacher's features: cache it with --embedding penultimate"):
         objective(rows["student"], ExactAnswer(rows["teacher"]), rows["labels"], FIRST, heard)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_a_fold_that_is_left_out_has_no_rows_to_fit(*, with_head: bool) -> None:
+    whole = material(F, with_head=with_head)
+    stored = whole.teacher
+    assert stored is not None
+    kept_N = stored.fold_N == 0
+    values_NK, fold_N, class_N = (part[kept_N] for part in (stored.values_NK, stored.fold_N, stored.class_N))
+    some = replace(whole, teacher=replace(stored, values_NK=values_NK, fold_N=fold_N, class_N=class_N))
+    assert Projection(some, distance="mse").scale_F.isfinite().all()
+    torch.testing.assert_close(
+        Projection(some, distance="mse").scale_F[0], Projection(whole, distance="mse").scale_F[0]
+    )
+    options: dict[str, Any] = {"temperature": 1.0, "beta": 1.0, "directions": "principal"}
+    torch.testing.assert_close(
+        Subclasses(some, **options).direction_FCKS[0], Subclasses(whole, **options).direction_FCKS[0]
+    )
+    if not with_head:  # classes are as far apart as the one fold says
+        alone = replace(some, teacher=replace(stored, values_NK=values_NK, fold_N=fold_N, class_N=class_N, num_folds=1))
+        torch.testing.assert_close(ClassDistance(some).cost_CC, ClassDistance(alone).cost_CC)
 
 
 def test_too_many_subclasses_are_refused() -> None:

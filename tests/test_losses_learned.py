@@ -24,6 +24,8 @@ from logitbank.pipeline.train_student.folder import CHECKPOINT, WEIGHTS
 from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Material, Objective, Step, parse_objective
 from logitbank.pipeline.train_student.losses.feedback import Feedback
 from logitbank.pipeline.train_student.losses.learned import LearnedTemperature
+from logitbank.pipeline.train_student.losses.own import own_loss
+from logitbank.pipeline.train_student.losses.table import EVERY_LOSS
 from logitbank.pipeline.views import Views
 from logitbank.stores import Store, open_store
 from tests.students import train
@@ -88,6 +90,23 @@ def test_learned_weights_are_kendalls() -> None:
     with torch.no_grad():
         variance.fill_(-50.0)
     assert objective(student_BC, ExactAnswer(teacher_BC), labels_B, at(0)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name, loss in EVERY_LOSS.items() if loss.below_zero])
+def test_weights_are_not_learned_of_a_loss_that_may_be_negative(name: str) -> None:
+    """Such a weight would grow to its bound, and nothing else would be learned."""
+    with pytest.raises(ValueError, match=f"lowers the weight of a loss that is large, and {name} may be negative"):
+        parse_objective(f"ce:1 + {name}:1", {"learned_weights": 1})
+
+
+def test_weights_are_not_learned_of_a_negative_loss_of_ones_own() -> None:
+    def agreement(student_BC: Tensor, teacher_BC: Tensor, labels_B: Tensor) -> Tensor:
+        return -(student_BC.softmax(1) * teacher_BC.softmax(1)).sum(1)
+
+    own = {"agreement": own_loss(agreement)}
+    assert parse_objective("ce:1 + agreement:1", own=own).terms[1].loss.below_zero
+    with pytest.raises(ValueError, match="and agreement may be negative"):
+        parse_objective("ce:1 + agreement:1", {"learned_weights": 1}, own=own)
 
 
 def test_what_learns_is_refused_where_it_does_nothing_or_was_not_made() -> None:

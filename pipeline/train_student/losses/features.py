@@ -66,7 +66,8 @@ class Projection(nn.Module):
         super().__init__()
         stored = stored_of(material)
         self.layer = PerFold(stored.num_folds, material.student_features, stored.values_NK.shape[1])
-        scales = [stored.of_fold(fold).square().mean().sqrt().clamp(min=_TINY) for fold in range(stored.num_folds)]
+        parts = [stored.of_fold(fold) for fold in range(stored.num_folds)]  # one that is left out has no rows
+        scales = [part.square().mean().sqrt().clamp(min=_TINY) if len(part) else torch.tensor(1.0) for part in parts]
         self.register_buffer("scale_F", torch.stack(scales))
 
 
@@ -237,10 +238,15 @@ class Subclasses(nn.Module):
 def _class_directions(
     stored: StoredFeatures, fold: int, label: int, subclasses: int, *, principal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Directions [K, S], in units of the scores' common deviation, and the mean [K] of one class of one fold's rows."""
+    """Directions [K, S], in units of the scores' common deviation, and the mean [K] of one class of one fold's rows.
+
+    A fold of which no rows are trained on, since it is left out, has zeros.
+    """
     values_NK = stored.of_fold(fold, label).double()
-    mean_K = values_NK.mean(0) if len(values_NK) else stored.of_fold(fold).double().mean(0)
     width = values_NK.shape[1]
+    if not len(stored.of_fold(fold)):
+        return torch.zeros(width, subclasses), torch.zeros(width)
+    mean_K = values_NK.mean(0) if len(values_NK) else stored.of_fold(fold).double().mean(0)
     free_KK = torch.eye(width, dtype=torch.float64)
     if stored.head_FCK is not None:
         head_CK = stored.head_FCK[fold].double()

@@ -60,8 +60,8 @@ class Loss:
     filled from the step. fits: "teacher" or "labels". trusts_labels: a wrong label makes a wrong target.
     couples_rows: a row's loss depends on the other rows of its batch, unless an option has the value uncoupled_by.
     module: makes what the loss keeps from step to step, of a Material and the loss's options: parameters that are
-    trained with the student's, or buffers; the loss gets it as ``module``. sha256: of the code of a loss that is not
-    the table's.
+    trained with the student's, or buffers; the loss gets it as ``module``. below_zero: a row's loss may be negative.
+    sha256: of the code of a loss that is not the table's.
     """
 
     fn: Callable[..., Tensor]
@@ -83,6 +83,7 @@ class Loss:
     couples_rows: bool = False
     uncoupled_by: tuple[str, Value] = ("", "")
     zero_at_teacher: bool = True
+    below_zero: bool = False
     module: Callable[..., nn.Module] | None = None
     sha256: str = ""
     unsure: str = ""

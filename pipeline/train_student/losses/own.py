@@ -111,6 +111,7 @@ def tried(loss: Loss, options: Mapping[str, Value], num_classes: int) -> Loss:
         teacher = any(trial.changes_with("teacher") for trial in found)
         logits = any(trial.changes_with("level") for trial in found)
         coupled = any(trial.couples_rows() for trial in found)
+        negative = any(trial.falls_below_zero() for trial in found)
     needs = {"labels": labels, "logits": logits, "fixed_tail": teacher}
     return replace(
         loss,
@@ -118,6 +119,7 @@ def tried(loss: Loss, options: Mapping[str, Value], num_classes: int) -> Loss:
         fits="teacher" if teacher else "labels",
         trusts_labels=labels,
         couples_rows=coupled,
+        below_zero=negative,
     )
 
 
@@ -186,6 +188,10 @@ class _Trial:
         batch = self._rows(64)
         half = tuple(tensor[:32] for tensor in batch)
         return _differ(self(*batch)[:32], self(*half))
+
+    def falls_below_zero(self) -> bool:
+        """Whether some row's loss is negative, by more than rounding."""
+        return any(bool((self(*batch) < -1e-3).any()) for batch in (*self._extremes(), self._rows(64)))
 
     def __call__(self, *batch: Tensor) -> Tensor:
         try:

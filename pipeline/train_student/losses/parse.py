@@ -89,6 +89,11 @@ def parse_objective(
         raise ValueError(
             f"{LEARNED_WEIGHTS}=1 weighs terms against each other, and {text.strip()!r} is one; leave it out"
         )
+    if learns_weights and (negative := [term.name for term in terms if term.loss.below_zero]):
+        raise ValueError(
+            f"{LEARNED_WEIGHTS}=1 lowers the weight of a loss that is large, and {negative[0]} may be negative: its"
+            " weight would only grow; leave it out"
+        )
     return Objective(_spelled(text, own), terms, transforms=transforms, learns_weights=learns_weights)
 
 

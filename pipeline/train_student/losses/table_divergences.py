@@ -117,6 +117,7 @@ DIVERGENCES: dict[str, Loss] = {
             "ratio_clip": number(5.0, "[1, 1e6]", off=0.0),
         },
         needs=DENSE,
+        below_zero=True,  # where the clip holds
     ),
     "abkd": Loss(
         fn=alpha_beta_divergence,

@@ -42,6 +42,7 @@ FEATURE_LOSSES: dict[str, Loss] = {
         module=Critics,
         couples_rows=True,
         zero_at_teacher=False,
+        below_zero=True,
         unsure="alpha is the share itself, as in the paper; the authors' code passes it through a sigmoid (0.5: 0.62)",
     ),
     "wkd": Loss(

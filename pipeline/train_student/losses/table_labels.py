@@ -230,5 +230,6 @@ SEMIPARAMETRIC: dict[str, Loss] = {
         prefers=OUT_OF_FOLD,
         trusts_labels=True,
         zero_at_teacher=False,
+        below_zero=True,
     ),
 }

@@ -20,5 +20,6 @@ MEMORY_LOSSES: dict[str, Loss] = {
         fits="labels",
         module=Remembered,
         zero_at_teacher=False,
+        below_zero=True,
     ),
 }

@@ -34,6 +34,8 @@ class ClassDistance(nn.Module):
         for fold in range(stored.num_folds):
             if stored.head_FCK is not None:
                 vectors_CK = stored.head_FCK[fold]
+            elif not len(stored.of_fold(fold)):
+                continue  # it is left out
             else:
                 vectors_CK = _means(stored.of_fold(fold), stored.class_N[stored.fold_N == fold], material.num_classes)
             unit_CK = normalize(vectors_CK.double(), dim=1)

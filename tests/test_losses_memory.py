@@ -97,3 +97,17 @@ def test_what_it_cannot_remember_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         train(store, digits, None, tmp_path / "r", loss="elr", asked=settings)
+
+
+def test_a_row_without_a_label_is_not_held_to_itself() -> None:
+    """Else what a student says before it knows anything decides all that is not labelled."""
+    objective = parse_objective("elr").equipped(Material(num_classes=C, num_examples=N), 0)
+    where = Step(step=0, steps_per_epoch=1, num_epochs=1, rows_B=torch.tensor([2, 5]))
+    student_BC = torch.randn(2, C, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss_B = objective(student_BC, ExactAnswer(torch.zeros(2, C)), torch.tensor([1, -1]), where)
+    (gradient_BC,) = torch.autograd.grad(loss_B.sum(), student_BC)
+    assert loss_B[1] == 0
+    assert not gradient_BC[1].any()
+    assert gradient_BC[0].any()
+    remembered_NC = next(objective.modules.buffers())
+    assert remembered_NC.any(dim=1).nonzero().flatten().tolist() == [2]

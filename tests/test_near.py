@@ -90,6 +90,20 @@ def test_a_student_hears_each_client_where_it_knows_something(
     assert result["against_teacher"]["num_rows"] == (low_N | high_N).sum()
 
 
+def test_rows_without_an_answer_are_told(clients: dict[str, str], tmp_path: Path) -> None:
+    asked = caching(clients, "low")
+    teacher, _ = open_teacher(asked)
+    split, told = teacher.split, list[str]()
+    summary = cache_teacher(teacher, tmp_path / "s.zarr", encoding=DENSE)
+    store = open_store(tmp_path / "s.zarr")
+    served_N = store.teacher().slab(0, ["mask"])["mask"]
+    missing = int((~served_N).sum())
+    assert 0 < missing < len(split)
+    assert summary["warnings"][0].startswith(f"{missing} of the {len(split)} rows have no answer")
+    train(store, split, None, tmp_path / "r", loss="soft_ce", epochs=1, on_warning=told.append)
+    assert f"{missing} of the {len(split)} training rows have no answer: such a row gets no gradient" in told
+
+
 def test_another_filter_is_another_teacher(clients: dict[str, str], tmp_path: Path) -> None:
     for share in (0.9, 0.5):
         teacher, _ = open_teacher(caching(clients, "low", near_share=share))

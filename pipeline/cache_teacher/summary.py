@@ -54,7 +54,7 @@ def summarise(
         summary["per_fold"] = [figures.measures(fold) for fold in range(figures.num_folds)]
         unknown = counts["num_unknown"]  # else it is known, and nothing has to be guessed
         summary["leaks"] = suspected_leaks(summary["per_fold"]) if unknown else []
-    summary["warnings"] = label_warnings(store, teacher) + guess_warnings(teacher)
+    summary["warnings"] = figures.served_warnings() + label_warnings(store, teacher) + guess_warnings(teacher)
     return summary
 
 
@@ -162,6 +162,13 @@ class _Figures:
         """Of the labelled rows, or of those that are served where none is labelled."""
         labelled_3 = self._seen_F3.sum(axis=0)
         return _counts(labelled_3 if labelled_3.any() else self._served_3)
+
+    def served_warnings(self) -> list[str]:
+        """A line where examples have no answer; of positions, the ends of short sequences have none, as a rule."""
+        num_served, number = int(self._served_3.sum()), self._store.num_examples
+        if self._store.positions is not None or num_served == number:
+            return []
+        return [f"{number - num_served} of the {number} rows have no answer: students learn nothing of it about them"]
 
     def measures(self, fold: int | None) -> dict[str, Any]:
         """Of one fold, or of all together."""

@@ -267,6 +267,7 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     left_out = leave_out(run.leave_out, store, answers, views)
     rows, validation = _cut_rows(run, split, left_out)
     _refuse_idle(run, objective, processes)
+    warnings += _unserved(objective, answers, rows)
     if run.training.selected_by in BESIDE_TEACHER and not answers.served(0)[validation].any():
         raise ValueError(
             f"--select {run.training.select}: no teacher answers a validation row; select by another measure"
@@ -326,6 +327,15 @@ def _refuse_idle(run: Run, objective: Objective, processes: Processes) -> None:
         raise ValueError(
             f"{', '.join(objective.search)} and alpha of label_mix are both auto; give one of them a number"
         )
+
+
+def _unserved(objective: Objective, answers: Answers, rows: Rows) -> list[str]:
+    """A line where training rows have no answer; ValueError where none has one."""
+    number = int((~answers.served(0)[rows]).sum()) if objective.uses_teacher else 0
+    if number and number == len(rows):
+        raise ValueError("no teacher answers a training row, so there is nothing to learn of it; --loss ce needs none")
+    gets = "only what the loss makes of its label" if "labels" in objective.needs else "no gradient"
+    return [f"{number} of the {len(rows)} training rows have no answer: such a row gets {gets}"] if number else []
 
 
 def _cut_rows(run: Run, split: Split, left_out: LeftOut | None) -> tuple[Rows, Rows]:

@@ -42,7 +42,7 @@ def early_learning_regularization(
     """log(1 - sum_c t_c q_c), where t <- keep t + (1 - keep) q is what the student has said of the example so far.
 
     A student learns wrong labels late; the pull to what it said before holds it back. q is clamped to 1e-4 from both
-    ends.
+    ends. Rows without a label are left out: there a student would be held to itself alone.
 
     Args:
         student_BC: Student logits.

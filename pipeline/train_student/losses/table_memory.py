@@ -16,6 +16,7 @@ MEMORY_LOSSES: dict[str, Loss] = {
         weight=3.0,
         ce_weight=1.0,
         presets={"cifar100": {"keep": 0.9, "weight": 7.0}},
+        needs=frozenset({"labels"}),  # without one to hold against, a student only grows sure of itself
         extras=frozenset({"rows_B"}),
         fits="labels",
         module=Remembered,

@@ -220,6 +220,15 @@ def test_a_teacher_that_does_not_know_the_labels_is_named(split: Split, tmp_path
     assert any("rows are shifted" in line for line in told)
 
 
+def test_a_network_that_repeats_its_input_is_named_at_positions() -> None:
+    """An untrained one with tied embeddings does, and nobody has shifted anything."""
+    tokens = np.random.default_rng(0).integers(0, 25, 3000)
+    labels = np.roll(tokens, -1)
+    said = suspicion(tokens, labels, 25, at_positions=True)
+    assert said is not None
+    assert "stood a position earlier: positions are shifted, or an untrained network repeats its input" in said
+
+
 def test_likely_causes() -> None:
     """A good teacher, and what people do to its answers."""
     rng = np.random.default_rng(0)
@@ -232,7 +241,7 @@ def test_likely_causes() -> None:
     ranks = np.concatenate([np.arange(rank, num_rows, 4) for rank in range(4)])
     for odd, words in (
         (np.roll(best, 1), "rows are shifted"),
-        (np.roll(best, -1), "rows are shifted"),
+        (np.roll(best, -1), "rows are shifted;"),
         (best[::-1], "reverse order"),
         (best[ranks], "the rows of 4 processes are one after the other"),
         (as_text[best], "sorted as text"),

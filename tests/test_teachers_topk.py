@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from logitbank.pipeline.answers.stored import StoredAnswers
+from logitbank.pipeline.answers.tail_warnings import tail_warnings
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.settings import Caching
 from logitbank.pipeline.cache_teacher.teachers.build import build_teacher
@@ -23,6 +24,9 @@ from logitbank.pipeline.cache_teacher.teachers.topk_rows import read_head
 from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.described import refuse_given
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.exchange import export_store
+from logitbank.pipeline.look.card import store_card
+from logitbank.pipeline.look.describe import describe_store, format_description
 from logitbank.pipeline.train_student.losses import parse_objective
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.views import Views
@@ -162,6 +166,20 @@ def test_losses_that_need_a_label_that_nobody_spoke_of_are_refused(data: Split, 
     check_needs(parse_objective("kd", {"temperature": 1}), store, answers)
     with pytest.raises(ValueError, match="dkd.*needs the teacher's own probability of every label"):
         check_needs(parse_objective("dkd", {"temperature": 1}), store, answers)
+
+
+def test_nobody_claims_to_have_measured_what_was_never_saved(data: Split, tmp_path: Path) -> None:
+    """The file is all that fidelity was measured against; the tail's true distance is unknown."""
+    store = cached(data, write(tmp_path / "f.npz", *with_label(log_prob(), data.labels)))
+    export_store(store.path, tmp_path / "x.npz")
+    cache_teacher(build_teacher(data, f"export:{tmp_path}/x.npz", "", Views()), tmp_path / "x.zarr", encoding=TOPK16)
+    for path in (store.path, tmp_path / "x.zarr"):
+        (line,) = tail_warnings(StoredAnswers(open_store(path)), 9.0)
+        assert "never saved, and they share that mass evenly" in line
+        assert "measured" not in line
+        assert "not against the teacher" in format_description(describe_store(path))
+        assert "not against the teacher" in store_card(path)
+        assert "label_prob" in StoredAnswers(open_store(path)).offers
 
 
 @pytest.mark.parametrize("padding", [(-math.inf, 3), (-1e4, -1), (-2.0, -1)])

@@ -40,7 +40,7 @@ def label_warnings(store: Store, teacher: Teacher) -> list[str]:
     if store.positions is not None:
         some = slice(max(1, _MOST_ANSWERS // store.positions))
         best_N, labels_N = best_N[some].reshape(-1), labels_N[some].reshape(-1)
-    line = suspicion(best_N, labels_N, store.num_classes)
+    line = suspicion(best_N, labels_N, store.num_classes, at_positions=store.positions is not None)
     return [] if line is None else [f"teacher {teacher.name!r}: {line}"]
 
 
@@ -60,13 +60,14 @@ def best_classes(teacher: Teacher) -> Ids:
     return best_N
 
 
-def suspicion(best_N: Ids, labels_N: Ids, num_classes: int) -> str | None:
+def suspicion(best_N: Ids, labels_N: Ids, num_classes: int, *, at_positions: bool = False) -> str | None:
     """Words about answers that do not fit the labels; None when they do.
 
     Args:
         best_N: The best class of each row, in order; -1 where there is none.
         labels_N: Labels, -1 where there is none.
         num_classes: C.
+        at_positions: A row is a position of an example, next to the example's others.
     """
     known_N = (best_N >= 0) & (labels_N >= 0)
     num_known = int(known_N.sum())
@@ -82,7 +83,7 @@ def suspicion(best_N: Ids, labels_N: Ids, num_classes: int) -> str | None:
     if at_chance:
         said += f", no more than luck would give ({chance:.1%})"
     found: tuple[float, str] | None = None
-    for guess in _guesses(best_N, labels_N, num_classes):
+    for guess in _guesses(best_N, labels_N, num_classes, at_positions):
         share = _better(guess.best_N, best_N, labels_N)
         likely = share is not None and share >= chance + _LEAST_GAIN * (1 - chance)
         if share is not None and likely and (found is None or share > found[0] + 0.01):
@@ -110,12 +111,14 @@ def _luck(best_N: Ids, labels_N: Ids, num_classes: int) -> tuple[float, float]:
     return pairs / count**2, float(np.sqrt(max(variance, 0.0))) / count
 
 
-def _guesses(best_N: Ids, labels_N: Ids, num_classes: int) -> Iterator[_Guess]:
+def _guesses(best_N: Ids, labels_N: Ids, num_classes: int, at_positions: bool) -> Iterator[_Guess]:
     """The mistakes that people make, the simplest first."""
+    unit = "position" if at_positions else "row"
     for shift in (1, -1, 2, -2):
-        rows = "a row" if abs(shift) == 1 else f"{abs(shift)} rows"
+        units = f"a {unit}" if abs(shift) == 1 else f"{abs(shift)} {unit}s"
         where = "later" if shift > 0 else "earlier"
-        yield _Guess(f"answers stood {rows} {where}: rows are shifted", np.roll(best_N, shift))
+        why = ", or an untrained network repeats its input" if at_positions and shift == -1 else ""
+        yield _Guess(f"answers stood {units} {where}: {unit}s are shifted{why}", np.roll(best_N, shift))
     yield _Guess("the last row were the first: rows are in reverse order", best_N[::-1])
     for count in range(2, _MOST_PROCESSES + 1):
         order = np.concatenate([np.arange(rank, len(best_N), count) for rank in range(count)])

@@ -27,10 +27,20 @@ def labels_named(answers: Iterable[tuple[npt.NDArray[np.integer], npt.NDArray[np
     return {_RECORD: {"known": known, "labelled": labelled}}
 
 
+def all_named(top_k: int, labelled: int) -> dict[str, Any]:
+    """What is recorded of answers of K classes each that also say what each of so many labels has."""
+    return {_HEAD: top_k, _RECORD: {"known": labelled, "labelled": labelled}}
+
+
 def said_of_labels(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What the identity of a teacher says of this, for that of a teacher whose answers were made of its own."""
     imported = identity.get("imported")
     return {key: imported[key] for key in (_HEAD, _RECORD) if key in imported} if isinstance(imported, Mapping) else {}
+
+
+def heads_alone(identity: Mapping[str, Any]) -> bool:
+    """Whether only the best classes of each answer were saved: what a store says of the others is no teacher's word."""
+    return _HEAD in said_of_labels(identity)
 
 
 def guessed_labels(teacher: Teacher) -> int | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.answers.guessed_labels import heads_alone
 from logitbank.pipeline.answers.interface import Answers
 from logitbank.pipeline.answers.stored import StoredAnswers
 
@@ -60,6 +61,8 @@ def _loss(part: StoredAnswers, temperature: float) -> str:
         return "its tail rule 'renormalise' calls them impossible (KL infinite)"
     if part.tail == "bucket":
         return "its tail rule 'bucket' takes the student's word for them, and has no KL of its own"
+    if heads_alone(part.teacher.identity):
+        return "its teacher's word on them was never saved, and they share that mass evenly"
     uniform = part.tail == "uniform" and "tail_matrix" in part.teacher.constant_names
     found = part.teacher.fidelity.get(f"uniform_{temperature:g}" if uniform else f"{temperature:g}")
     if not isinstance(found, int | float):

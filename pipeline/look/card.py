@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from logitbank.pipeline.answers.guessed_labels import heads_alone
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.files.strict_json import to_json
-from logitbank.pipeline.look.describe import describe_kind, describe_store, recorded_warnings
+from logitbank.pipeline.look.describe import MEASURED_AGAINST_HEADS, describe_kind, describe_store, recorded_warnings
 from logitbank.stores import StoreError, open_store
 from logitbank.stores.format.address import is_url
 from logitbank.stores.share.cache import place_of
@@ -146,7 +147,8 @@ def _teacher_section(name: str, teacher: dict[str, Any], positions: int | None) 
         head = "| temperature | KL T², nats |\n|---|---|\n"
         lines = "\n".join(f"| {t} | {fidelity[t]:.3g} |" for t in temperatures)
         agreement = f", top-1 agreement {fidelity['top1_agreement']:.4f}" if "top1_agreement" in fidelity else ""
-        section += f"\n\nDistance of what is decoded from what the teacher said{agreement}:\n\n{head}{lines}"
+        against = f" ({MEASURED_AGAINST_HEADS})" if heads_alone(teacher["identity"]) else ""
+        section += f"\n\nDistance of what is decoded from what the teacher said{agreement}{against}:\n\n{head}{lines}"
     return section
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from logitbank.pipeline.answers.guessed_labels import heads_alone
 from logitbank.pipeline.encoding import Encoding
 from logitbank.stores import Store, Teacher, open_store
 from logitbank.stores.share.cache import place_of
@@ -38,6 +39,9 @@ def describe_store(path: Path) -> dict[str, Any]:
         "views": dict(store.views),
         "teachers": teachers,
     }
+
+
+MEASURED_AGAINST_HEADS = "against what was saved of the best classes and an even tail, not against the teacher"
 
 
 def _describe_teacher(store: Store, teacher: Teacher) -> dict[str, Any]:
@@ -146,6 +150,8 @@ def _format_teacher(name: str, teacher: dict[str, Any], answer: str) -> list[str
         )
     if teacher["fidelity"]:
         lines.append(f"  fidelity  {_format_fidelity(teacher['fidelity'])}")
+        if heads_alone(teacher["identity"]):
+            lines.append(f"            {MEASURED_AGAINST_HEADS}")
     answers = teacher["answers"]
     if "kind" in answers:
         names = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}

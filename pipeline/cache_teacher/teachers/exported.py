@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.answers.guessed_labels import said_of_labels
+from logitbank.pipeline.answers.guessed_labels import all_named, said_of_labels
 from logitbank.pipeline.cache_teacher.teachers import EXPORT_PREFIX
 from logitbank.pipeline.cache_teacher.teachers.answering import Batch, Features, Rows, in_turn
 from logitbank.pipeline.cache_teacher.teachers.arrays import declared_folds
@@ -69,6 +69,8 @@ class ExportTeacher:
             **said_of_labels(said.content["identity"]),
         }
         if not said.dense:
+            labelled = int((self.split.labels[self._rows >= 0] >= 0).sum())
+            imported = all_named(said.arrays["index"].row_shape[0], labelled) | imported
             imported["assumed"] = [
                 f"the mass outside the top {said.arrays['index'].row_shape[0]} and the label is spread evenly",
                 "label_rank of a label outside them is counted among these even logits",

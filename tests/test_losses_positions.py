@@ -29,6 +29,10 @@ class Told:
     asked: list[int] = field(default_factory=list)
     offers: frozenset[str] = frozenset(OFFERS)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.logits_PC),)
+
     def logits(self, student_PC: Tensor, temperature: float) -> Tensor:
         self.asked.append(len(self.logits_PC))
         assert len(student_PC) == len(self.logits_PC)
@@ -180,3 +184,22 @@ def test_labels_of_other_examples_are_refused() -> None:
     student_BLC, teacher_PC, labels_BL = batch()
     with pytest.raises(ValueError, match=r"labels are \[3, 6\] beside logits \[3, 7, 11\]; expected one an answer"):
         made("kd")(student_BLC, ExactAnswer(teacher_PC), labels_BL[:, 1:], STEP)
+
+
+def test_logits_of_other_examples_or_positions_are_refused() -> None:
+    """Time before examples, as torch's own recurrent layers have it, holds as many numbers: in another order."""
+    student_BLC, teacher_PC, labels_BL = batch()
+    answer = ExactAnswer(teacher_PC.view_as(student_BLC))
+    objective = made("kd", {"temperature": 1})
+    expected = objective(student_BLC, answer, labels_BL, STEP)
+    flat = objective(student_BLC, ExactAnswer(teacher_PC), labels_BL, STEP)
+    torch.testing.assert_close(flat, expected)
+    for student, labels in (
+        (student_BLC.transpose(0, 1), labels_BL.T),
+        (student_BLC[:, :-1], labels_BL[:, 1:]),
+        (student_BLC[:-1], labels_BL[:-1]),
+    ):
+        with pytest.raises(ValueError, match="and the answer is about .* every position"):
+            objective(student, answer, labels, STEP)
+    with pytest.raises(ValueError, match="labels are torch.float32; expected class ids"):
+        objective(student_BLC, answer, labels_BL.float(), STEP)

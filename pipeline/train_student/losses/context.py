@@ -23,6 +23,11 @@ class Answer(Protocol):
     """
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows,), or (examples, L) where examples are answered at L positions: of what B counts."""
+        ...
+
+    @property
     def offers(self) -> frozenset[str]:
         """Which of ``OFFERS`` hold for the answer."""
         ...
@@ -72,6 +77,10 @@ class ExactAnswer:
     logits_BC: Tensor
     out_of_fold: bool = field(default=False, kw_only=True)
     features_BK: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.logits_BC.shape[:-1])
 
     @property
     def offers(self) -> frozenset[str]:

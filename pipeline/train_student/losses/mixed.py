@@ -23,6 +23,10 @@ class MixedAnswer:
     share_B: Tensor
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.first.shape
+
+    @property
     def offers(self) -> frozenset[str]:
         return (self.first.offers & self.second.offers) - {"embedding"}
 

@@ -8,6 +8,7 @@ Shapes: B batch, L positions, P rows, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -382,6 +383,14 @@ class Objective:
             raise ValueError(
                 f"labels are {list(labels_B.shape)} beside logits {list(student_BC.shape)}; expected one an answer"
             )
+        one_is_flat = labels_B.ndim == 1 or len(answer.shape) == 1
+        if labels_B.shape != answer.shape and not (one_is_flat and labels_B.numel() == math.prod(answer.shape)):
+            raise ValueError(
+                f"logits are {list(student_BC.shape)}, and the answer is about {list(answer.shape)}; expected the same"
+                " examples, and where they have positions [examples, positions, classes], every position"
+            )
+        if labels_B.is_floating_point():
+            raise ValueError(f"labels are {labels_B.dtype}; expected class ids, whole numbers, -1 for none")
         if unheard := sorted(self.hears - set(heard or {})):
             raise ValueError(f"loss {self.name!r} listens to the student's {unheard[0]}; pass it in heard")
         student_PC, labels_P = student_BC.flatten(0, -2), labels_B.flatten().long()

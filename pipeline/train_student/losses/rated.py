@@ -22,6 +22,10 @@ class RatedAnswer:
     rate_B: Tensor
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.answer.shape
+
+    @property
     def offers(self) -> frozenset[str]:
         return self.answer.offers
 

@@ -223,6 +223,8 @@ def test_rounds_end_when_they_are_no_better(store: Store, digits: Split, run: Ru
     ("settings", "loss", "says"),
     [
         ({"label_weight": "0.5"}, "kd:1 + ce:1", "must be one loss"),
+        ({"rounds": 2}, "feature", "students that teach the next round keep none; pass --rounds 1"),
+        ({"rounds": 2, "label_weight": "auto"}, "wkd", "students that teach the next round keep none"),
         ({"label_weight": "1.5"}, "kd", "--label-weight is '1.5'; expected 0 to 1, or auto"),
         ({"label_weight": "much"}, "kd", "--label-weight is 'much'; expected 0 to 1, or auto"),
     ],

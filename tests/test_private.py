@@ -174,3 +174,22 @@ def test_what_breaks_the_promise_is_refused(
         train(store, digits, None, tmp_path / "r", asked={**RUN, **settings})
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_private_student_does_not_start_from_one_that_has_seen_its_rows(
+    store: Store, digits: Split, tmp_path: Path
+) -> None:
+    """Epsilon says nothing of what was learned without noise."""
+    plain = {"student": "linear", "loss": "soft_ce", "epochs": 1, "val_share": 0.2}
+    train(store, digits, None, tmp_path / "plain", asked=plain)
+    before = read_training_keys(tmp_path / "plain" / WEIGHTS)
+    assert before is not None
+    asked = {**RUN, "student": "linear", "init": str(tmp_path / "plain" / WEIGHTS)}
+    with pytest.raises(ValueError, match=f"was trained on {np.isin(digits.keys, before).sum()} of these {len(digits)}"):
+        train(store, digits, None, tmp_path / "r", asked=asked)
+    assert not (tmp_path / "r").exists()
+    told: list[str] = []
+    train(store, digits, None, tmp_path / "private", asked={**RUN, "student": "linear"})
+    again = {**asked, "init": str(tmp_path / "private" / WEIGHTS)}
+    train(store, digits, None, tmp_path / "again", asked=again, on_warning=told.append)
+    assert any("does not say what it was trained on; of these rows, epsilon does not cover it" in line for line in told)

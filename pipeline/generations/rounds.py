@@ -121,6 +121,13 @@ class _Driver:
         if generations.label_weight and "+" in run.loss:
             raise ValueError(f"--label-weight is a sum with the label already; --loss {run.loss!r} must be one loss")
         self.run, self.out, self.settings, self.inputs, self.on_step = run, out, generations, inputs, on_step
+        asked = generations.label_weight
+        mixed = self._mixed(run, (0.5 if asked == AUTO else float(asked)) if asked else None)
+        if generations.rounds > 1 and "embedding" in mixed.objective(inputs.split.num_classes).needs:
+            raise ValueError(
+                f"loss {run.loss!r} needs a teacher's features, and students that teach the next round keep none; pass"
+                " --rounds 1, or choose another loss"
+            )
         self.num_folds = int(plan["num_folds"])
         self.encoding = Encoding.from_attributes(store.teacher(names[0]).encoding)
         self.device = find_device(run.device, run.threads)

@@ -1,12 +1,17 @@
 """A private student: what does not go with DP-SGD, and what its epsilon covers."""
 
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.private import ACCOUNTANT, epsilon, sample_rate, steps_of_epoch
 from logitbank.pipeline.models import read_given
 from logitbank.pipeline.models.input_transform import own_preprocessing, settle
+from logitbank.pipeline.models.parts import split_selection
+from logitbank.pipeline.models.weights import read_training_keys
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.losses import Objective
 from logitbank.pipeline.train_student.spec import Run
@@ -57,7 +62,22 @@ def check_private(run: Run, objective: Objective, split: Split, views: Views, pr
             "--dp-sgd: the student's input scaling would be computed from private rows; pass --mean and --std that"
             " are known without them, such as 0.5 and 0.25 for each channel"
         )
-    return [BOUNDARY]
+    return [BOUNDARY, *_of_start(run, split)]
+
+
+def _of_start(run: Run, split: Split) -> list[str]:
+    """A line on what the student starts from; ValueError where that was trained on these rows without noise."""
+    if not run.init:
+        return []
+    before = read_training_keys(Path(split_selection(run.init)[0]))
+    if before is None:
+        return [f"--dp-sgd: {run.init} does not say what it was trained on; of these rows, epsilon does not cover it"]
+    if num_seen := int(np.isin(split.keys, before).sum()):
+        raise ValueError(
+            f"--dp-sgd: {run.init} was trained on {num_seen} of these {len(split)} rows, which epsilon would not cover;"
+            " start from weights that have not seen them"
+        )
+    return []
 
 
 def spent(training: Training, num_rows: int, epochs: int) -> dict[str, Any] | None:

@@ -344,6 +344,27 @@ def test_only_topk_with_no_more_classes_than_were_said_is_kept(data: Split, tmp_
         assert not file.with_suffix(".zarr").exists()
 
 
+@pytest.mark.parametrize("ending", [".npz", ".safetensors", ".parquet"])
+def test_ids_that_cannot_name_every_class_have_wrapped_around(tmp_path: Path, ending: str) -> None:
+    """As the low 16 bits of Megatron's ids do, alone: 65,536 + 3 would be class 3."""
+    np.savez(tmp_path / "d.npz", x=np.arange(N, dtype=np.float32)[:, None], y=np.zeros(N, np.int64))
+    data = load_split(f"npz:{tmp_path}/d.npz?classes=70000")
+    index = np.arange(N * 2).reshape(N, 2) + 65_500
+    values = np.full((N, 2), np.log(0.4))
+    for dtype in (np.uint16, np.int32):
+        ids = index.astype(dtype)
+        if ending == ".parquet":
+            table = pyarrow.table({"values": list(values), "indices": list(ids)})
+            pyarrow.parquet.write_table(table, file := tmp_path / "f.parquet")
+        else:
+            file = write(tmp_path / f"f{ending}", values, ids)
+        if dtype == np.int32:
+            build_teacher(data, f"topk:{file}", "", Views())
+            continue
+        with pytest.raises(ValueError, match="of a type that ends at 65535, .* has 70000 classes.*save them as int32"):
+            build_teacher(data, f"topk:{file}", "", Views())
+
+
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch pwned",)

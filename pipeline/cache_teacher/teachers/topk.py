@@ -67,6 +67,11 @@ class TopKTeacher:
         if self._heads.num_positions != split.positions:
             found, expected = (count or "no" for count in (self._heads.num_positions, split.positions))
             raise ValueError(f"{self.path}: has {found} positions, {split.spec} has {expected}; expected the same")
+        if self._heads.last_id < split.num_classes - 1:
+            raise ValueError(
+                f"{self.path}: its ids are of a type that ends at {self._heads.last_id}, and {split.spec} has"
+                f" {split.num_classes} classes, so larger ids have wrapped around; save them as int32"
+            )
         self._labels_P = split.labels.reshape(-1)
         self._readable_P = None if split.readable is None else split.readable.reshape(-1)
         self._labels_named = self._check()

@@ -47,6 +47,7 @@ class Heads:
         num_positions: L of a file of [N, L, K], else None.
         precision: The dtype of the values, such as "bfloat16".
         epsilon: Twice its relative rounding.
+        last_id: The largest number that the file's own type of ids can hold.
     """
 
     values: Any
@@ -54,6 +55,7 @@ class Heads:
     num_positions: int | None
     precision: str
     epsilon: float
+    last_id: int
 
     def __len__(self) -> int:
         return len(self.values)
@@ -95,7 +97,8 @@ def _npz(path: Path, names: tuple[str, str] | None, num_examples: int) -> Heads:
     values, indices = (arrays[name] for name in _find(path, names, list(arrays)))
     if values.dtype.kind != "f" or indices.dtype.kind not in "iu":
         raise ValueError(f"{path}: found {values.dtype} and {indices.dtype}, expected floats and whole numbers")
-    return _heads(path, values, indices, num_examples, values.dtype.name, float(np.finfo(values.dtype.name).eps))
+    eps, last_id = float(np.finfo(values.dtype.name).eps), int(np.iinfo(indices.dtype.name).max)
+    return _heads(path, values, indices, num_examples, values.dtype.name, eps, last_id)
 
 
 def _safetensors(path: Path, names: tuple[str, str] | None, num_examples: int) -> Heads:
@@ -112,7 +115,9 @@ def _safetensors(path: Path, names: tuple[str, str] | None, num_examples: int) -
     if not values.is_floating_point() or indices.is_floating_point() or indices.is_complex():
         raise ValueError(f"{path}: found {values.dtype} and {indices.dtype}, expected floats and whole numbers")
     precision = str(values.dtype).removeprefix("torch.")
-    return _heads(path, values, indices, num_examples, precision, float(torch.finfo(values.dtype).eps))
+    eps = float(torch.finfo(values.dtype).eps)
+    last_id = 1 if indices.dtype == torch.bool else torch.iinfo(indices.dtype).max
+    return _heads(path, values, indices, num_examples, precision, eps, last_id)
 
 
 def _find(path: Path, names: tuple[str, str] | None, there: list[str]) -> tuple[str, str]:
@@ -133,7 +138,9 @@ def _shape(path: Path, shape: tuple[int, ...], num_examples: int) -> None:
         )
 
 
-def _heads(path: Path, values: Any, indices: Any, num_examples: int, precision: str, epsilon: float) -> Heads:
+def _heads(
+    path: Path, values: Any, indices: Any, num_examples: int, precision: str, epsilon: float, last_id: int
+) -> Heads:
     if tuple(values.shape) != tuple(indices.shape):
         raise ValueError(
             f"{path}: values are {list(values.shape)} and indices {list(indices.shape)}; expected one shape"
@@ -141,7 +148,7 @@ def _heads(path: Path, values: Any, indices: Any, num_examples: int, precision: 
     _shape(path, tuple(values.shape), num_examples)
     num_positions = int(values.shape[1]) if values.ndim == 3 else None
     flat = (-1, values.shape[-1])
-    return Heads(values.reshape(flat), indices.reshape(flat), num_positions, precision, epsilon)
+    return Heads(values.reshape(flat), indices.reshape(flat), num_positions, precision, epsilon, last_id)
 
 
 def _parquet(path: Path, names: tuple[str, str] | None, num_examples: int) -> Heads:
@@ -152,10 +159,9 @@ def _parquet(path: Path, names: tuple[str, str] | None, num_examples: int) -> He
             rows = file.metadata.num_rows
             if rows != num_examples:
                 raise ValueError(f"{path}: has {rows} rows, expected the data's {num_examples} examples, in its order")
-            dtype, shape = _measure(path, file, found, num_examples)
-            return _heads(
-                path, *_copy(path, file, found, dtype, shape), num_examples, dtype.name, float(np.finfo(dtype).eps)
-            )
+            dtype, last_id, shape = _measure(path, file, found, num_examples)
+            copied = _copy(path, file, found, dtype, shape)
+            return _heads(path, *copied, num_examples, dtype.name, float(np.finfo(dtype).eps), last_id)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(f"{path}: not a readable .parquet file ({reason}); fetch it again") from error
@@ -163,9 +169,9 @@ def _parquet(path: Path, names: tuple[str, str] | None, num_examples: int) -> He
 
 def _measure(
     path: Path, file: Any, names: tuple[str, str], num_examples: int
-) -> tuple[np.dtype[np.floating], tuple[int, ...]]:
-    """The values' dtype, and [N, K] or [N, L, K] with K of the longest list."""
-    most, dtype, lengths = 0, np.dtype(np.float32), set[int]()
+) -> tuple[np.dtype[np.floating], int, tuple[int, ...]]:
+    """The values' dtype, the largest id that the ids' has, and [N, K] or [N, L, K] with K of the longest list."""
+    most, dtype, last_id, lengths = 0, np.dtype(np.float32), 0, set[int]()
     for values, indices in _batches(path, file, names):
         if values.numbers.dtype.kind != "f" or indices.numbers.dtype.kind not in "iu":
             kinds = f"{values.numbers.dtype} and {indices.numbers.dtype}"
@@ -173,6 +179,7 @@ def _measure(
         if not np.array_equal(values.sizes, indices.sizes) or values.outer != indices.outer:
             raise ValueError(f"{path}: {names[0]} and {names[1]} have lists of other lengths; expected the same")
         most, dtype = max(most, int(values.sizes.max(initial=0))), values.numbers.dtype
+        last_id = int(np.iinfo(indices.numbers.dtype).max)
         lengths |= values.outer
     if len(lengths) > 1:
         raise ValueError(
@@ -180,7 +187,7 @@ def _measure(
         )
     shape = (num_examples, *lengths, most)
     _shape(path, shape, num_examples)
-    return dtype, shape
+    return dtype, last_id, shape
 
 
 def _copy(

@@ -32,6 +32,15 @@ _FILE = re.compile(r"# (\S+\.\w+)\n")
 _HASH = re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7,}\b")
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?\*?")
 
+PROGRAM = """
+import runpy, sys
+from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+prepare_torchvision()  # transformers imports torchvision, whose default wheel does not fit every torch
+sys.argv[:] = sys.argv[1:]
+sys.path.insert(0, "")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -124,7 +133,7 @@ def run_commands(lines: list[list[str]], *, refused: bool) -> str:
 def run_command(words: list[str]) -> tuple[int, str]:
     """Exit code and output of one command."""
     if words[0] == "python":
-        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", PROGRAM, *words[1:]], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
     assert words[0] == "cli", f"expected cli or python, found {words[0]}"
     argv, sys.argv = sys.argv, words

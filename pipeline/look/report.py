@@ -78,11 +78,12 @@ def _page(methods: Methods, rows: Sequence[Comparison], *, title: str, failed: M
         num_runs=sum(map(len, methods.values())),
         num_methods=len(methods),
         against=against(rows),
-        methods=Table(_method_columns(rows[0].heading), [_method_cells(row, methods[row.name]) for row in rows]),
+        methods=Table(_method_columns(rows[0].heading), [_method_cells(row) for row in rows]),
         pictures={
             name: (picture.heading, [(panel.title, _data_url(as_svg(panel))) for panel in picture.panels])
             for name, picture in run_pictures(methods, rows).items()
         },
+        teachers=_teacher_table(methods),
         costs=Table(
             ("method", *COSTS.values(), "weights, KiB"), [_cost_cells(name, runs) for name, runs in methods.items()]
         ),
@@ -115,14 +116,13 @@ class Table(NamedTuple):
 
 def _method_columns(metric: str) -> Sequence[str]:
     return (
-        *("method", metric, "std", "difference", "NLL", "NLL difference", "ECE", "agreement %", "KL to teacher"),
-        *_WHERE_TEACHER_ERRS.values(),
+        *("method", metric, "std", "difference", "NLL", "NLL difference", "ECE"),
         *("n", "pairs", "baseline"),
     )
 
 
 _WHERE_TEACHER_ERRS = {
-    "accuracy_teacher_right": "accuracy where the teacher is right %",
+    "accuracy_teacher_right": "accuracy where it is right %",
     "accuracy_teacher_wrong": "where it is wrong %",
     "agreement_teacher_wrong": "its mistakes repeated %",
 }
@@ -141,8 +141,7 @@ _RUN_COLUMNS = (
 )
 
 
-def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell]:
-    against = [run.result["against_teacher"] for run in runs.values() if run.result.get("against_teacher")]
+def _method_cells(row: Comparison) -> list[Cell]:
     return [
         _words(row.name),
         _number(row.scale * row.mean, f"{{:.{row.digits}f}}"),
@@ -151,13 +150,22 @@ def _method_cells(row: Comparison, runs: Mapping[int, FinishedRun]) -> list[Cell
         _number(row.nll, "{:.4f}"),
         _difference(row.nll_difference, row.difference_text(nll=True)),
         _number(row.ece, "{:.4f}"),
-        _number(_mean([100 * found["agreement"] for found in against]), "{:.2f}"),
-        _number(_mean([found["kl"] for found in against]), "{:.4f}"),
-        *(_number(_mean(_percent(against, name)), "{:.2f}") for name in _WHERE_TEACHER_ERRS),
         _number(row.num_seeds, "{:d}"),
         _number(None if row.baseline in (None, row.name) else row.num_pairs, "{:d}"),
         _words(row.baseline or "none"),
     ]
+
+
+def _teacher_table(methods: Methods) -> Table | None:
+    """How near the students of each method are to their teacher; None: no run was compared with one."""
+    lines = []
+    for name, runs in methods.items():
+        against = [run.result["against_teacher"] for run in runs.values() if run.result.get("against_teacher")]
+        if against:
+            agreement, kl = _mean(_percent(against, "agreement")), _mean([found["kl"] for found in against])
+            errs = (_number(_mean(_percent(against, key)), "{:.2f}") for key in _WHERE_TEACHER_ERRS)
+            lines.append([_words(name), _number(agreement, "{:.2f}"), _number(kl, "{:.4f}"), *errs])
+    return Table(("method", "agreement %", "KL to it", *_WHERE_TEACHER_ERRS.values()), lines) if lines else None
 
 
 def _percent(against: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -23,7 +23,7 @@ from logitbank.pipeline.train_student.losses.describe import (
 )
 from logitbank.pipeline.train_student.losses.domains import Option
 from logitbank.pipeline.train_student.losses.kinds import Loss
-from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
+from logitbank.pipeline.train_student.losses.row_rules import ROW_WEIGHTS, TEMPERATURE_RULES
 from logitbank.pipeline.train_student.losses.table_features import FEATURE_LOSSES
 from logitbank.pipeline.train_student.losses.table_memory import MEMORY_LOSSES
 

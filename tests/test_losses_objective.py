@@ -16,7 +16,7 @@ from logitbank.pipeline.fit import Training
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions
 from logitbank.pipeline.train_student.losses import LOSSES, SEARCH, ExactAnswer, Step, parse_objective
-from logitbank.pipeline.train_student.losses.row_weights import row_temperatures, row_weights
+from logitbank.pipeline.train_student.losses.row_rules import row_temperatures, row_weights
 
 
 def batch(num_rows: int = 6, num_classes: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from logitbank.pipeline.train_student.losses import LOSSES, parse_objective, takes_setting
 from logitbank.pipeline.train_student.losses.domains import Interval, Like, Option, Switch, Words
 from logitbank.pipeline.train_student.losses.plan import RULE_OPTIONS
-from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, row_temperatures, row_weights
+from logitbank.pipeline.train_student.losses.row_rules import ROW_WEIGHTS, row_temperatures, row_weights
 from tests.test_losses import call, gradient, rows
 
 OPTIONS = [(name, key) for name, loss in LOSSES.items() for key in loss.takes]

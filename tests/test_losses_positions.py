@@ -14,7 +14,7 @@ from torch import Tensor
 from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Material, Objective, Step, parse_objective
 from logitbank.pipeline.train_student.losses import objective as objectives
 from logitbank.pipeline.train_student.losses.context import OFFERS
-from logitbank.pipeline.train_student.losses.row_weights import ROW_WEIGHTS, TEMPERATURE_RULES
+from logitbank.pipeline.train_student.losses.row_rules import ROW_WEIGHTS, TEMPERATURE_RULES
 
 NUM_EXAMPLES, LENGTH, NUM_CLASSES = 3, 7, 11
 STEP = Step(step=3, steps_per_epoch=2, num_epochs=4)

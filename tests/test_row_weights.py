@@ -16,16 +16,18 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from logitbank.pipeline.train_student.losses import ExactAnswer, RatedAnswer, Step, parse_objective
 from logitbank.pipeline.train_student.losses.class_weights import effective_number, inverse_frequency
-from logitbank.pipeline.train_student.losses.row_weights import (
+from logitbank.pipeline.train_student.losses.row_rules import (
     ROW_WEIGHTS,
     TEMPERATURE_RULES,
+    row_temperatures,
+    row_weights,
+)
+from logitbank.pipeline.train_student.losses.row_weights import (
     difficulty_temperature,
     entropy_gap,
     entropy_gate,
     label_noise,
     paced,
-    row_temperatures,
-    row_weights,
     teacher_ahead,
     teacher_confidence,
 )

@@ -10,10 +10,13 @@ semiparametric.py  SEL and its corrections      standardise.py   logit standardi
 transforms.py      what a target is made of, before any loss: label_mix, calibrate, ...; transform_fits.py fits them
 mixed.py           what teachers say of mixed samples       rated.py         how often they are right about a row
 row_weights.py     how much a row counts        class_weights.py by the class of the row
+row_rules.py       the tables of these and of rules of temperatures, and how a rule is applied
 
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
 plan.py            a term while its settings are read
+term.py            one loss of an objective, with all that goes with it
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step
+batch_rows.py      some rows of a step, as terms see them
 chunks.py          losses of many rows, some at a time
 learned.py         what is learned beside the student: temperatures, weights of terms
 feedback.py        how many of the hardest rows are kept, by feedback from the loss
@@ -31,7 +34,7 @@ from .context import Answer, ExactAnswer, Step, StoredFeatures, TeacherFeatures
 from .describe import describe_loss, describe_losses
 from .kinds import SEARCH, Loss, Material
 from .mixed import MixedAnswer
-from .objective import Objective, Term, refuse_missing
+from .objective import Objective, refuse_missing
 from .own import own_loss
 from .own_transform import own_transform
 from .parse import parse_objective, takes_setting
@@ -39,6 +42,7 @@ from .parse_transforms import TARGET_TRANSFORM
 from .rated import RatedAnswer
 from .table import EVERY_LOSS, LOSSES
 from .targets import Targets, check_fitted, fitted_targets
+from .term import Term
 from .transform_fits import Fitted
 from .transforms import TRANSFORMS, TargetTransform, Transform
 from .written import own_names

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from .domains import Interval, Option, Value, Words
 from .kinds import Loss
-from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .row_rules import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .schedule import SCHEDULE
 from .table import EVERY_LOSS
 from .transforms import TRANSFORMS

@@ -9,180 +9,30 @@ Shapes: B batch, L positions, P rows, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batch_rows import Rows
 from .chunks import in_chunks
-from .context import OFFERS, Answer, Step, TeacherFeatures
-from .domains import Value
+from .context import OFFERS, Answer, Step
 from .feedback import Feedback
-from .kinds import HEARD, SEARCH, Loss, Material
+from .kinds import HEARD, SEARCH, Material
 from .learned import LearnedTemperature, LearnedWeights
 from .mixed import MixedAnswer
 from .numerics import Temperature, raised
 from .rated import RatedAnswer
-from .row_weights import ROW_WEIGHTS, TEMPERATURE_RULES, row_temperatures, row_weights
-from .schedule import Schedule
+from .row_rules import row_temperatures, row_weights
 from .standardise import standardised
+from .term import Maker, Term
 from .transforms import Transform
 
 WEIGHTS = "weights of terms"
-Maker = Callable[[Material], nn.Module]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One loss of an objective with its resolved options; of several terms of one kind, each has its own name."""
-
-    name: str
-    loss: Loss
-    kind: str
-    weight: float
-    warmup: float = 0.0
-    schedule: Schedule = field(default_factory=Schedule)
-    standardise: bool = False
-    row_weight: str = ""
-    temperature_rule: str = ""
-    options: Mapping[str, Value] = field(default_factory=dict)
-    row_options: Mapping[str, Value] = field(default_factory=dict)
-    class_counts: tuple[int, ...] = ()
-
-    @property
-    def loss_needs(self) -> frozenset[str]:
-        """What the loss itself asks of each row, its row weight aside."""
-        waived = {need for need, (key, value) in self.loss.waives.items() if self.options.get(key) == value}
-        return (self.loss.needs - waived) | (frozenset({"logits"}) if self.standardise else frozenset())
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the store must offer for this term at these options."""
-        of_rows = ROW_WEIGHTS[self.row_weight].needs if self.row_weight else frozenset[str]()
-        if self.row_options.get("paced_by") == "teacher":  # one that saw the row is sure of its label
-            of_rows |= {"out_of_fold", "label_prob"}
-        if self.goes_by_views:
-            of_rows |= {"out_of_fold"}
-        # the mass of a tail that follows the student is exact at one temperature
-        several = len(set(self.temperatures)) > 1 or self.temperature_rule
-        return self.loss_needs | of_rows | (frozenset({"fixed_tail"}) if several else frozenset())
-
-    @property
-    def fits_teacher(self) -> bool:
-        """Whether the loss itself looks at the teacher, its row weight aside."""
-        return self.loss.fits == "teacher" or self.options.get("target") == "teacher"
-
-    @property
-    def weighs_by_teacher(self) -> bool:
-        """Whether the row weight looks at the teacher."""
-        if self.weighs_by_class:  # which takes the teacher's word where there is no label
-            return self.fits_teacher
-        return bool(self.row_weight) and self.row_options.get("paced_by") != "student"
-
-    @property
-    def weighs_by_class(self) -> bool:
-        """Whether the row weight goes by the class of a row and the counts of all."""
-        return bool(self.row_weight) and ROW_WEIGHTS[self.row_weight].counts
-
-    @property
-    def couples_rows(self) -> bool:
-        """Whether a row's loss depends on the other rows that are passed with it."""
-        by_weight = bool(self.row_weight) and (
-            self.row_options["row_weight_mean_one"] is True
-            or "labels" in ROW_WEIGHTS[self.row_weight].needs  # rows without one get the mean of the others
-        )
-        by_loss = self.loss.couples_rows and self.loss.uncoupled_by not in self.options.items()
-        by_rule = bool(self.temperature_rule) and TEMPERATURE_RULES[self.temperature_rule].couples_rows
-        return by_loss or by_weight or by_rule or self.feeds_back
-
-    @property
-    def goes_by_views(self) -> bool:
-        """Whether the row weight goes by how often teachers are right about a row."""
-        return self.row_options.get("paced_by") == "views"
-
-    @property
-    def feeds_back(self) -> bool:
-        """Whether the row weight goes by the losses of the steps before."""
-        return bool(self.row_weight) and ROW_WEIGHTS[self.row_weight].feeds_back
-
-    @property
-    def makers(self) -> dict[str, Maker]:
-        """What the term keeps from step to step, by name, and how it is made."""
-        found: dict[str, Maker] = {}
-        if self.loss.module is not None:
-            found[self.name] = partial(self.loss.module, **self.options)
-        if self.feeds_back:
-            found[f"rows of {self.name}"] = lambda _: Feedback(**_bare("feedback_", self.row_options))
-        if self.learns_temperature:
-            found[f"temperature of {self.name}"] = lambda _: self.learned_temperature()
-        return found
-
-    @property
-    def learns_temperature(self) -> bool:
-        """Whether T is learned beside the student."""
-        return bool(self.temperature_rule) and TEMPERATURE_RULES[self.temperature_rule].learns
-
-    def learned_temperature(self) -> LearnedTemperature:
-        """T, fresh; ValueError when it starts outside the range that it may have."""
-        return LearnedTemperature(self.temperature, **_bare("learned_", self.row_options))
-
-    @property
-    def counted(self) -> tuple[str, ...]:
-        """Names of what is counted while training: rows with a label, and those of them left out."""
-        if "label_in_head_B" not in self.loss.extras:
-            return ()
-        return f"{self.name}_rows", f"{self.name}_rows_abstained"
-
-    @property
-    def temperature(self) -> float:
-        """T of the teacher, 1 for a loss that has none."""
-        return float(self.options.get("temperature", 1.0))
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Every temperature at which the term may look at the teacher."""
-        found = [self.temperature]
-        if self.options.get("same_t") is False:
-            found.append(float(self.options["alpha_temperature"]))
-        return tuple(found)
-
-    def bind(self, values: Mapping[str, Value]) -> Term:
-        """The same term with its "auto" options fixed; ValueError for a value outside the option's domain."""
-        takes = self.loss.takes
-        bound = {key: takes[key].domain.read(key, values[key]) for key in values if self.options.get(key) == "auto"}
-        return replace(self, options={**self.options, **bound})
-
-    def factor(self, step: Step) -> float:
-        """Weight in a step: it rises linearly over the epochs of the warm-up, and goes by the schedule."""
-        warm = min(step.epoch / self.warmup, 1.0) if self.warmup > 0 else 1.0
-        return self.weight * warm * self.schedule.factor(step)
-
-    def settings(self) -> dict[str, Any]:
-        """All resolved settings, fit for JSON."""
-        found: dict[str, Any] = {"loss": self.name, "weight": self.weight, "warmup": self.warmup}
-        found |= {"kind": self.kind} if self.kind != self.name else {}
-        found |= self.schedule.settings()
-        found |= dict(self.options)
-        if self.loss.sha256:
-            found["sha256"] = self.loss.sha256
-        if self.standardise:
-            found["standardise"] = True
-        for key, name in (("row_weight", self.row_weight), ("temperature_rule", self.temperature_rule)):
-            if name:
-                found[key] = name
-        return found | dict(self.row_options)
-
-
 CHUNK = 2**24
 """Logits that a loss looks at together."""
-
-
-def _bare(prefix: str, options: Mapping[str, Value]) -> dict[str, Any]:
-    """Options whose names begin so, without the prefix."""
-    return {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}
 
 
 class Objective:
@@ -421,7 +271,7 @@ class Objective:
     ) -> Tensor:
         """The weighted sum of the terms for each row; of rows that are positions, each term's share of it."""
         raised_heard = {name: raised(value) for name, value in heard.items()}
-        every = _Rows(raised(student_PC), answer, labels_P, raised_heard, self.transforms)
+        every = Rows(raised(student_PC), answer, labels_P, raised_heard, self.transforms)
         served_P = answer.served() if self.uses_teacher else None
         served = every if served_P is None else every.only(served_P)
         total_P = torch.zeros_like(every.student_BC[:, 0])
@@ -446,7 +296,7 @@ class Objective:
             shares.append((counts_BL / counts_BL.sum(dim=1, keepdim=True).clamp(min=1)).flatten())
         return shares
 
-    def _term(self, term: Term, every: _Rows, served: _Rows, step: Step) -> Tensor:
+    def _term(self, term: Term, every: Rows, served: Rows, step: Step) -> Tensor:
         """One term's loss of every row: weights and the teacher's part of the rows that are served."""
         own = served if term.fits_teacher else every
         if "labels" in term.loss_needs:
@@ -475,7 +325,7 @@ class Objective:
                 feedback.observe((loss_B * judged.spread(torch.ones_like(weight_B), 0.0)).sum(), weight_B.sum())
         return loss_B
 
-    def _loss(self, term: Term, rows: _Rows, step: Step) -> Tensor:
+    def _loss(self, term: Term, rows: Rows, step: Step) -> Tensor:
         teacher_BC = rows.target(term.temperature) if term.fits_teacher else rows.student_BC.detach()
         pair = (rows.student_BC, teacher_BC)
         if term.standardise:
@@ -496,7 +346,7 @@ class Objective:
         options |= self._extras(term, rows, step)
         return term.loss.fn(*pair, rows.labels_B.clamp(min=0), **options)
 
-    def _extras(self, term: Term, rows: _Rows, step: Step) -> dict[str, Any]:
+    def _extras(self, term: Term, rows: Rows, step: Step) -> dict[str, Any]:
         extras: dict[str, Any] = {"module": self.modules[term.name]} if term.loss.module else {}
         extras |= {name: rows.heard(name) for name in term.loss.extras & HEARD}
         if "teacher_features" in term.loss.extras:
@@ -523,87 +373,3 @@ def refuse_missing(objective: Objective, offers: frozenset[str]) -> None:
     """Raises ValueError when an objective needs what answers do not offer."""
     for need in sorted((objective.needs & OFFERS.keys()) - offers):
         raise ValueError(f"loss {objective.name!r} needs {OFFERS[need]}, or choose another loss")
-
-
-class _Rows:
-    """Some rows of a batch with their teacher, which is asked once for each temperature."""
-
-    def __init__(
-        self,
-        student_BC: Tensor,
-        answer: Answer,
-        labels_B: Tensor,
-        heard: Mapping[str, Tensor],
-        transforms: Sequence[Transform] = (),
-    ) -> None:
-        self.student_BC, self.labels_B = student_BC, labels_B
-        self._heard, self._transforms = heard, transforms
-        self._all_BC, self._all_labels_B, self._answer = student_BC, labels_B, answer
-        self._own_B: Tensor | None = None  # all
-        self._asked: dict[float, Tensor] = {}  # answers for the whole batch
-        self._targets: dict[float, Tensor] = {}  # what transforms make of them
-
-    def only(self, own_B: Tensor) -> _Rows:
-        """Those of the rows that are True in a mask of the whole batch."""
-        own_B = own_B.to(self._all_BC.device)
-        own_B = own_B if self._own_B is None else own_B & self._own_B
-        if int(own_B.sum()) == len(self.labels_B):
-            return self
-        part = _Rows(self._all_BC, self._answer, self._all_labels_B, self._heard, self._transforms)
-        part.student_BC, part.labels_B = self._all_BC[own_B], self._all_labels_B[own_B]
-        part._own_B, part._asked, part._targets = own_B, self._asked, self._targets
-        return part
-
-    def teacher(self, temperature: float) -> Tensor:
-        """Teacher logits of the rows, float, without gradient."""
-        return self._own(self._asked_of_all(temperature))
-
-    def _asked_of_all(self, temperature: float) -> Tensor:
-        if temperature not in self._asked:
-            self._asked[temperature] = raised(self._answer.logits(self._all_BC.detach(), temperature).detach())
-        return self._asked[temperature]
-
-    def target(self, temperature: float) -> Tensor:
-        """Logits of the target of the rows: the teacher's, as transforms leave them."""
-        if not self._transforms:
-            return self.teacher(temperature)
-        if temperature not in self._targets:
-            whole = self._asked_of_all(temperature).to(self._all_BC.device)
-            with torch.no_grad():
-                for transform in self._transforms:
-                    whole = transform(whole, self._all_labels_B)
-            self._targets[temperature] = whole
-        return self._own(self._targets[temperature])
-
-    def rates(self) -> Tensor:
-        """How often teachers are right about each of the rows."""
-        assert isinstance(self._answer, RatedAnswer)
-        return self._own(self._answer.rate_B)
-
-    def heard(self, name: str) -> Tensor:
-        """What was heard of the student, of the rows."""
-        return self._own(self._heard[name])
-
-    def features(self) -> TeacherFeatures:
-        """The teacher's features of the rows."""
-        values_BK, fold_B = self._answer.features()
-        return TeacherFeatures(self._own(raised(values_BK)), self._own(fold_B))
-
-    def order_known(self, temperature: float) -> Tensor | None:
-        known_B = self._answer.order_known(self._all_BC.detach(), temperature)
-        return None if known_B is None else self._own(known_B)
-
-    def spread(self, values_B: Tensor, other: float) -> Tensor:
-        """Values of the rows at their places in the batch, ``other`` elsewhere."""
-        if self._own_B is None:
-            return values_B
-        return torch.full_like(self._all_BC[:, 0], other).masked_scatter(self._own_B, values_B)
-
-    def of_batch(self, values_B: Tensor | None) -> Tensor:
-        """What the rows have of values of the whole batch."""
-        assert values_B is not None  # refused before
-        return self._own(values_B)
-
-    def _own(self, values: Tensor) -> Tensor:
-        values = values.to(self._all_BC.device)
-        return values if self._own_B is None else values[self._own_B]

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from .domains import Switch
 from .kinds import CE_WEIGHT, WEIGHT, Loss
-from .objective import Objective, Term
+from .objective import Objective
 from .own import tried
 from .parse_transforms import TARGET_TRANSFORM, read_transforms, refuse_unfit
 from .plan import RULE_OPTIONS, RULES, Plan, plan_term, presets_of, unknown
-from .row_weights import ROW_WEIGHTS
+from .row_rules import ROW_WEIGHTS
 from .schedule import SCHEDULE, refuse_gaps
 from .table import EVERY_LOSS, LOSSES
+from .term import Term
 from .transforms import TargetTransform
 from .written import split_parts
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .objective import Term
 from .own_transform import tried_transform
 from .plan import unknown
+from .term import Term
 from .transforms import TRANSFORMS, TargetTransform, Transform
 from .written import split_parts
 

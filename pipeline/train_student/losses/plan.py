@@ -9,9 +9,9 @@ from typing import Any
 
 from .domains import Option, Switch, Value
 from .kinds import WARMUP, WEIGHT, Loss
-from .objective import Term
-from .row_weights import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
+from .row_rules import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .schedule import SCHEDULE, Schedule
+from .term import Term
 
 RULES: Mapping[str, Mapping[str, Any]] = {"row_weight": ROW_WEIGHTS, "temperature_rule": TEMPERATURE_RULES}
 RULE_OPTIONS: dict[str, tuple[str, str, Option]] = {

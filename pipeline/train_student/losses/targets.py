@@ -16,9 +16,11 @@ from torch import Tensor
 
 from .context import Answer
 from .numerics import probs, raised
-from .objective import Objective, Term, refuse_missing
-from .row_weights import TINY, row_weights
+from .objective import Objective, refuse_missing
+from .row_rules import row_weights
+from .row_weights import TINY
 from .semiparametric import corrected_target, fixed_gamma_target, orthogonal_target, slow_bound_target
+from .term import Term
 
 Target = Callable[..., Tensor]
 

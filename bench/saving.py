@@ -2,9 +2,10 @@
 
     python -m bench.saving OUT --data 'torchvision:CIFAR10?root=DIR&split=train' --weights resnet56.th [--page docs]
 
-The teacher is ResNet-56, the students are ResNet-8, on some images, on one CPU thread; wall-clock seconds of whole
-trainings, cached and online in turns, so that a busy machine slows both. A store has V views and a student's epoch e
-sees view e mod V, online as well. Evaluation is left out of both. With --page, figures and plots are written there.
+The teacher is ResNet-56, the students are ResNet-8, on some images, on one CPU thread; the process's own seconds of
+whole trainings, so that neighbours on the machine count little, cached and online in turns. A store has V views and a
+student's epoch e sees view e mod V, online as well. Evaluation is left out of both. With --page, figures and plots are
+written there.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def seconds_of_a_student(split: Split, loss: BatchLoss, views: Views, epochs: in
     """Of a training from its first step to its last."""
     torch.manual_seed(seed)
     model = build_model(STUDENT, split)
-    begin = time.perf_counter()
+    begin = time.process_time()
     fit(
         model,
         split,
@@ -49,16 +50,16 @@ def seconds_of_a_student(split: Split, loss: BatchLoss, views: Views, epochs: in
         views=views,
         preprocessing=SCALING,
     )
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def measure(out: Path, split: Split, weights: Path, *, views: Views, epochs: int, students: int) -> Seconds:
     """One pass of the teacher, then students in turns."""
     teachers = load_teachers(split, TEACHER, str(weights), preprocessing=SCALING)
     encoding = Encoding(kind="dense", num_classes=split.num_classes, bits=8)
-    begin = time.perf_counter()
+    begin = time.process_time()
     cache_teacher(NetworkTeacher(split, teachers, views), out / "answers.zarr", encoding=encoding)
-    found: Seconds = {"the pass": [time.perf_counter() - begin], "cached": [], "online": []}
+    found: Seconds = {"the pass": [time.process_time() - begin], "cached": [], "online": []}
     for seed in range(students):
         answers = StoredAnswers(open_store(out / "answers.zarr"))
         cached = DistillationLoss(parse_objective("kd"), answers, split, epochs=epochs)
@@ -99,7 +100,7 @@ def plot(found: Seconds, folder: Path) -> None:
             axis.plot(cached, "o-", color="C0", label="teacher once, then from its store")
             axis.set_xticks(range(len(online)))
             axis.set_xlabel("students trained")
-            axis.set_ylabel("seconds, one CPU thread")
+            axis.set_ylabel("CPU seconds, one thread")
             axis.set_ylim(bottom=0)
             axis.legend()
             axis.grid(alpha=0.25)

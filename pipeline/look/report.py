@@ -164,8 +164,9 @@ def _teacher_table(methods: Methods) -> Table | None:
         if against:
             agreement, kl = _mean(_percent(against, "agreement")), _mean([found["kl"] for found in against])
             errs = (_number(_mean(_percent(against, key)), "{:.2f}") for key in _WHERE_TEACHER_ERRS)
-            lines.append([_words(name), _number(agreement, "{:.2f}"), _number(kl, "{:.4f}"), *errs])
-    return Table(("method", "agreement %", "KL to it", *_WHERE_TEACHER_ERRS.values()), lines) if lines else None
+            rows = _words(" and ".join(sorted({str(found["rows"]) for found in against})))
+            lines.append([_words(name), rows, _number(agreement, "{:.2f}"), _number(kl, "{:.4f}"), *errs])
+    return Table(("method", "rows", "agreement %", "KL to it", *_WHERE_TEACHER_ERRS.values()), lines) if lines else None
 
 
 def _percent(against: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -34,7 +34,7 @@ READ_ELSEWHERE = {
     *("data", "eval_data", "model", "student", "init", "teacher", "teachers", "weights", "name", "names", "loss"),
     *("settings", "transform", "teacher_arch", "part", "rows", "views", "device", "plot", "html", "baseline", "out"),
     *("source", "target", "stores", "store", "input_transform", "ray", "search", "logger", "run", "leave_out"),
-    "label_weight",
+    *("label_weight", "near", "golden", "embedding", "small", "large", "students"),
 }
 
 

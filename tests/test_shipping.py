@@ -21,6 +21,7 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.processes.rank import Rank
 from logitbank.pipeline.views import Views
 from logitbank.stores import Cell, StoreError, TeacherWriter, copy_store, create_store, open_store, verify_store
+from logitbank.stores.share.bucket import Bucket
 from logitbank.stores.share.shipping import Address
 from logitbank.stores.share.shipping_writer import ShippingWriter
 from tests.golden.make import C, N, V, arrays_of
@@ -127,6 +128,23 @@ def test_a_pass_into_a_bucket_that_is_there_already(
 def url() -> Iterator[str]:
     with memory_bucket() as bucket:
         yield f"{bucket}/s.zarr"
+
+
+def test_a_mark_that_was_there_and_is_gone_again_is_no_fault(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine made it, finished what it marks, and took it away before this one could look."""
+    bucket = Bucket(url)
+    bucket.create("begun.json", b"theirs")
+    create = bucket.fs.pipe_file
+
+    def and_gone(path: str, value: bytes, **how: object) -> None:
+        try:
+            create(path, value, **how)
+        finally:
+            bucket.fs.rm_file(path)
+
+    monkeypatch.setattr(bucket.fs, "pipe_file", and_gone)
+    bucket.create("begun.json", b"mine")
+    assert bucket.read("begun.json") is None
 
 
 def begin(folder: Path, seed: int = 0, label: int = 0) -> TeacherWriter:

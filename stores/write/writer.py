@@ -10,6 +10,7 @@ import google_crc32c
 import numpy as np
 
 from logitbank.stores.files import (
+    PARTIAL,
     claim_file,
     make_folders,
     partial_path,
@@ -302,8 +303,9 @@ class TeacherWriter:
 
     def _remove_abandoned(self) -> None:
         """What killed writers were writing."""
-        for folder in {partial.parent for partial in self._where.rglob("*.partial")}:
-            remove_abandoned(folder)
+        for folder, folders, files in os.walk(self._where):  # what another one removes meanwhile is passed over
+            if any(name.endswith(PARTIAL) for name in (*folders, *files)):
+                remove_abandoned(Path(folder))
 
     def _check_rows(self, arrays: Mapping[str, np.ndarray], num_rows: int) -> None:
         if set(arrays) != set(self.arrays):

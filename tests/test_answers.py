@@ -109,6 +109,6 @@ def test_a_step_is_of_the_run_and_logits_are_no_answer(digits: Split) -> None:
             Step(step=wrong, steps_per_epoch=5, num_epochs=2)
     flat = torch.zeros(2, 10)
     with pytest.raises(TypeError, match=r"found a tensor: pass answers.of\(rows, view\)"):
-        parse_objective("kd")(flat, flat, torch.zeros(2), step)  # type: ignore[arg-type]
+        parse_objective("kd")(flat, flat, torch.zeros(2).long(), step)  # type: ignore[arg-type]
     noise = parse_objective("kd", {"row_weight": "label_noise"})
-    noise(flat, ExactAnswer(flat, out_of_fold=True), torch.zeros(2), step)
+    noise(flat, ExactAnswer(flat, out_of_fold=True), torch.zeros(2).long(), step)

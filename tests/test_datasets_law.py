@@ -152,6 +152,7 @@ def make_tokens(folder: Path) -> str:
     IDS.tofile(folder / "d.bin")
     (IDS[::-1] // 2).tofile(folder / "t.bin")
     np.save(folder / "d.npy", IDS.astype(np.int64))
+    IDS.astype(np.uint8).tofile(folder / "e.bin")
     IDS[: NUM_TEST * 8].tofile(folder / "u.bin")
     return f"tokens:{folder}/d.bin?length=8&test={folder}/t.bin"
 
@@ -262,7 +263,7 @@ OPTIONS: dict[str, dict[str, Case]] = {
 OPTIONS["tokens"] = {
     "split": SPLIT,
     "length": ("length=4", "", ("0", "-1", "1.5", "500", "many", "99999999")),
-    "dtype": ("tokens:D/d.bin?length=8&dtype=uint8", "tokens:D/d.bin?length=8", ("int16", "float32", "int64")),
+    "dtype": ("tokens:D/e.bin?length=8&dtype=uint8", "tokens:D/e.bin?length=8", ("int16", "float32", "int64")),
     "classes": ("classes=10", "", ("8", "0", "-1", "1e3", "wide.txt", "2000000")),
     "test": ("split=test&test=D/u.bin", "split=test", ("no.bin", "D/wide.txt")),
 }

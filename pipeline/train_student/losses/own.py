@@ -46,14 +46,7 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
         ValueError: Another signature; a function whose text cannot be read.
     """
     name, sha256 = name or getattr(fn, "__name__", "loss"), sha256 or text_sha256(fn)
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: its arguments cannot be read ({error}); write a plain function") from error
-    first = [parameter for parameter in parameters if parameter.kind in POSITIONAL][:3]
-    if len(first) < 3:
-        raise ValueError(f"{name}: expected (student_BC, teacher_BC, labels_B, *, option=default), found {len(first)}")
-    takes, extras = arguments_of([each for each in parameters if each not in first], name)
+    takes, extras = arguments_of(fn, name, ("student_BC", "teacher_BC", "labels_B"))
     return Loss(
         fn=fn,
         paper=name,
@@ -66,11 +59,20 @@ def own_loss(fn: Callable[..., Tensor], name: str = "", *, sha256: str = "") -> 
     )
 
 
-def arguments_of(parameters: list[inspect.Parameter], name: str) -> tuple[dict[str, Option], frozenset[str]]:
-    """The options that arguments are, and what the step fills."""
+def arguments_of(
+    fn: Callable[..., Tensor], name: str, given: tuple[str, ...]
+) -> tuple[dict[str, Option], frozenset[str]]:
+    """The options that arguments of one's own function are, and what the step fills, behind those given by place."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: its arguments cannot be read ({error}); write a plain function") from error
+    first = [parameter for parameter in parameters if parameter.kind in POSITIONAL][: len(given)]
+    if len(first) < len(given):
+        raise ValueError(f"{name}: expected ({', '.join(given)}, *, option=default), found {len(first)}")
     takes: dict[str, Option] = {}
     extras = set()
-    for parameter in parameters:
+    for parameter in (each for each in parameters if each not in first):
         key, default = parameter.name, parameter.default
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue

@@ -5,7 +5,6 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .own import POSITIONAL, arguments_of, text_sha256
+from .own import arguments_of, text_sha256
 from .transforms import FARTHEST, TargetTransform, Transform
 
 
@@ -33,14 +32,7 @@ def own_transform(fn: Callable[..., Tensor], name: str = "", *, sha256: str = ""
         ValueError: Another signature; a function whose text cannot be read.
     """
     name, sha256 = name or getattr(fn, "__name__", "transform"), sha256 or text_sha256(fn)
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: its arguments cannot be read ({error}); write a plain function") from error
-    first = [parameter for parameter in parameters if parameter.kind in POSITIONAL][:2]
-    if len(first) < 2:
-        raise ValueError(f"{name}: expected (logits_BC, labels_B, *, option=default), found {len(first)}")
-    takes, extras = arguments_of([each for each in parameters if each not in first], name)
+    takes, extras = arguments_of(fn, name, ("logits_BC", "labels_B"))
     if extras:
         raise ValueError(f"{name}: argument {min(extras)!r} needs a default; a target does not go by the step")
     return TargetTransform(fn=fn, use="your own", takes=takes, gives="probabilities", keeps_order=False, sha256=sha256)

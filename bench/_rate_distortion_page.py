@@ -1,4 +1,4 @@
-"""Writes docs/rate_distortion.{md,json,png} from what `bench.rate_distortion` measured."""
+"""Writes docs/measurements/rate-distortion.{md,json,png} from what `bench.rate_distortion` measured."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ def write_page(folder: Path, figures: dict[str, Any]) -> None:
     """The page, its figures and its plot; `figures` as they stand in the .json."""
     folder.mkdir(parents=True, exist_ok=True)
     wide, narrow, text, num_views = (figures[name] for name in ("classes_1000", "classes_100", "text", "views"))
-    (folder / "rate_distortion.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / "rate-distortion.json").write_text(json.dumps(figures, indent=1) + "\n")
     panels = {"C = 1000": wide, "C = 100": narrow, "C = 1024, text": [line for line in text if line["1"] is not None]}
-    _plot(folder / "rate_distortion.png", panels)
+    _plot(folder / "rate-distortion.png", panels)
     crops = f": the whole image and {num_views} random crops of each\n(35 to 100 % of the area, half flipped)"
     page = _TEMPLATE.format(
         fit_rows=800 * (1 + num_views),
@@ -26,7 +26,7 @@ def write_page(folder: Path, figures: dict[str, Any]) -> None:
         narrow=_table(narrow),
         text=_table(text, ("row", "mean")),
     )
-    (folder / "rate_distortion.md").write_text(page)
+    (folder / "rate-distortion.md").write_text(page)
 
 
 def _table(lines: Lines, more: tuple[str, ...] = ()) -> str:
@@ -94,10 +94,10 @@ fitted on. Fidelity is KL(teacher || decoded) times T^2 in nats, lower is better
 after compression (blosc-zstd, level 1), without keys, labels and the predictor. **Bold** rows are this
 program's encodings; the others are those of other tools ("peers": of several), written anew for this comparison.
 
-![Fidelity against bytes, for 1,000 and 100 classes and for a vocabulary](rate_distortion.png)
+![Fidelity against bytes, for 1,000 and 100 classes and for a vocabulary](rate-distortion.png)
 
-Written by `python -m bench.rate_distortion --views VIEWS.npy --out docs` (figures in
-[rate_distortion.json](rate_distortion.json)).
+Written by `python -m bench.rate_distortion --views VIEWS.npy --out docs/measurements` (figures in
+[rate-distortion.json](rate-distortion.json)).
 
 ## C = 1000
 
@@ -135,7 +135,7 @@ over all measured rows, where noise averages out and bias stays.
   rows never are. They hold at one temperature and give a row no KL. So samples are a line of this table, and no
   encoding here.
 
-Only this part again: `python -m bench.rate_distortion --text-only --out docs`.
+Only this part again: `python -m bench.rate_distortion --text-only --out docs/measurements`.
 
 ## What to read off
 

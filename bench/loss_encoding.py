@@ -1,6 +1,6 @@
 """Which loss with which encoding: what a loss's gradient loses when the teacher comes out of a store.
 
-    python -m bench.loss_encoding --data NAME LOGITS.npy LABELS [--data ...] [--out docs/loss_encoding.json]
+    python -m bench.loss_encoding --data NAME LOGITS.npy LABELS [--data ...] [--out FILE.json]
 
 LOGITS.npy holds a teacher's raw logits [N, C], LABELS class ids [N] (.npy, or the second column of a .tsv with a
 header). Half of the rows fit the tail predictor, the other half is measured: the relative error
@@ -171,7 +171,7 @@ def main() -> None:
     """Measure every data set that was given and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs=3, action="append", default=[], metavar=("NAME", "LOGITS", "LABELS"))
-    parser.add_argument("--out", type=Path, default=Path("docs/loss_encoding.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/measurements/loss-encoding.json"))
     arguments = parser.parse_args()
     if not arguments.data:
         print(json.dumps({"name": "loss_encoding", "skipped": "it makes a table of the docs; name logits with --data"}))

@@ -1,10 +1,10 @@
 """Bytes against fidelity on real logits, ours and the encodings of other tools.
 
-    LOGITBANK_DATA=FOLDER python -m bench.rate_distortion [--views VIEWS.npy] [--out docs] [--text-only]
+    LOGITBANK_DATA=FOLDER python -m bench.rate_distortion [--views VIEWS.npy] [--out docs/measurements] [--text-only]
 
 FOLDER/logits holds `nips17_logits.npy` [1000, 1000] and `cifar100_test_logits_resnetsmall32.npy` [10000,
 100]. VIEWS.npy, float32 [V, 1000, 1000], holds the same teacher's answers to other views of the same 1,000
-images; without it predictors are fitted on 800 rows only. With --out it writes rate_distortion.md, .json
+images; without it predictors are fitted on 800 rows only. With --out it writes rate-distortion.md, .json
 and .png there, and with --text-only as well it measures the language model's part alone
 (`bench/_rate_distortion_text.py`) and keeps the others as they stand in the .json.
 
@@ -250,7 +250,7 @@ def _write_text(folder: Path, out: Path) -> None:
     from bench._rate_distortion_page import write_page
     from bench._rate_distortion_text import measure_text
 
-    figures = json.loads((out / "rate_distortion.json").read_text())
+    figures = json.loads((out / "rate-distortion.json").read_text())
     write_page(out, {**figures, "text": measure_text(folder)})
 
 

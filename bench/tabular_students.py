@@ -1,8 +1,8 @@
 """Forest and boosted students of a forest of 500 trees, with and without cross-fitting: Adult and MAGIC.
 
 `python -m bench.tabular_students DATA`, where DATA holds UCI's adult.data, adult.test and magic04.data, prints a line
-of JSON for every student, and the table of docs/tabular_students.md at the end. Everything passes through a store.
-`--from FILE` prints the table of lines that were kept.
+of JSON for every student, and the table of docs/measurements/tabular-students.md at the end. Everything passes through
+a store. `--from FILE` prints the table of lines that were kept.
 """
 
 import argparse

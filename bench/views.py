@@ -4,8 +4,9 @@
 
 A student that trains for E epochs from a store of V views sees view e mod V in epoch e. With V = E no view comes twice:
 that is augmentation as it is done online (the store is lossless, and its students are those of the teacher run online,
-docs/students.md). The teacher answers E views of the first images once, and a store of V views is a copy of the first
-V. What is finished in OUT is not done again. With --page, explanation/views.md there is written anew, with its plot.
+docs/measurements/students.md). The teacher answers E views of the first images once, and a store of V views is a copy
+of the first V. What is finished in OUT is not done again. With --page, explanation/views.md there is written anew,
+with its plot.
 """
 
 import argparse

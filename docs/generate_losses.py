@@ -1,4 +1,4 @@
-"""Writes docs/reference/losses.md from the table of losses and the measurements in docs/loss_encoding.json.
+"""Writes docs/reference/losses.md from the table of losses and docs/measurements/loss-encoding.json.
 
 `python -m docs.generate_losses` writes the page; a test compares it with what this module would write.
 """
@@ -80,7 +80,7 @@ Every loss at its defaults but for the temperature; `gce` and `sce` with `target
 term on rows whose label is outside the head. The student is simulated: the teacher's logits times 0.6 plus normal noise
 of half the row's standard deviation, so its tail resembles the teacher's, which flatters `bucket`. Bytes are a row's
 payload before compression. All temperatures, more encodings and the rule `renormalise`:
-[loss_encoding.json](../loss_encoding.json).
+[loss-encoding.json](../measurements/loss-encoding.json).
 
 Measured by `python -m bench.loss_encoding` (seed 0; rows that did not fit the tail predictor).
 """
@@ -216,7 +216,7 @@ def figure(error: float) -> str:
 
 def page() -> str:
     """The whole page."""
-    data = json.loads((FOLDER / "loss_encoding.json").read_text())
+    data = json.loads((FOLDER / "measurements" / "loss-encoding.json").read_text())
     parts = [INTRODUCTION, *overview(), "## Formulas, defaults, sources\n"]
     for name, loss in LOSSES.items():
         parts += entry(name, loss)

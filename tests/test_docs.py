@@ -122,7 +122,7 @@ QUOTED = [  # page, what its row begins with, classes, name in the measurements
 @pytest.mark.parametrize(("page", "start", "num_classes", "name"), QUOTED)
 def test_quoted_figures_are_those_measured(page: str, start: str, num_classes: int, name: str) -> None:
     """Bytes, where a page has them, and KL T^2 at T = 1, 2, 4, to the digits that the page shows."""
-    measured = json.loads((DOCS / "rate_distortion.json").read_text())[f"classes_{num_classes}"]
+    measured = json.loads((DOCS / "measurements/rate-distortion.json").read_text())[f"classes_{num_classes}"]
     found = next(row for row in measured if row["name"] == name)
     line = next(line for line in (ROOT / page).read_text().splitlines() if line.startswith(start))
     shown = [cell.strip() for cell in line.removeprefix(start).strip("| ").split("|")]
@@ -132,8 +132,8 @@ def test_quoted_figures_are_those_measured(page: str, start: str, num_classes: i
 
 
 def test_quoted_intervals_are_those_measured() -> None:
-    """Differences in docs/explanation/cross-fitting.md stand in docs/semiparametric.md."""
+    """Differences in docs/explanation/cross-fitting.md stand in docs/measurements/semiparametric.md."""
     interval = re.compile(r"[+-]\d\.\d{4} ± \d\.\d{4}")
     quoted = set(interval.findall(" ".join(PAGES["explanation/cross-fitting.md"].split())))
     assert quoted
-    assert quoted <= set(interval.findall(PAGES["semiparametric.md"]))
+    assert quoted <= set(interval.findall(PAGES["measurements/semiparametric.md"]))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import scale, views
-from docs import semiparametric, students
+from docs.measurements import semiparametric, students
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.weights import save_weights

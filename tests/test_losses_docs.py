@@ -17,7 +17,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_loss_that_sees_a_teacher_was_measured() -> None:
     wanted = {name for name, loss in LOSSES.items() if loss.fits == "teacher" or "target" in loss.options}
-    for found in json.loads((DOCS / "loss_encoding.json").read_text()).values():
+    for found in json.loads((DOCS / "measurements" / "loss-encoding.json").read_text()).values():
         for encoding in found["encodings"].values():
             for errors in encoding["rules"].values():
                 assert set(errors) == wanted

@@ -1,8 +1,8 @@
 """Does cross-fitting help overfit teachers, and the correction underfit ones? Random forests on two tables.
 
-`python docs/semiparametric.py DIR`, where DIR holds UCI's magic04.data, adult.data and adult.test, prints the tables
-of docs/semiparametric.md. Everything passes through a store: the forest's probabilities become logits in a .npy file,
-`ArrayTeacher` caches them, and students learn from the store alone.
+`python docs/measurements/semiparametric.py DIR`, where DIR holds UCI's magic04.data, adult.data and adult.test,
+prints the tables of docs/measurements/semiparametric.md. Everything passes through a store: the forest's probabilities
+become logits in a .npy file, `ArrayTeacher` caches them, and students learn from the store alone.
 """
 
 import argparse

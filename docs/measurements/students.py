@@ -1,9 +1,9 @@
 """Does what a store keeps of the teacher matter to its students? Real CIFAR-10 images, a real ResNet-20.
 
-`python docs/students.py OUT --data 'torchvision:CIFAR10?root=DIR&split=train' --weights resnet20.th` prints the tables
-of docs/students.md: it takes the first images, caches the teacher's answers to them once for each encoding, trains
-students of every store, trains students with the teacher run online on every batch, and compares. What is finished in
-OUT is not done again.
+`python docs/measurements/students.py OUT --data 'torchvision:CIFAR10?root=DIR&split=train' --weights resnet20.th`
+prints the tables of docs/measurements/students.md: it takes the first images, caches the teacher's answers to them once
+for each encoding, trains students of every store, trains students with the teacher run online on every batch, and
+compares. What is finished in OUT is not done again.
 """
 
 import argparse

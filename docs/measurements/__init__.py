@@ -1,1 +1,1 @@
-"""Pages that report a measurement, and the scripts that measured two of them."""
+"""Pages that report a measurement, their figures, and the scripts behind two of them."""

@@ -25,13 +25,14 @@ targets.py         the targets of losses that a student without gradients can be
 own.py             a loss of the user's own, held to the laws; own_transform.py likewise
 written.py         NAME?option=value:weight + NAME; parse_transforms.py   the text of --set target_transform
 context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
-describe.py        the same table as text
+describe.py        the same table as text; groups.py   the losses by what they are for
 
 Section numbers in the references were not checked again; what else could not be verified stands in the table.
 """
 
 from .context import Answer, ExactAnswer, Step, StoredFeatures, TeacherFeatures
 from .describe import describe_loss, describe_losses
+from .groups import GROUPS
 from .kinds import SEARCH, Loss, Material
 from .mixed import MixedAnswer
 from .objective import Objective, refuse_missing
@@ -49,6 +50,7 @@ from .written import own_names
 
 __all__ = [
     "EVERY_LOSS",
+    "GROUPS",
     "LOSSES",
     "SEARCH",
     "TARGET_TRANSFORM",

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping
 
 from .domains import Interval, Option, Value, Words
+from .groups import GROUPS
 from .kinds import Loss
 from .row_rules import ROW_WEIGHTS, SHARED, TEMPERATURE_RULES
 from .schedule import SCHEDULE
@@ -81,13 +82,13 @@ def needs(loss: Loss) -> str:
 
 
 def describe_losses() -> str:
-    """The table of all losses: name, paper, needs, defaults; then row weights and temperature rules."""
-    rows = [("name", "paper", "needs", "defaults")]
-    rows += [(name, loss.paper, needs(loss), recipe(loss)) for name, loss in EVERY_LOSS.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-    ]
+    """The table of all losses by group: name, paper, needs, defaults; then row weights and temperature rules."""
+    rows = {name: (name, loss.paper, needs(loss), recipe(loss)) for name, loss in EVERY_LOSS.items()}
+    head = ("name", "paper", "needs", "defaults")
+    widths = [max(len(row[column]) for row in (head, *rows.values())) for column in range(3)]
+    lines = [_line(head, widths)]
+    for group in GROUPS:
+        lines += ["", f"# {group.title}. {group.about}", *(_line(rows[name], widths) for name in group.names)]
     lines += ["", "needs: dense = every class stored; logits = no class of probability 0; label_in_head = other rows"]
     lines += ["abstain; label_prob = the teacher said what each label's probability is; (in brackets) = better with"]
     lines += ["--set target_transform=NAME, or several in order: NAME?option=value + NAME"]
@@ -101,6 +102,10 @@ def describe_losses() -> str:
     lines += ["--set learned_weights=1 learns how much each term of a sum weighs (Kendall et al. 2018)"]
     lines += ["--set standardise=1 goes with every loss that fits a teacher; preset=NAME takes a paper's setting."]
     return "\n".join(lines)
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
 
 
 def _asked(options: Mapping[str, Option]) -> str:

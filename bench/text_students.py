@@ -3,7 +3,8 @@
 `python -m bench.text_students DATA`, where DATA holds a language model's `text.py` (`model()` and its `GPT`),
 `gpt.safetensors`, `train_tokens.npy` and `test_tokens.npy`, prints a line of JSON for every student, all methods of a
 seed before the next seed, and the table at the end. A student has a quarter of the teacher's parameters. `--from FILE`
-prints the table of lines that were kept.
+prints the table of lines that were kept. Several processes, each with seeds of its own, may share the stores of
+`--stores` once `--seeds 0` has written them.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from logitbank import (
     open_store,
     train_student,
 )
+from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.train_student.compare import half_width
 
 STUDENT = "gpt:128x2"
@@ -40,7 +42,7 @@ METHODS = {
     "top 10, renormalised": ("topk", "kd", "renormalise"),
     "top 10, predicted tail": ("topk", "kd", "predicted"),
     "top 10, tail of half a bit a class": ("coded", "kd", "predicted"),
-    "dense, 8 bits": ("dense", "kd", "predicted"),
+    "dense, 8 bits": ("dense", "kd", ""),
 }
 MEASURES = ("nll", "accuracy", "kl")
 
@@ -53,9 +55,9 @@ def write_stores(folder: Path, arguments: argparse.Namespace) -> dict[str, Store
         "coded": Encoding(kind="topk+tail", num_classes=split.num_classes, top_k=10, tail_bits=0.5),
         "dense": Encoding(kind="dense", num_classes=split.num_classes, bits=8),
     }
-    data = arguments.data
+    data, device = arguments.data, find_device("auto")
     for name, encoding in kinds.items():
-        teacher = build_teacher(split, f"{data}/text.py:model", f"{data}/gpt.safetensors", Views())
+        teacher = build_teacher(split, f"{data}/text.py:model", f"{data}/gpt.safetensors", Views(), device=device)
         cache_teacher(teacher, folder / f"{name}.zarr", encoding=encoding, predictor_rows=20_000)
     return {name: open_store(folder / f"{name}.zarr") for name in kinds}
 
@@ -83,7 +85,7 @@ def outcomes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         grad_clip=1.0,
     )
     with tempfile.TemporaryDirectory() as temporary:
-        stores = write_stores(Path(temporary), arguments)
+        stores = write_stores(arguments.stores or Path(temporary), arguments)
         for seed in range(arguments.first, arguments.first + arguments.seeds):
             for method, (name, loss, tail) in METHODS.items():
                 store = stores[name]
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=800, help="of 128 training tokens; 0: all")
     parser.add_argument("--test-sequences", type=int, default=128, help="of 128 held-out tokens; 0: all")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--stores", type=Path, help="where the stores are kept; default: removed at the end")
     parser.add_argument("--from", dest="kept", type=Path, help="lines of an earlier run: print their table alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,12 +1,13 @@
 """Which losses bear a teacher that is wrong on some rows? Answers of real ResNets to CIFAR-10, corrupted on purpose.
 
     python -m bench.unreliable_teachers OUT --data 'torchvision:CIFAR10?root=DIR&split=test' --weights 'resnet{}.th'
-        [--seeds 5] [--pairs pixels,features] [--page docs]
+        [--seeds 5] [--first 0] [--pairs pixels,features] [--page docs]
 
 The published teachers know 99.8 % of the training rows, so students are distilled on half of the test images, where
 7 to 8 % of the answers are wrong, and tested on the other half; a seed draws the halves, the corruption, the student's
 start and the order of its rows. Every answer comes out of a store, is corrupted, and is cached again from an array.
-Each student is a line of OUT/students.jsonl; what stands there is not trained again. With --page,
+Each student is a line of OUT/students.jsonl; what stands there is not trained again. Several processes, each with seeds
+of its own, may share OUT once `--seeds 0` has written the teachers' answers. With --page,
 explanation/unreliable-teachers.md there gets its tables, its plot and the figures as JSON.
 """
 
@@ -197,6 +198,7 @@ def main() -> int:
     parser.add_argument("--pairs", default=",".join(PAIRS))
     parser.add_argument("--corruptions", help="some of those of the pairs, separated by commas; default: all")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--tiny", action="store_true", help="two epochs, two losses: does it run?")
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
@@ -213,7 +215,8 @@ def main() -> int:
     for pair in pairs.values():
         ask_teacher(arguments.out, split, pair, arguments.weights)
     with kept.open("a") as file:
-        for record in students(arguments.out, split, pairs, range(arguments.seeds), {key(one) for one in records}):
+        seeds = range(arguments.first, arguments.first + arguments.seeds)
+        for record in students(arguments.out, split, pairs, seeds, {key(one) for one in records}):
             records.append(record)
             print(json.dumps(record), file=file, flush=True)
             print(json.dumps(record), flush=True)

@@ -91,7 +91,8 @@ _TEMPLATE = """# Bytes against fidelity
 
 How much of a teacher's answer survives in how many bytes, on real logits and on rows that no predictor was
 fitted on. Fidelity is KL(teacher || decoded) times T^2 in nats, lower is better. Bytes are a row's arrays
-after compression (blosc-zstd, level 1), without keys, labels and the predictor. **Bold** rows are this
+after compression (blosc-zstd, level 1), without keys, the predictor, and what a row says of its label and its tail's
+shift (5 bytes more in a store, [bytes of a row](../reference/glossary.md#bytes-of-a-row)). **Bold** rows are this
 program's encodings; the others are those of other tools ("peers": of several), written anew for this comparison.
 
 ![Fidelity against bytes, for 1,000 and 100 classes and for a vocabulary](rate-distortion.png)
@@ -139,9 +140,9 @@ Only this part again: `python -m bench.rate_distortion --text-only --out docs/me
 
 ## What to read off
 
-- **The prediction costs nothing per row** and removes a third to two thirds of the error. It is a ridge
+- **The prediction costs almost nothing per row** and removes a third to two thirds of the error. It is a ridge
   regression from the row's sparse head to its dense logits, stored once per teacher; one shift per row
-  makes the tail's mass at T = 1 exact.
+  makes the tail's mass at T = 1 exact. A store keeps that shift (3 bytes), so that no reader computes it again.
 - **A coded tail is where a high temperature's fidelity comes from.** The residual of the prediction is
   rotated into its principal directions and each gets the bits that remove most error, down to none.
   `--tail-bits` is the average over all classes.

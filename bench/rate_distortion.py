@@ -82,9 +82,14 @@ def compressed_bytes(arrays: dict[str, np.ndarray]) -> float:
     total = 0
     for name, array in arrays.items():
         if name not in ("label_log_prob", "label_rank"):  # the samples are unlabelled
-            shuffle = SHUFFLES.get(name, Blosc.SHUFFLE)
-            total += len(Blosc("zstd", clevel=1, shuffle=shuffle).encode(np.ascontiguousarray(array)))
+            total += codec_bytes(name, array)
     return total / len(next(iter(arrays.values())))
+
+
+def codec_bytes(name: str, array: np.ndarray) -> int:
+    """Bytes of an array after the store's codec."""
+    shuffle = SHUFFLES.get(name, Blosc.SHUFFLE)
+    return len(Blosc("zstd", clevel=1, shuffle=shuffle).encode(np.ascontiguousarray(array)))
 
 
 def ours(encoding: Encoding, *, predicted: bool = True) -> Callable[[Sample], tuple[Tensor, float]]:
@@ -232,7 +237,9 @@ def main() -> int:
         return 0
     quick = arguments.out is None
     wide = measure(nips17(Path(folder), arguments.views), quick=quick)
-    for result in goals(wide):
+    from bench._stored_row import stored_row
+
+    for result in [*goals(wide), *stored_row(Path(folder))]:
         print(json.dumps(result))
     if arguments.out is not None:
         from bench._rate_distortion_page import write_page

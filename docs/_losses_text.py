@@ -97,7 +97,7 @@ is noise. The norms are over all measured rows together, so rows with large grad
   second part on rows whose label is outside the head.
 - The student is simulated: the teacher's logits times 0.6, plus normal noise of half the row's standard deviation. So
   its tail resembles the teacher's, which flatters `bucket`.
-- Bytes are a row's payload before compression.
+- What a row of each encoding takes: [rate-distortion.md](rate-distortion.md).
 - All temperatures, more encodings and the rule `renormalise`: [loss-encoding.json](loss-encoding.json).
 
 Measured by `python -m bench.loss_encoding` (seed 0; rows that did not fit the tail predictor). What a loss is:

@@ -148,10 +148,7 @@ def measured(data: Mapping[str, Any]) -> Iterator[str]:
         )
         for temperature in ("1", "4"):
             yield f"T = {temperature}\n"
-            heads = [
-                f"{label}{'' if rule == '-' else ', ' + rule} ({found['encodings'][label]['bytes']:.0f} B)"
-                for label, rule in COLUMNS
-            ]
+            heads = [label if rule == "-" else f"{label}, {rule}" for label, rule in COLUMNS]
             yield f"| Loss | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}"
             for loss in found["encodings"]["top-10"]["rules"]["predicted"]:
                 errors = [found["encodings"][label]["rules"][rule][loss] for label, rule in COLUMNS]

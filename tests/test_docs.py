@@ -7,12 +7,16 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import logitbank
 from docs import generate_api, generate_cli, generate_parts
+from logitbank import cli
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
+from logitbank.stores.format.schema import CELL_ARRAYS, CONSTANTS, EXAMPLE_ARRAYS, ROW_ARRAYS
 from tests.pages import ROOT, anchors, blocks, commands, known_options, links, options_of, run_page
 
 DOCS = ROOT / "docs"
@@ -137,3 +141,17 @@ def test_quoted_intervals_are_those_measured() -> None:
     quoted = set(interval.findall(" ".join(PAGES["explanation/cross-fitting.md"].split())))
     assert quoted
     assert quoted <= set(interval.findall(PAGES["measurements/semiparametric.md"]))
+
+
+def test_the_glossary_names_what_is_there() -> None:
+    """Arrays of the format, commands, options, and public names."""
+    group: Any = typer.main.get_command(cli.app)
+    there = {f"cli {name}" for name in group.commands}
+    there |= {option for name in group.commands for option in known_options(name)}
+    there |= {f"examples/{name}" for name in EXAMPLE_ARRAYS}
+    there |= {f"teachers/*/{name}" for name in [*ROW_ARRAYS, *CELL_ARRAYS, *CONSTANTS]}
+    there |= set(logitbank.__all__)
+    lines = re.findall(r"^In code: (.*)$", PAGES["reference/glossary.md"], flags=re.MULTILINE)
+    named = {name for line in lines for name in re.findall(r"`(.+?)`", line)}
+    assert len(named) > 50
+    assert not {name for name in named - there if not hasattr(logitbank.Teacher, name.removeprefix("Teacher."))}

@@ -38,7 +38,7 @@ def try_out(
         temperatures: Where fidelity is measured.
 
     Returns:
-        ``rows_per_second`` and ``seconds`` of this process, ``bytes`` of the store (estimated before compression),
+        ``rows_per_second`` and ``seconds`` of this process, ``bytes`` of the store (an estimate),
         ``embedding_bytes_per_row``, those of features before compression, ``encoding``, ``fidelity`` and ``num_rows``.
     """
     teacher = ask_first(teacher)

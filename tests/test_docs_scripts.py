@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import scale, views
+from bench import _label_maps_page, label_maps, scale, views
+from bench._marked import part_of
 from docs.measurements import semiparametric, students
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.models import build_model
@@ -194,3 +195,37 @@ def test_growth_leaves_out_what_a_start_costs() -> None:
     paper = scale.on_paper(costs(1))
     assert (paper.rows, paper.files) == (10**9, 9)
     assert (paper.seconds, paper.peak_mb) == pytest.approx((3 + 10**6, 200 + 10**5))
+
+
+def test_what_label_maps_are_worth_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seeds have rows of their own; what is a line is not done again; the page comes of the lines alone."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "cifar.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
+    split = load_split(f"npz:{tmp_path}/cifar.npz")
+    weights = tmp_path / "resnet20.safetensors"
+    save_weights(weights, build_model("resnet20", split), {"architecture": "resnet20", "num_classes": 10}, split.keys)
+    page = tmp_path / "docs" / "explanation" / "views.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(f"before\n\n<!-- written by {_label_maps_page.SCRIPT} -->\nold\n<!-- to here -->\n\nafter\n")
+    out, lines = tmp_path / "out", tmp_path / "out" / "students.jsonl"
+    arguments = [out, "--data", f"npz:{tmp_path}/cifar.npz", "--weights", weights, "--rows", 30, "--epochs", 1]
+    arguments += ["--views", 1, "--transforms", "rrc?scale=0.5"]
+    run(monkeypatch, label_maps, *arguments, "--grids", 1, "--first", 1, "--seeds", 1)
+    first = lines.read_text()
+    run(monkeypatch, label_maps, *arguments, "--grids", "1,2", "--seeds", 2)
+    assert lines.read_text().startswith(first)
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    methods = ["views-1", "map-1", "map-2", "labels"]
+    assert sorted((one["seed"], one["method"]) for one in records) == sorted((s, m) for s in (0, 1) for m in methods)
+    assert {one["method"]: one["passes"] for one in records} == dict(zip(methods, (1, 1, 1, 0), strict=True))
+    capsys.readouterr()
+    run(monkeypatch, label_maps, out, "--page", tmp_path / "docs")
+    assert part_of(page, _label_maps_page.SCRIPT) == capsys.readouterr().out.strip()
+    assert page.read_text().startswith("before\n\n")
+    assert page.read_text().endswith("\n\nafter\n")
+    assert len(json.loads(page.with_name("label-maps.json").read_text())) == 8
+    with pytest.raises(ValueError, match="has students of epochs 1, not 3"):
+        run(monkeypatch, label_maps, *arguments, "--epochs", 3)

@@ -39,7 +39,7 @@ class Ensemble:
     @property
     def offers(self) -> frozenset[str]:
         shared = frozenset.intersection(*(part.offers for part in self.parts))
-        return shared - {"embedding"}  # each teacher's are a space of its own
+        return shared - {"embedding", "sparse"}  # each teacher's features are a space of its own
 
     def of(self, rows_B: Tensor, view: View) -> "EnsembleBatch":
         return EnsembleBatch(self, [part.of(rows_B, view) for part in self.parts])

@@ -29,7 +29,7 @@ class Batch(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Of dense, out_of_fold, fixed_tail, label_prob, embedding: what holds for the answer."""
+        """Of dense, out_of_fold, fixed_tail, label_prob, embedding, sparse: what holds for the answer."""
         ...
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
@@ -76,7 +76,7 @@ class Answers(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What losses may need of answers and these have: of dense, out_of_fold, fixed_tail, label_prob, embedding."""
+        """What losses may ask of answers and these have: of those that a ``Batch`` names."""
         ...
 
     def of(self, rows_B: Tensor, view: View) -> Batch:

@@ -89,6 +89,8 @@ class StoredAnswers:
             found.add("label_prob")
         if self.teacher.row_folds is not None:
             found.add("out_of_fold")
+        if self.decoder.sparse_rows:
+            found.add("sparse")
         if "embedding" in self.decoder.names:
             found.add("embedding")
         return frozenset(found)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from logitbank.pipeline.answers.records import Records
 from logitbank.pipeline.answers.teacher_rows import TeacherRows
+from logitbank.pipeline.encoding.sparse import SparseLogits
 
 View = int | Tensor
 """One number, or one for each row, int64 [B]."""
@@ -76,6 +77,11 @@ class StoredBatch:
     def decoded(self, student_BC: Tensor | None, temperature: float) -> Tensor:
         """Logits, with a student for the ``bucket`` rule; without that rule they are decoded once."""
         return self._decode(student_BC, temperature) if self.answers.decoder.tail == "bucket" else self._logits_BC
+
+    def sparse(self) -> SparseLogits:
+        """The same without a block of all classes, where the batch offers ``sparse``."""
+        row_B, position_B = self._places_B
+        return self.answers.decoder.sparse(self._decoded_from(), row_B, positions_B=position_B)
 
     def order_known(self, student_BC: Tensor, temperature: float) -> Tensor | None:
         """True where the label is in the head, and as many classes decode at or above it as the teacher had there."""

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, with_tail_shift
+from logitbank.pipeline.encoding import TAIL_RULES, Encoding, decode, finite, sparse, with_tail_shift
+from logitbank.pipeline.encoding.settings import DENSE_CLASSES
+from logitbank.pipeline.encoding.sparse import SparseLogits
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.pipeline.spelling import unknown
 from logitbank.stores import Store, StoreError, Teacher
@@ -76,11 +78,10 @@ class TeacherRows:
             temperature: Where the mass of that rule's tail is exact.
         """
         return decode(
-            {name: array.to(self.device) for name, array in arrays.items()},
-            (self.labels_N[rows_B] if positions_B is None else self.labels_N[rows_B, positions_B]).to(self.device),
+            *self._here(arrays, rows_B, positions_B),
             self.encoding,
             predictor=self._predictor_here,
-            folds_B=None if self.folds_N is None else self.folds_N[rows_B].to(self.device),
+            folds_B=self._folds(rows_B),
             tail=self.tail,
             student_BC=None if student_BC is None else student_BC.to(self.device),
             temperature=temperature,
@@ -99,6 +100,34 @@ class TeacherRows:
         return finite(
             self.decode(arrays, rows_B, positions_B=positions_B, student_BC=student_BC, temperature=temperature)
         )
+
+    @property
+    def sparse_rows(self) -> bool:
+        """Whether a loss can do without a block of the logits of all classes: of many classes, where it saves most."""
+        of_head = self.encoding.has_tail and self.encoding.num_classes > DENSE_CLASSES and self.tail != "bucket"
+        return of_head and (self._predictor is None or self._predictor.factor_FDC is not None)
+
+    def sparse(self, arrays: Mapping[str, Tensor], rows_B: Tensor, *, positions_B: Tensor | None) -> SparseLogits:
+        """As ``logits``, without a block [B, C]: of answers [B], where there are ``sparse_rows``."""
+        found = sparse(
+            *self._here(arrays, rows_B, positions_B),
+            self.encoding,
+            predictor=self._predictor_here,
+            folds_B=self._folds(rows_B),
+            tail=self.tail,
+        )
+        assert found is not None
+        return found
+
+    def _here(
+        self, arrays: Mapping[str, Tensor], rows_B: Tensor, positions_B: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Arrays and labels on the device."""
+        labels_B = self.labels_N[rows_B] if positions_B is None else self.labels_N[rows_B, positions_B]
+        return {name: array.to(self.device) for name, array in arrays.items()}, labels_B.to(self.device)
+
+    def _folds(self, rows_B: Tensor) -> Tensor | None:
+        return None if self.folds_N is None else self.folds_N[rows_B].to(self.device)
 
     def decoded(self, view: int, rows_N: npt.NDArray[np.int64]) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of a view, in the order given, a batch at a time: what is held does not grow with their number.

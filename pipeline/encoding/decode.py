@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from logitbank.pipeline.encoding.kinds import Encoding
-from logitbank.pipeline.encoding.settings import Tail, at_positions
+from logitbank.pipeline.encoding.settings import FINITE_RANGE, Tail, at_positions
+from logitbank.pipeline.encoding.sparse import SparseLogits
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
-
-_FINITE_RANGE = 1e4
 
 
 def with_tail_shift(
@@ -79,6 +78,24 @@ def decode(
     return encoding.of_kind.decode(arrays, labels_B, encoding, filled)
 
 
+def sparse(
+    arrays: Mapping[str, Tensor],
+    labels_B: Tensor,
+    encoding: Encoding,
+    *,
+    predictor: TailPredictor | None = None,
+    folds_B: Tensor | None = None,
+    tail: str = "predicted",
+) -> SparseLogits | None:
+    """What `finite` and `decode` give, without a block [B, C]; None where rows have no such form.
+
+    Arguments as for `decode`, of rows [B] alone. Rows of a head have it, unless their tail follows the student or is
+    predicted by a map that is no product, as it is up to `DENSE_CLASSES` classes.
+    """
+    filled = Tail(rule=tail, predictor=predictor, folds_B=folds_B)
+    return encoding.of_kind.sparse(arrays, labels_B, encoding, filled)
+
+
 def _flat(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Arrays [B, L, *row_shape] as those of B * L rows, in that order."""
     return {name: array.flatten(0, 1) for name, array in arrays.items()}
@@ -87,9 +104,9 @@ def _flat(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def finite(logits_BC: Tensor) -> Tensor:
     """The same logits with -inf (masked classes) raised to the row's best minus 1e4, for the losses."""
     looks = logits_BC.device.type == "cpu" and logits_BC.numel()  # it costs no waiting there, and most need no more
-    if looks and logits_BC.amax() - logits_BC.amin() <= _FINITE_RANGE:  # each is three times as fast as aminmax
+    if looks and logits_BC.amax() - logits_BC.amin() <= FINITE_RANGE:  # each is three times as fast as aminmax
         return logits_BC
-    return torch.maximum(logits_BC, logits_BC.amax(-1, keepdim=True) - _FINITE_RANGE)
+    return torch.maximum(logits_BC, logits_BC.amax(-1, keepdim=True) - FINITE_RANGE)
 
 
 def decode_log_prob(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from logitbank.pipeline.encoding.packing import smallest_uint
 from logitbank.pipeline.encoding.settings import LabelledLogits, Settings, Tail
+from logitbank.pipeline.encoding.sparse import SparseLogits
 from logitbank.stores import RowArray
 
 
@@ -65,6 +66,12 @@ class Kind(ABC):
     @abstractmethod
     def decode(self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail) -> Tensor:
         """Raw logits float32 [B, C], -inf for a masked class; sooner where the arrays have their `tail_shift`."""
+
+    def sparse(
+        self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail
+    ) -> SparseLogits | None:
+        """The same, finite, without a block [B, C]; None where rows have no such form."""
+        return None
 
     @abstractmethod
     def kept_log_prob(self, arrays: Mapping[str, Tensor], settings: Settings) -> Tensor:

@@ -16,6 +16,8 @@ DENSE_CLASSES = 4096
 """Up to here a predictor is one full matrix, and a tail's code has as many directions as classes; beyond, few."""
 MAX_BASIS = 1024
 """Directions of the code beyond; 8 bits at most for each."""
+FINITE_RANGE = 1e4
+"""How far below a row's best logit losses see a class that is impossible."""
 TAIL_RULES = ("predicted", "bucket", "uniform", "renormalise")
 
 

@@ -103,6 +103,10 @@ class TailBasis:
         value = self.levels[position.long() + levels_start]
         return value * (width_M > 0)
 
+    def every_value(self, code: Tensor) -> list[Tensor]:
+        """The same for each fold."""
+        return [self.values(code, fold) for fold in range(len(self.basis_FMC))]
+
     def _by_fold(self, folds_B: Tensor | None, num_rows: int) -> "list[tuple[int, slice | Tensor]]":
         if folds_B is None:
             return [(0, slice(0, num_rows))]

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from logitbank.pipeline.encoding.sparse import LowRank
 from logitbank.pipeline.encoding.tail_basis import TailBasis
 
 _LOWEST = -3e4
-_BLOCK = 2048  # classes of a block of a few hundred rows that a cache holds
 FLOOR = 40.0  # a logit further than this below the row's K-th counts as this far
 
 
@@ -125,18 +125,39 @@ class TailPredictor:
         Returns:
             float32 [B, C]; what it says of the head's own classes means nothing.
         """
-        feature_BK = self.gauge.features(head_BK)
+        if self.factor_FDC is not None:
+            low_rank = self.low_rank(index_BK, head_BK, folds_B, tail_code=tail_code, shift_B=shift_B, limit_B=limit_B)
+            return low_rank.every_class()
         fold_B = self._folds(folds_B, index_BK)
-        if self.factor_FDC is None:
-            shape_BC = self._full(index_BK, feature_BK, fold_B, shift_B)
-        else:
-            inner_BD = self._inner(index_BK, feature_BK, fold_B)
-            if fold_B is None and shift_B is not None and limit_B is not None:
-                return self._in_blocks(inner_BD, shift_B, limit_B, tail_code)
-            shape_BC = self._low_rank(inner_BD, fold_B, shift_B)
+        shape_BC = self._full(index_BK, self.gauge.features(head_BK), fold_B, shift_B)
         if tail_code is not None and self.basis is not None:
             shape_BC += self.basis.decode(tail_code, fold_B)
         return shape_BC if limit_B is None else shape_BC.clamp_(max=limit_B[:, None])
+
+    def low_rank(
+        self,
+        index_BK: Tensor,
+        head_BK: Tensor,
+        folds_B: Tensor | None = None,
+        *,
+        tail_code: Tensor | None = None,
+        shift_B: Tensor | None = None,
+        limit_B: Tensor | None = None,
+    ) -> LowRank:
+        """What `predict` multiplies out, for the low-rank form."""
+        fold_B, basis = self._folds(folds_B, index_BK), None if tail_code is None else self.basis
+        row_BK = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
+        features_BK = self.gauge.features(head_BK)
+        return LowRank(
+            inner_BD=embedding_bag(row_BK, self._table, per_sample_weights=features_BK, mode="sum"),
+            factor_FDC=self._factor_FDC,
+            bias_FC=self._bias_FC,
+            fold_B=fold_B,
+            basis=basis,
+            values=[] if basis is None or tail_code is None else basis.every_value(tail_code),
+            shift_B1=None if shift_B is None else shift_B[:, None],
+            limit_B1=None if limit_B is None else limit_B[:, None],
+        )
 
     def _folds(self, folds_B: Tensor | None, index_BK: Tensor) -> Tensor | None:
         if self.num_folds == 1:
@@ -154,34 +175,6 @@ class TailPredictor:
         weight = torch.cat([feature_BK, torch.ones_like(feature_BK[:, :1])], 1).half()
         shape_BC = embedding_bag(row, self._table, per_sample_weights=weight, mode="sum")
         shape_BC = shape_BC.float()
-        return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])
-
-    def _inner(self, index_BK: Tensor, feature_BK: Tensor, fold_B: Tensor | None) -> Tensor:
-        row_BK = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
-        return embedding_bag(row_BK, self._table, per_sample_weights=feature_BK, mode="sum")
-
-    def _in_blocks(self, inner_BD: Tensor, shift_B: Tensor, limit_B: Tensor, tail_code: Tensor | None) -> Tensor:
-        """Shifted and limited logits of some classes after others, so that they are still in a cache."""
-        logits_BC = torch.empty((len(inner_BD), self.num_classes), device=inner_BD.device)
-        width = _BLOCK if inner_BD.device.type == "cpu" else self.num_classes
-        values_BM = None if tail_code is None or self.basis is None else self.basis.values(tail_code, 0)
-        for start in range(0, self.num_classes, width):
-            own = slice(start, start + width)
-            block_Bc = logits_BC[:, own]
-            torch.addmm(self._bias_FC[0, own], inner_BD, self._factor_FDC[0, :, own], out=block_Bc)
-            if values_BM is not None and self.basis is not None:
-                block_Bc.addmm_(values_BM, self.basis.scaled(0, own))
-            block_Bc.add_(shift_B[:, None]).clamp_(max=limit_B[:, None])
-        return logits_BC
-
-    def _low_rank(self, inner_BD: Tensor, fold_B: Tensor | None, shift_B: Tensor | None) -> Tensor:
-        if fold_B is None:
-            shape_BC = torch.addmm(self._bias_FC[0], inner_BD, self._factor_FDC[0])
-        else:
-            shape_BC = self._bias_FC[fold_B]
-            for fold in range(self.num_folds):
-                mine_B = fold_B == fold
-                shape_BC[mine_B] += inner_BD[mine_B] @ self._factor_FDC[fold]
         return shape_BC if shift_B is None else shape_BC.add_(shift_B[:, None])
 
     def constants(self) -> dict[str, np.ndarray]:

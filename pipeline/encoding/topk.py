@@ -5,6 +5,7 @@ Shape suffixes: B rows, C classes, K kept classes.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 from logitbank.pipeline.encoding.head import Gaps, Halves, HeadCode, label_rank, log_sums
 from logitbank.pipeline.encoding.kind import Kind, label_arrays
 from logitbank.pipeline.encoding.packing import below, round_mantissa, smallest_uint, to_float16
-from logitbank.pipeline.encoding.settings import LabelledLogits, Settings, Tail, check_finite
+from logitbank.pipeline.encoding.settings import FINITE_RANGE, LabelledLogits, Settings, Tail, check_finite
+from logitbank.pipeline.encoding.sparse import SparseLogits
 from logitbank.pipeline.encoding.tail_mass import log_minus, shift_to_mass
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
 from logitbank.stores import RowArray
@@ -99,12 +101,8 @@ class TopK(Kind):
 
     def decode(self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail) -> Tensor:
         rows = _Rows(arrays, labels_B, self.codes[settings.bits])
-        if tail.rule == "renormalise":
-            out_BC = torch.full((len(labels_B), settings.num_classes), -math.inf, device=labels_B.device)
-        elif tail.prediction is None:
-            count_B = settings.num_classes - settings.top_k - rows.outside_B.long()
-            shift_B = torch.where(count_B > 0, rows.log_rest_B - count_B.log(), -math.inf)
-            out_BC = shift_B[:, None].repeat(1, settings.num_classes).clamp_(max=rows.limit_B[:, None])
+        if tail.prediction is None:
+            out_BC = rows.level(settings, tail)[:, None].repeat(1, settings.num_classes)
         else:
             known = "tail_shift" in arrays
             shift_B = arrays["tail_shift"] if known else self._shift(arrays, labels_B, settings, tail, tail.prediction)
@@ -118,6 +116,38 @@ class TopK(Kind):
         # The label, then the head: a label inside the head takes the head's value.
         out_BC.scatter_(1, label_B1, rows.label_logit_B[:, None])
         return out_BC.scatter_(1, rows.index_BK, rows.head_BK)
+
+    def sparse(
+        self, arrays: Mapping[str, Tensor], labels_B: Tensor, settings: Settings, tail: Tail
+    ) -> SparseLogits | None:
+        if tail.rule == "bucket" or (tail.prediction is not None and tail.prediction.factor_FDC is None):
+            return None
+        rows = _Rows(arrays, labels_B, self.codes[settings.bits])
+        same_BK = rows.index_BK == rows.label_or_best_B[:, None]
+        in_head_B = rows.head_BK.masked_fill(~same_BK, 0.0).sum(1)
+        label_B = torch.where(rows.outside_B, rows.label_logit_B, in_head_B)
+        logits_BJ = torch.cat([rows.head_BK, label_B[:, None]], 1)
+        lowest_B1 = logits_BJ.amax(1, keepdim=True) - FINITE_RANGE
+        said = SparseLogits(
+            num_classes=settings.num_classes,
+            index_BJ=torch.cat([rows.index_BK, rows.label_or_best_B[:, None]], 1),
+            logits_BJ=torch.maximum(logits_BJ, lowest_B1),
+            new_BJ=torch.cat([torch.ones_like(same_BK), rows.outside_B[:, None]], 1),
+            lowest_B1=lowest_B1,
+        )
+        if tail.prediction is None:
+            return replace(said, level_B1=torch.maximum(rows.level(settings, tail)[:, None], lowest_B1))
+        known = "tail_shift" in arrays
+        shift_B = arrays["tail_shift"] if known else self._shift(arrays, labels_B, settings, tail, tail.prediction)
+        predicted = tail.prediction.low_rank(
+            rows.index_BK,
+            rows.head_BK,
+            tail.folds_B,
+            tail_code=self.tail_code(arrays),
+            shift_B=shift_B,
+            limit_B=rows.limit_B,
+        )
+        return replace(said, predicted=predicted)
 
     def tail_code(self, arrays: Mapping[str, Tensor]) -> Tensor | None:
         """What the row says of its tail besides the mass: nothing."""
@@ -172,6 +202,14 @@ class _Rows:
         """Log of the mass that is left to classes outside the head that are not the label, in raw logits."""
         tail_B = self.arrays["log_tail_mass"].float() + self.arrays["logsumexp"].float()
         return log_minus(tail_B, torch.where(self.outside_B, self.label_logit_B, -math.inf))
+
+    def level(self, settings: Settings, tail: Tail) -> Tensor:
+        """The logit that all classes share which nothing is said of, float32 [B]; -inf where they are impossible."""
+        if tail.rule == "renormalise":
+            return torch.full_like(self.limit_B, -math.inf)
+        count_B = settings.num_classes - settings.top_k - self.outside_B.long()
+        level_B = torch.where(count_B > 0, self.log_rest_B - count_B.log(), -math.inf)
+        return torch.minimum(level_B, self.limit_B)
 
 
 def _bucket(tail_BC: Tensor, known: Tensor, tail: Tail) -> Tensor:

@@ -6,11 +6,12 @@ Shapes: B batch, C classes, K features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .context import Answer, TeacherFeatures
+from .context import SPARSE, Answer, SparseAnswer, SparseTarget, TeacherFeatures
 from .numerics import raised
 from .rated import RatedAnswer
 from .transforms import Transform
@@ -33,6 +34,7 @@ class Rows:
         self._own_B: Tensor | None = None  # all
         self._asked: dict[float, Tensor] = {}  # answers for the whole batch
         self._targets: dict[float, Tensor] = {}  # what transforms make of them
+        self._sparse: list[SparseTarget] = []  # of the whole batch, once it was asked for
 
     def only(self, own_B: Tensor) -> Rows:
         """Those of the rows that are True in a mask of the whole batch."""
@@ -42,7 +44,7 @@ class Rows:
             return self
         part = Rows(self._all_BC, self._answer, self._all_labels_B, self._heard, self._transforms)
         part.student_BC, part.labels_B = self._all_BC[own_B], self._all_labels_B[own_B]
-        part._own_B, part._asked, part._targets = own_B, self._asked, self._targets
+        part._own_B, part._asked, part._targets, part._sparse = own_B, self._asked, self._targets, self._sparse
         return part
 
     def teacher(self, temperature: float) -> Tensor:
@@ -65,6 +67,17 @@ class Rows:
                     whole = transform(whole, self._all_labels_B)
             self._targets[temperature] = whole
         return self._own(self._targets[temperature])
+
+    def sparse(self) -> SparseTarget | None:
+        """The teacher of the rows without a block of all classes, where its answer has that form."""
+        if SPARSE not in self._answer.offers:
+            return None
+        if not self._sparse:
+            self._sparse.append(cast(SparseAnswer, self._answer).sparse())
+        target = self._sparse[0]
+        if target.index_BJ.device != self._all_BC.device:
+            return None
+        return target if self._own_B is None else target.only(self._own_B)
 
     def rates(self) -> Tensor:
         """How often teachers are right about each of the rows."""

@@ -15,6 +15,38 @@ import torch
 from torch import Tensor
 
 
+class SparseTarget(Protocol):
+    """Finite teacher logits of every class without a block [B, C]: J classes of a row, and all others."""
+
+    @property
+    def index_BJ(self) -> Tensor:
+        """Classes that a row says one by one, int64; one may stand there twice."""
+        ...
+
+    @property
+    def logits_BJ(self) -> Tensor:
+        """Theirs, float32."""
+        ...
+
+    @property
+    def new_BJ(self) -> Tensor:
+        """False where a class stands before, too."""
+        ...
+
+    @property
+    def level_B1(self) -> Tensor | None:
+        """The logit of every other class, where all have one."""
+        ...
+
+    def tail(self, classes: slice, out_Bc: Tensor) -> Tensor:
+        """Else logits of some classes, float32 [B, c], in ``out_Bc``; of those said one by one they mean nothing."""
+        ...
+
+    def only(self, own_B: Tensor) -> SparseTarget:
+        """The same of some of the rows, bool [B]."""
+        ...
+
+
 class Answer(Protocol):
     """What a teacher says of the B rows of a batch, and how much of it is known.
 
@@ -29,7 +61,7 @@ class Answer(Protocol):
 
     @property
     def offers(self) -> frozenset[str]:
-        """Which of ``OFFERS`` hold for the answer."""
+        """Which of ``OFFERS`` hold for the answer; ``SPARSE`` too where it is a ``SparseAnswer``."""
         ...
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
@@ -54,6 +86,15 @@ class Answer(Protocol):
         ...
 
 
+class SparseAnswer(Answer, Protocol):
+    """An answer that has a sparse form as well, and offers ``SPARSE``."""
+
+    def sparse(self) -> SparseTarget:
+        """What ``logits`` gives, without a block of all classes."""
+        ...
+
+
+SPARSE = "sparse"
 OFFERS = {
     "embedding": "one teacher's features: cache it with --embedding penultimate, and name that teacher alone",
     "dense": "every class's logit: cache with --encoding dense or topk+tail",

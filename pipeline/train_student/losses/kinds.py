@@ -61,7 +61,8 @@ class Loss:
     couples_rows: a row's loss depends on the other rows of its batch, unless an option has the value uncoupled_by.
     module: makes what the loss keeps from step to step, of a Material and the loss's options: parameters that are
     trained with the student's, or buffers; the loss gets it as ``module``. below_zero: a row's loss may be negative.
-    sha256: of the code of a loss that is not the table's.
+    sha256: of the code of a loss that is not the table's. sparse: the same loss of a ``SparseTarget``,
+    ``(student_BC, target, **options) -> [B]``.
     """
 
     fn: Callable[..., Tensor]
@@ -86,6 +87,7 @@ class Loss:
     below_zero: bool = False
     module: Callable[..., nn.Module] | None = None
     sha256: str = ""
+    sparse: Callable[..., Tensor] | None = None
     unsure: str = ""
 
     @property

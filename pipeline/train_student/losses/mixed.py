@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .context import Answer
+from .context import SPARSE, Answer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MixedAnswer:
 
     @property
     def offers(self) -> frozenset[str]:
-        return (self.first.offers & self.second.offers) - {"embedding"}
+        return (self.first.offers & self.second.offers) - {"embedding", SPARSE}
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         first_BC, second_BC = (part.logits(student_BC, temperature) for part in (self.first, self.second))

@@ -325,7 +325,15 @@ class Objective:
                 feedback.observe((loss_B * judged.spread(torch.ones_like(weight_B), 0.0)).sum(), weight_B.sum())
         return loss_B
 
+    @property
+    def _takes_sparse(self) -> bool:
+        """Whether no term needs the teacher's logits of all classes at once."""
+        return not self.transforms and all(term.takes_sparse for term in self.terms)
+
     def _loss(self, term: Term, rows: Rows, step: Step) -> Tensor:
+        takes = term.loss.sparse if term.fits_teacher and self._takes_sparse else None
+        if takes is not None and (target := rows.sparse()) is not None:
+            return takes(rows.student_BC, target, **term.options)
         teacher_BC = rows.target(term.temperature) if term.fits_teacher else rows.student_BC.detach()
         pair = (rows.student_BC, teacher_BC)
         if term.standardise:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .context import Answer
+from .context import SPARSE, Answer
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RatedAnswer:
 
     @property
     def offers(self) -> frozenset[str]:
-        return self.answer.offers
+        return self.answer.offers - {SPARSE}  # row weights that go by rates look at every class
 
     def logits(self, student_BC: Tensor, temperature: float) -> Tensor:
         return self.answer.logits(student_BC, temperature)

@@ -12,6 +12,7 @@ from .kinds import Loss, part, temperature
 from .labels import hard_cross_entropy
 from .levels import multi_level_alignment
 from .matching import transformed_teacher_matching, weighted_transformed_teacher_matching
+from .sparse import sparse_kl_divergence
 from .standardise import normalised_logit_distillation
 
 LABELS = frozenset({"labels"})
@@ -31,6 +32,7 @@ RECIPES: dict[str, Loss] = {
     ),
     "kd": Loss(
         fn=kl_divergence,
+        sparse=sparse_kl_divergence,
         paper="Hinton et al. 2015",
         use="the first thing to try; trusts the teacher everywhere",
         setting="CIFAR-100",

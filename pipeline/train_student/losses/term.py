@@ -68,6 +68,12 @@ class Term:
         return bool(self.row_weight) and self.row_options.get("paced_by") != "student"
 
     @property
+    def takes_sparse(self) -> bool:
+        """Whether a teacher's sparse form is all that the term needs of it, if it needs it."""
+        plain = self.loss.sparse is not None and not self.standardise and not self.temperature_rule
+        return (plain or not self.fits_teacher) and not self.weighs_by_teacher
+
+    @property
     def weighs_by_class(self) -> bool:
         """Whether the row weight goes by the class of a row and the counts of all."""
         return bool(self.row_weight) and ROW_WEIGHTS[self.row_weight].counts

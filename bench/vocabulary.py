@@ -27,10 +27,13 @@ from bench.losses import KEEP_MEMORY
 from bench.rate_distortion import compressed_bytes
 from logitbank.pipeline.cache_teacher.fidelity import PredictorFit, measure_fidelity
 from logitbank.pipeline.cache_teacher.teachers.answering import held_rows
-from logitbank.pipeline.encoding import Encoding, decode, finite
+from logitbank.pipeline.encoding import Encoding, decode, finite, sparse
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.settings import tail_bits_of
+from logitbank.pipeline.encoding.sparse import SparseLogits
 from logitbank.pipeline.encoding.tail_predictor import TailPredictor
+from logitbank.pipeline.train_student.losses.divergences import kl_divergence
+from logitbank.pipeline.train_student.losses.sparse import sparse_kl_divergence
 
 WIDTHS = {50_257: 768, 151_936: 1024}
 TOP_K, CENTRES, FITTED, MEASURED, TIMED = 50, 512, 4096, 256, 256
@@ -146,9 +149,10 @@ def measure(num_classes: int, name: str) -> None:
         some = {key: array[rows] for key, array in arrays.items()}
         return finite(decode(some, labels[rows], encoding, predictor=predictor))
 
-    report(f"{label}/decode_dense_rows_per_s", rate(in_groups(decoded, TIMED, step), TIMED), goals[1])
+    report(f"{label}/decode_dense_rows_per_s", rate(in_groups(decoded, TIMED, step), TIMED))
     fill = in_groups(lambda rows: torch.empty(len(labels[rows]), num_classes).fill_(0.5), TIMED, step)
     report(f"{label}/fill_dense_rows_per_s", rate(fill, TIMED))
+    forms(label, arrays, labels, encoding, predictor, goals[1])
     report(f"{label}/all_peak_mb", peak_mb() - before, 1500, most=True)
     report(f"{label}/row_bytes", compressed_bytes(stored))
     report(f"{label}/id_bytes", compressed_bytes({"index": stored["index"]}) / TOP_K)
@@ -157,6 +161,37 @@ def measure(num_classes: int, name: str) -> None:
         found = measure_fidelity(logits[few], labels[few], encoding, predictor, tail=tail)
         for temperature in ("1", "2", "4"):
             report(f"{label}/made_up_kl_{tail}_t{temperature}", found[temperature])
+
+
+def forms(
+    label: str,
+    arrays: dict[str, Tensor],
+    labels: Tensor,
+    encoding: Encoding,
+    predictor: TailPredictor | None,
+    goal: float | None,
+) -> None:
+    """Rows a second until a loss has its teacher, sparse, and a step's KL and gradient from there and from logits."""
+    student_BC = torch.randn(len(labels), encoding.num_classes, generator=torch.Generator().manual_seed(5))
+    student_BC.requires_grad_()
+    for tail in ("uniform", "predicted"):
+
+        def form(tail: str = tail) -> SparseLogits:
+            found = sparse(arrays, labels, encoding, predictor=predictor, tail=tail)
+            assert found is not None
+            return found
+
+        def dense(tail: str = tail) -> Tensor:
+            return finite(decode(arrays, labels, encoding, predictor=predictor, tail=tail))
+
+        def step(losses: Callable[[], Tensor]) -> Callable[[], object]:
+            return lambda: torch.autograd.grad(losses().sum(), student_BC)
+
+        ours = step(lambda form=form: sparse_kl_divergence(student_BC, form()))  # type: ignore[misc]
+        theirs = step(lambda dense=dense: kl_divergence(student_BC, dense(), labels))  # type: ignore[misc]
+        report(f"{label}/decode_sparse_{tail}_rows_per_s", rate(form, len(labels)), goal)
+        report(f"{label}/kl_step_sparse_{tail}_rows_per_s", rate(ours, len(labels)))
+        report(f"{label}/kl_step_dense_{tail}_rows_per_s", rate(theirs, len(labels)))
 
 
 def main() -> int:

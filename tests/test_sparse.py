@@ -1,7 +1,7 @@
 """A teacher's sparse form gives losses what its dense logits give them, and no block of these is made."""
 
 import math
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from logitbank.pipeline.encoding.tail_basis import TailBasis
 from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
-from logitbank.pipeline.train_student.losses.context import SparseTarget
+from logitbank.pipeline.train_student.losses.context import Answer, SparseTarget
 from logitbank.pipeline.train_student.losses.mixed import MixedAnswer
 from logitbank.pipeline.train_student.losses.rated import RatedAnswer
 from logitbank.stores import open_store
@@ -106,7 +106,7 @@ def test_gradients_are_those_of_the_numbers_and_come_again() -> None:
         student_BC = torch.randn(ROWS, 9, dtype=torch.float64).requires_grad_()
         for loss in SPARSE.values():
             assert loss.sparse is not None
-            assert torch.autograd.gradcheck(lambda x, fn=loss.sparse: fn(x, form, temperature=2.0), (student_BC,))
+            assert torch.autograd.gradcheck(partial(loss.sparse, target=form, temperature=2.0), (student_BC,))
             total = loss.sparse(student_BC, form, temperature=2.0).sum()
             (first_BC,) = torch.autograd.grad(total, student_BC, retain_graph=True)
             assert torch.equal(first_BC, torch.autograd.grad(total, student_BC)[0])
@@ -176,7 +176,7 @@ def test_answers_that_have_no_sparse_form_do_not_offer_it(many: StoredAnswers) -
     form: SparseTarget = batch.sparse()
     assert form.index_BJ.shape == (6, 7)
     assert "sparse" in batch.offers & batch.part(slice(1, 3)).offers
-    others = [
+    others: list[Answer] = [
         StoredAnswers(store, tail="bucket").of(rows, 0),
         Ensemble([many], [1.0], combine="mean-prob").of(rows, 0),
         MixedAnswer(batch, batch, torch.ones(6)),

@@ -18,6 +18,7 @@ from logitbank.pipeline.models import build_model
 from logitbank.pipeline.use_student.load import load_student
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
+from tests.pages import ROOT, blocks
 from tests.students import train
 
 prepare_torchvision()
@@ -135,3 +136,51 @@ def _copied(folder: Path, place: Path, *, weights: bool = True, config: dict[str
 def _deeper(folder: Path) -> dict[str, Any]:
     said = json.loads((folder / "config.json").read_text())
     return {**said, **{name: 2 for name in ("n_layer", "num_hidden_layers") if name in said}, "layer_types": None}
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # trl 1.16 with transformers 5.24
+def test_trls_trainer_takes_the_pages_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's blocks on transformers' and TRL's trainers, one behind the other."""
+    pytest.importorskip("trl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("train.bin", "test.bin"):
+        np.random.default_rng(0).integers(0, 50, 64 * 32 + 1).astype(np.uint16).tofile(name)
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    for name in ("tiny", "teacher"):
+        transformers.GPT2LMHeadModel(config).save_pretrained(name)
+    split = load_split("tokens:train.bin?length=32&test=test.bin&classes=50")
+    teacher = build_teacher(split, "causal-lm:teacher", "", Views())
+    cache_teacher(teacher, Path("text.zarr"), encoding=Encoding(kind="topk", num_classes=50, top_k=4))
+    page = blocks((ROOT / "docs" / "how-to" / "distil-a-language-model.md").read_text())
+    program: dict[str, Any] = {"__name__": "page", "tokenizer": word_level(50)}
+    for part in (
+        next(block.text for block in page if block.text.startswith("# trainer.py")),
+        next(block.text for block in page if block.kind == "py").replace("max_steps=8", "max_steps=2, use_cpu=True"),
+    ):
+        exec(compile(part, "page", "exec"), program)
+    capsys.readouterr()  # the trainers' tables
+    state = program["trainer"].state
+    assert state.global_step == 2
+    student = transformers.GPT2LMHeadModel.from_pretrained("tiny")
+    ids_BL, labels_BL, row_B, view_B = program["default_collate"]([program["dataset"][row] for row in range(64)])
+    with torch.no_grad():
+        answers = program["answers"].of(row_B, view_B)
+        loss_B = program["objective"](
+            student(ids_BL).logits, answers, labels_BL, program["Step"](step=0, steps_per_epoch=1, num_epochs=1)
+        )
+    assert state.log_history[-1]["train_loss"] == pytest.approx(float(loss_B.mean()), rel=0.2)
+
+
+def word_level(num_words: int) -> Any:
+    """A tokenizer without a file."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = {f"<{number}>": number for number in range(num_words)}
+    own = Tokenizer(WordLevel(words, unk_token="<0>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<0>", pad_token="<0>")

@@ -2,15 +2,14 @@
 
 `python -m bench.against_timm DATA [--images N] [--epochs E] [--seeds S]` prints one JSON object a line: {name, value,
 goal, ok}, and the figures behind them. ResNet-20 learns CIFAR-10 from the real ResNet-56, with batches of 64, SGD,
-cosine and KD at temperature 4, on one CPU thread. DATA, by default LOGITBANK_DATA, is a folder with `realdata.py`,
-which reads the images, and `weights/cifar10_resnet56.safetensors`.
+cosine and KD at temperature 4, on one CPU thread. DATA, by default LOGITBANK_DATA, is the folder of
+docs/reference/benchmark-data.md.
 
 Both start from the same weights and see the same rows in the same order; each draws its own crops and flips. Times are
 the process's own, so that neighbours on the machine do not count, and leave out the first epoch, which warms up.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench._data import cifar_root, resnet_file
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
@@ -142,16 +142,12 @@ def stored(folder: Path, split: Split, *, epochs: int, seed: int) -> Trained:
 
 def read_images(data: Path, folder: Path, num_images: int) -> tuple[Split, Split]:
     """So many images of each split, evenly spread, as a file that a spec names."""
-    spec = importlib.util.spec_from_file_location("realdata", data / "realdata.py")
-    assert spec is not None
-    assert spec.loader is not None
-    reader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reader)
+    root = cifar_root(data, folder)
     arrays: dict[str, Any] = {}
     for split, ending in (("train", ""), ("test", "_test")):
-        images, labels, _ = reader.cifar("cifar10", split)
-        rows = np.linspace(0, len(labels) - 1, min(num_images, len(labels))).astype(np.int64)
-        arrays |= {f"x{ending}": images[rows], f"y{ending}": labels[rows]}
+        whole = load_split(f"torchvision:CIFAR10?root={root}&split={split}")
+        rows = np.linspace(0, len(whole) - 1, min(num_images, len(whole))).astype(np.int64)
+        arrays |= {f"x{ending}": whole.samples[rows], f"y{ending}": whole.labels[rows]}
     np.savez(folder / "images.npz", **arrays)
     return load_split(f"npz:{folder}/images.npz"), load_split(f"npz:{folder}/images.npz?split=test")
 
@@ -176,7 +172,7 @@ def compared(data: Path, *, num_images: int, epochs: int, seeds: int) -> Iterato
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         split, test = read_images(data, folder, num_images)
-        weights = str(data / "weights" / "cifar10_resnet56.safetensors")
+        weights = str(resnet_file(data, 56))
         teachers = load_teachers(split, "resnet56", weights, preprocessing=Preprocessing(mean=MEAN, std=STD))
         begin = time.process_time()
         views = Views(transform="flip-crop", num_views=epochs)
@@ -211,8 +207,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(T_OF_95))
     asked = parser.parse_args()
-    if not (Path(asked.data) / "realdata.py").is_file():
-        print(json.dumps({"name": "against_timm", "skipped": "name a folder with realdata.py, or set LOGITBANK_DATA"}))
+    if not asked.data:
+        print(json.dumps({"name": "against_timm", "skipped": "name a folder with CIFAR-10, or set LOGITBANK_DATA"}))
         return
     torch.set_num_threads(1)
     prepare_torchvision()

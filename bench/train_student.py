@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench._data import resnet_file
 from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
@@ -128,7 +129,7 @@ def first_answer(store: Store, view: int) -> float:
 def results(rounds: int) -> Iterator[tuple[str, float, float]]:
     """Name, value and goal (at most) of each figure."""
     data = os.environ.get("LOGITBANK_DATA", "")
-    weights = Path(data) / "weights" / "cifar10_resnet56.safetensors"
+    weights = resnet_file(Path(data), 56) if data else None
     with tempfile.TemporaryDirectory() as folder:
         split, store = make(Path(folder))
         command = [sys.executable, "-c", FIRST_STEP, str(store.path), split.spec, f"{folder}/run"]
@@ -139,7 +140,7 @@ def results(rounds: int) -> Iterator[tuple[str, float, float]]:
         losses: dict[str, BatchLoss] = {
             name: DistillationLoss(parse_objective(name), answers, split, epochs=1) for name in ("ce", *MAIN_LOSSES)
         }
-        losses["online"] = OnlineTeacher(split, weights if weights.is_file() else None)
+        losses["online"] = OnlineTeacher(split, weights)
         step = step_seconds(split, losses, rounds)
         num_steps = ROWS / BATCH
         for name in MAIN_LOSSES:

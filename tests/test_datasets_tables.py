@@ -11,7 +11,7 @@ import pytest
 
 from logitbank.pipeline.datasets import limits, load_split, with_split
 from logitbank.pipeline.datasets.split import check_same_classes
-from tests.realdata import DATA
+from tests.realdata import DATA, needs
 
 ADULT = """39, State-gov, 77516, <=50K
 50, Self-emp, 83311, >50K
@@ -51,7 +51,7 @@ def test_uci_files_as_they_are_downloaded(tmp_path: Path, caplog: pytest.LogCapt
     assert train.input_shape == test.input_shape == (5,)
 
 
-@pytest.mark.skipif(DATA is None, reason="set LOGITBANK_DATA to a folder with real data")
+@needs("tabular/adult.data", "tabular/adult.test")
 def test_adult_itself() -> None:
     assert DATA is not None
     folder = DATA / "tabular"

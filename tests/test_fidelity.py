@@ -6,7 +6,7 @@ import torch
 
 from logitbank.pipeline.cache_teacher.fidelity import choose_encoding, fit_predictor, measure_fidelity
 from logitbank.pipeline.encoding import Encoding, ladder
-from tests.realdata import DATA, needs_real_data
+from tests.realdata import DATA, needs
 from tests.test_tail_predictor import teacher_logits
 
 
@@ -58,7 +58,7 @@ def test_impossible_budgets_are_refused(budget: float) -> None:
         choose_encoding(teacher_logits(100), torch.zeros(100, dtype=torch.long), budget)
 
 
-@needs_real_data
+@needs("logits/cifar100_test_logits_resnetsmall32.npy")
 def test_real_teacher_keeps_the_measured_order() -> None:
     """C = 100: prediction at least halves the KL at T = 4, one bit a class brings it under a tenth."""
     assert DATA is not None

@@ -138,6 +138,21 @@ def test_the_map_of_rooms_is_true() -> None:
             assert not room or imported in ("", "cli", room) or line_of[imported] > line_of[room], f"{path}: {full}"
 
 
+def table_of_rules() -> str:
+    """What ``FORBIDDEN`` says, in Markdown."""
+    lines = ["| module | must not import |", "|---|---|"]
+    for module, names in FORBIDDEN.items():
+        allowed = "".join(f"; but for `{name}`" for name in ALLOWED.get(module, ()))
+        said = [f"`{name}`" if name != "pipeline." else "anything of `pipeline`" for name in names]
+        lines.append(f"| `{module}` | {', '.join(said)}{allowed} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_for_maintainers_has_the_rules() -> None:
+    page = ROOT / "docs" / "reference" / "maintaining.md"
+    assert table_of_rules() in page.read_text(), f"put this into {page}:\n{table_of_rules()}"
+
+
 def loaded_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

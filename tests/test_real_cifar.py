@@ -1,9 +1,7 @@
 """A real trained teacher on the real CIFAR-10 images, through the store and nothing else."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,10 +16,10 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
-from tests.realdata import DATA, needs_real_data
+from tests.realdata import cifar_root, needs_cifar, weights
 from tests.students import train as train_on
 
-pytestmark = needs_real_data
+pytestmark = needs_cifar(20)
 
 SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 ENCODINGS = {
@@ -38,25 +36,10 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def reader() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("realdata_reader", (DATA or Path()) / "realdata.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def cifar_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published files, rebuilt byte for byte and checked against their md5 sums."""
-    root = tmp_path_factory.mktemp("cifar")
-    reader().write_cifar10_pickles(root)
-    return root
-
-
-def weights(depth: int) -> str:
-    return str((DATA or Path()) / "weights" / f"cifar10_resnet{depth}.safetensors")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published files, byte for byte."""
+    return cifar_root(tmp_path_factory.mktemp("cifar"))
 
 
 def stored_accuracy(split: Split, path: Path) -> float:
@@ -68,27 +51,28 @@ def stored_accuracy(split: Split, path: Path) -> float:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_published_accuracy_comes_out_of_the_store(cifar_root: Path, tmp_path: Path, encoding: str) -> None:
+def test_a_published_accuracy_comes_out_of_the_store(root: Path, tmp_path: Path, encoding: str) -> None:
     """ResNet-20: 91.73 % on the 10,000 test images."""
-    split = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
+    split = load_split(f"torchvision:CIFAR10?root={root}&split=test")
     teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
     cache_teacher(NetworkTeacher(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS[encoding])
     assert stored_accuracy(split, tmp_path / "s.zarr") == pytest.approx(91.73, abs=0.1)
 
 
 @pytest.mark.slow
+@needs_cifar(32, 44, 56)
 @pytest.mark.parametrize(("depth", "accuracy"), [(32, 92.63), (44, 93.10), (56, 93.39)])
-def test_the_deeper_teachers_too(cifar_root: Path, tmp_path: Path, depth: int, accuracy: float) -> None:
-    split = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
+def test_the_deeper_teachers_too(root: Path, tmp_path: Path, depth: int, accuracy: float) -> None:
+    split = load_split(f"torchvision:CIFAR10?root={root}&split=test")
     teachers = load_teachers(split, f"resnet{depth}", weights(depth), preprocessing=SCALING)
     cache_teacher(NetworkTeacher(split, teachers, Views()), tmp_path / "s.zarr", encoding=ENCODINGS["dense"])
     assert stored_accuracy(split, tmp_path / "s.zarr") == pytest.approx(accuracy, abs=0.1)
 
 
-def test_a_student_learns_from_the_real_teacher(cifar_root: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_the_real_teacher(root: Path, tmp_path: Path) -> None:
     """2,000 images, two views, a small convolutional student: far above chance, so rows and answers belong together."""
-    train = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=train")
-    test = load_split(f"torchvision:CIFAR10?root={cifar_root}&split=test")
+    train = load_split(f"torchvision:CIFAR10?root={root}&split=train")
+    test = load_split(f"torchvision:CIFAR10?root={root}&split=test")
     np.savez(
         tmp_path / "few.npz",
         x=train.samples[:2000],

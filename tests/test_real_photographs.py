@@ -23,9 +23,9 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.models import InputTransform
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
-from tests.realdata import DATA, needs_real_data
+from tests.realdata import DATA, needs
 
-pytestmark = needs_real_data
+pytestmark = needs("nips17/labels.tsv", "imagenet_archs.py", "weights/imagenet_mobilenetv2_qat.safetensors")
 
 NETWORK = """
 import importlib.util

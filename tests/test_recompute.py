@@ -25,7 +25,7 @@ from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
 from logitbank.stores.write.merge import merge_stores, subset_store
-from tests.realdata import needs_real_data
+from tests.realdata import cifar_root, needs_cifar, weights
 from tests.test_cli import fails, run
 
 ENCODINGS = {
@@ -201,13 +201,12 @@ def test_the_command(digits: Split, plain_teacher: Path, others: Path, tmp_path:
     assert "sound" not in other.stdout
 
 
-@needs_real_data
+@needs_cifar(20, 32)
 def test_a_real_teacher_and_its_sister(tmp_path: Path) -> None:
     """ResNet-20 on CIFAR-10 images, in batches of another size; ResNet-32 is another network altogether."""
-    from tests.test_real_cifar import SCALING, reader, weights
+    from tests.test_real_cifar import SCALING
 
-    reader().write_cifar10_pickles(tmp_path)
-    split = load_split(f"torchvision:CIFAR10?root={tmp_path}&split=test&limit=400")
+    split = load_split(f"torchvision:CIFAR10?root={cifar_root(tmp_path)}&split=test&limit=400")
     views = Views(transform="flip-crop", num_views=2)
     teachers = load_teachers(split, "resnet20", weights(20), preprocessing=SCALING)
     cache_teacher(NetworkTeacher(split, teachers, views), tmp_path / "s.zarr", encoding=ENCODINGS["top 3"])

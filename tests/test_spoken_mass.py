@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from logitbank.pipeline.cache_teacher.teachers.sparse import from_probabilities, sparse_logits
 from logitbank.pipeline.encoding import Encoding, decode
 from logitbank.pipeline.encoding.encode import encode
-from tests.realdata import DATA, needs_real_data
+from tests.realdata import DATA, needs
 
 
 def saved(logits_BC: npt.NDArray[np.float64], top_k: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
@@ -64,9 +64,12 @@ def test_a_store_of_them_decodes_to_them(seed: int, scale: float) -> None:
     torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3)
 
 
-@needs_real_data
 @pytest.mark.parametrize(
-    "name", ["nips17_logits", "cifar100_test_logits_resnetsmall32", "cifar10_test_logits_resnet56"]
+    "name",
+    [
+        pytest.param(name, marks=needs(f"logits/{name}.npy"))
+        for name in ("nips17_logits", "cifar100_test_logits_resnetsmall32", "cifar10_test_logits_resnet56")
+    ],
 )
 @pytest.mark.parametrize("temperature", [2.0, 4.0])
 def test_the_rest_is_chosen_well_on_real_logits(name: str, temperature: float) -> None:

@@ -30,7 +30,7 @@ from logitbank.pipeline.train_student.evaluate import cut_validation
 from logitbank.pipeline.train_student.over_positions import MEASURES, measure_labelled
 from logitbank.pipeline.views import Views
 from logitbank.stores import open_store
-from tests.realdata import DATA, needs_real_data
+from tests.realdata import DATA, needs
 
 LENGTH, VOCABULARY = 8, 12
 
@@ -266,13 +266,11 @@ def _saved(path: Path) -> Path:
     return path
 
 
-@needs_real_data
+@needs("text/text.py", "text/gpt.safetensors", "text/test_tokens.npy")
 def test_a_language_model_of_ones_own_is_a_teacher(tmp_path: Path) -> None:
     """Its loss is about that of its own file (3.298 on 200 held-out sequences), and it keeps it through a store."""
     assert DATA is not None
     text = DATA / "text"
-    if not text.is_dir():
-        pytest.skip("the real data has no language model")
     split = load_split(f"tokens:{text}/test_tokens.npy?length=128&classes=1024&limit=16")
     teacher = build_teacher(split, f"{text}/text.py:model", str(text / "gpt.safetensors"), Views())
     cache_teacher(teacher, tmp_path / "s.zarr", encoding=Encoding(kind="dense", num_classes=1024, bits=8))

@@ -25,7 +25,7 @@ def smallest(largest: int) -> type[np.unsignedinteger[Any]]:
 
 DIMS = {
     "topk": {"index": "kept", "log_prob": "kept", "log_prob_code": "kept", "tail_code": "tail_byte"},
-    "dense": {"logit": "class", "log_prob": "class", "log_prob_code": "class"},
+    "dense": {"logit": "class", "log_prob": "class", "log_prob_code": "class", "embedding": "feature"},
 }
 
 
@@ -101,8 +101,8 @@ def _tail(row: Arrays, z: Array, label: int, fold: int, encoding: Encoding, cons
     return {**more, "tail_shift": np.float32(shift_of(shape, float(head[-1]), float(row["logsumexp"]), mass))}
 
 
-def fit_constants(logits: Array, folds: Array, num_folds: int, encoding: Encoding) -> dict[str, Array]:
-    """Logits [R, C], folds [R]: a ridge regression a fold, and directions of what it leaves over."""
+def fit_constants(logits: Array, folds: Array, num_folds: int, encoding: Encoding, rank: int = 0) -> dict[str, Array]:
+    """Logits [R, C], folds [R]: a ridge regression a fold, in two factors if so ranked, and what it leaves over."""
     num_classes, top_k, maps = encoding["num_classes"], encoding["top_k"], []
     coded: list[tuple[Array, Array]] = []
     for fold in range(num_folds):
@@ -122,6 +122,10 @@ def fit_constants(logits: Array, folds: Array, num_folds: int, encoding: Encodin
         "tail_bias": np.stack([found[-1] for found in maps]).astype(np.float16),
         "tail_gauge": np.array([0, 0, 1e4], np.float32),
     }
+    if rank:
+        left_FCC, sizes_FC, right_FCC = np.linalg.svd(constants["tail_matrix"].astype(float))
+        constants["tail_matrix"] = (left_FCC * sizes_FC[:, None])[:, :, :rank].astype(np.float16)
+        constants["tail_factor"] = right_FCC[:, :rank].astype(np.float16)
     if encoding["tail_bits"]:
         levels = np.concatenate([np.linspace(-1.5, 1.5, 2**width) for width in range(1, 9)])
         constants |= {

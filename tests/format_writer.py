@@ -1,7 +1,7 @@
 """A writer of stores that knows docs/reference/format.md and stores/README.md, and nothing else.
 
 It imports neither this package nor zarr: what the page does not say, it cannot do. Rows are encoded by
-``format_rows.py``, from the same two pages.
+``format_rows.py``, views shown by ``format_views.py``, from the same two pages.
 
 Shapes: V views, N examples, L positions (or none), B blocks of R rows, P probes.
 """
@@ -9,16 +9,16 @@ Shapes: V views, N examples, L positions (or none), B blocks of R rows, P probes
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.format_reader import Array, Arrays
+from tests.format_views import SHOWN, view_seed
 
 Document = dict[str, Any]
-_MASK = 2**64 - 1
 
 
 def _table() -> list[int]:
@@ -113,36 +113,6 @@ def key(sample: Array) -> int:
 
 def token_key(ids: Array) -> int:
     return int.from_bytes(hashlib.blake2b(raw(ids.astype(np.uint32)), digest_size=8).digest(), "little")
-
-
-def mix(z: int) -> int:
-    z = z + 0x9E3779B97F4A7C15 & _MASK
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
-    return z ^ z >> 31
-
-
-def view_seed(seed: int, key: int, view: int) -> int:
-    return mix(mix(key ^ mix(seed)) + view & _MASK)
-
-
-def draw(s: int, stream: int, n: int) -> int:
-    return (mix(s + mix(stream) & _MASK) >> 32) * n >> 32
-
-
-def unit(s: int, stream: int) -> float:
-    return draw(s, stream, 2**24) / 2**24
-
-
-def flip_crop(image: Array, s: int) -> Array:
-    height, width = image.shape[:2]
-    p = max(height, width) // 8
-    row, column = draw(s, 0, 2 * p + 1), draw(s, 1, 2 * p + 1)
-    crop = np.pad(image, ((p, p), (p, p), (0, 0)))[row : row + height, column : column + width]
-    return crop[:, ::-1] if draw(s, 2, 2) else crop
-
-
-SHOWN: dict[str, Callable[[Array, int], Array]] = {"none": lambda sample, s: sample, "flip-crop": flip_crop}
 
 
 def write_examples(
@@ -244,7 +214,7 @@ def write_teacher(
             teacher, {each: rows[each][view] for each in names}, view, block, block_rows
         )
     attributes = {
-        "identity": {"architecture": "unknown"},
+        "identity": {"architecture": "unknown", **({"embedding": "penultimate"} if "embedding" in rows else {})},
         "encoding": dict(encoding),
         "arrays": {each: {"dtype": rows[each].dtype.name, "row_shape": list(rows[each].shape[2:])} for each in names},
         "block_rows": block_rows,

@@ -14,10 +14,11 @@ from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.datasets.split import content_keys
 from logitbank.pipeline.encoding.kinds import Encoding
-from logitbank.pipeline.views.geometry import flip_crop
+from logitbank.pipeline.views.geometry import flip_crop, random_resized_crop, rrc_boxes
+from logitbank.pipeline.views.mixing import cutmix, mixup, partners
 from logitbank.pipeline.views.seeds import draw, view_seeds
 from logitbank.stores import open_store
-from tests import format_rows, format_writer
+from tests import format_rows, format_views, format_writer
 from tests.format_reader import Array, decode_row
 from tests.pages import ROOT, run_command
 
@@ -32,7 +33,9 @@ class Case:
     encoding: dict[str, Any]
     data: str = "table"  # or images, positions, tokens
     predicted: bool = False
+    rank: int = 0  # of the tail's matrix; 0: whole
     num_folds: int = 0
+    features: bool = False
 
 
 def topk(bits: int, tail_bits: int = 0) -> dict[str, Any]:
@@ -41,12 +44,12 @@ def topk(bits: int, tail_bits: int = 0) -> dict[str, Any]:
 
 CASES = {
     "dense-32": Case(encoding=format_rows.encoding_of("dense", 32, C), data="images"),
-    "dense-16": Case(encoding=format_rows.encoding_of("dense", 16, C)),
+    "dense-16": Case(encoding=format_rows.encoding_of("dense", 16, C), features=True),
     "dense-8": Case(encoding=format_rows.encoding_of("dense", 8, C)),
     "topk-8": Case(encoding=topk(8), data="images", num_folds=3),
     "topk-16": Case(encoding=topk(16)),
     "topk-8-predicted": Case(encoding=topk(8), predicted=True, num_folds=3),
-    "topk-16-predicted": Case(encoding=topk(16), predicted=True),
+    "topk-16-predicted": Case(encoding=topk(16), predicted=True, rank=6),
     "topk+tail-8": Case(encoding=topk(8, 2), predicted=True, num_folds=2),
     "positions-topk-8": Case(encoding=topk(8), data="positions", predicted=True),
     "tokens-dense-8": Case(encoding=format_rows.encoding_of("dense", 8, C), data="tokens"),
@@ -79,16 +82,23 @@ def write(folder: Path, case: Case) -> tuple[str, Array, Array]:
     rng = np.random.default_rng(5)
     spec, samples, labels, mask = make_data(folder, case.data, rng)
     features = rng.normal(size=(VIEWS, *labels.shape, 4))
-    logits = features @ rng.normal(size=(4, C)) * 3 + rng.normal(size=(VIEWS, *labels.shape, C)) / 2
+    head = rng.normal(size=(4, C)) * 3
+    logits = features @ head + rng.normal(size=(VIEWS, *labels.shape, C)) / 2
     logits = logits.astype(np.float32)
     folds = np.arange(N) % max(1, case.num_folds)
     folds_P = np.broadcast_to(folds.reshape(N, *(1 for _ in labels.shape[1:])), labels.shape)
     constants = {}
     if case.predicted:
         flat = logits[0].reshape(-1, C), folds_P.reshape(-1)
-        constants = format_rows.fit_constants(*flat, max(1, case.num_folds), case.encoding)
-    views = [format_rows.encode(each, labels, case.encoding, folds_P, constants) for each in logits]
+        constants = format_rows.fit_constants(*flat, max(1, case.num_folds), case.encoding, case.rank)
+    if case.features:
+        constants |= {"head_weight": head.T[None].astype(np.float32), "head_bias": np.zeros((1, C), np.float32)}
+    views = [
+        format_rows.encode(each, labels, case.encoding, folds_P, constants if case.predicted else {}) for each in logits
+    ]
     rows = {name: np.stack([view[name] for view in views]) for name in views[0]}
+    if case.features:
+        rows["embedding"] = features.astype(np.float16)
     if mask is not None:
         rows["mask"] = np.broadcast_to(mask, (VIEWS, *mask.shape)).copy()
     store = folder / "s.zarr"
@@ -141,6 +151,15 @@ def test_a_store_of_another_writer_is_sound(name: str, tmp_path: Path) -> None:
     assert (store.teacher().row_folds is not None) == bool(case.num_folds)
 
 
+def test_features_of_another_writer_give_its_logits(tmp_path: Path) -> None:
+    _, _, logits = write(tmp_path, CASES["dense-16"])
+    store = open_store(tmp_path / "s.zarr")
+    features, _ = StoredAnswers(store, features=True).of(torch.arange(N), 1).features()
+    constants = store.teacher().constants()
+    by_head = features.numpy() @ constants["head_weight"][0].T + constants["head_bias"][0]
+    assert np.abs(by_head - logits[1]).mean() < 0.5  # what was added to them as noise
+
+
 @pytest.mark.parametrize("name", ["dense-32", "topk-8-predicted", "tokens-dense-8"])
 def test_a_student_learns_from_it(name: str, tmp_path: Path) -> None:
     spec, _, _ = write(tmp_path, CASES[name])
@@ -164,23 +183,52 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
 
 def test_the_writer_knows_nothing_but_the_page() -> None:
     allowed = {"hashlib", "json", "struct", "math", "numpy", "numpy.typing", "pathlib", "typing", "collections.abc"}
-    for name in ("format_reader", "format_rows", "format_writer"):
+    for name in ("format_reader", "format_rows", "format_views", "format_writer"):
         for node in ast.walk(ast.parse((ROOT / "tests" / f"{name}.py").read_text())):
             if isinstance(node, ast.Import):
                 assert {alias.name for alias in node.names} <= allowed
             elif isinstance(node, ast.ImportFrom):
-                assert node.module in {*allowed, "tests.format_reader"}
+                assert node.module in {*allowed, "tests.format_reader", "tests.format_views"}
 
 
-def test_views_are_replayed_alike() -> None:
+@pytest.fixture(scope="module")
+def shown() -> tuple[Array, Array, Array]:
+    """Images, their keys and the seeds of a view of them."""
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 20, 3)).astype(np.uint8)
     keys = content_keys(images)
     assert [format_writer.key(image) for image in images] == keys.tolist()
     seeds = view_seeds(3, keys, 4)
-    assert [format_writer.view_seed(3, int(key), 4) for key in keys] == seeds.tolist()
-    assert [format_writer.draw(int(seed), 100, 17) for seed in seeds] == draw(seeds, 100, 17).tolist()
-    shown = np.stack([format_writer.flip_crop(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
-    np.testing.assert_array_equal(shown, flip_crop(images, seeds))
+    assert [format_views.view_seed(3, int(key), 4) for key in keys] == seeds.tolist()
+    return images, keys, seeds
+
+
+def test_views_are_replayed_alike(shown: tuple[Array, Array, Array]) -> None:
+    images, keys, seeds = shown
+    assert [format_views.draw(int(seed), 100, 17) for seed in seeds] == draw(seeds, 100, 17).tolist()
+    others = partners(seeds, np.argsort(keys, kind="stable"))
+    assert [format_views.partner(int(seed), keys) for seed in seeds] == others.tolist()
+    for image, other, seed, expected in zip(
+        images, images[others], seeds.tolist(), flip_crop(images, seeds), strict=True
+    ):
+        np.testing.assert_array_equal(format_views.flip_crop(image, seed), expected)
+        one = np.array([seed], np.uint64)
+        for ours, theirs in ((format_views.mixup, mixup), (format_views.cutmix, cutmix)):
+            np.testing.assert_array_equal(ours(image, other, seed), theirs(image[None], other[None], one)[0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 20), (300, 200), (9, 300), (300, 9)])
+def test_crops_of_photographs_are_replayed_alike(height: int, width: int, shown: tuple[Array, Array, Array]) -> None:
+    seeds = shown[2]
+    boxes = np.array([format_views.rrc_box(height, width, int(seed)) for seed in seeds])
+    shares = np.stack([boxes[:, 0], boxes[:, 1], boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]], 1)
+    np.testing.assert_allclose(rrc_boxes(height, width, seeds), shares / [height, width, height, width])
+    image = np.random.default_rng(1).integers(0, 256, (1, 16, 20, 3)).astype(np.uint8)
+    for seed in seeds[:8]:  # of their own size, so that nothing is resampled
+        top, left, h, w = format_views.rrc_box(16, 20, int(seed), 1.0)
+        crop = image[0, top : top + h, left : left + w]
+        found = random_resized_crop(image, np.array([seed], np.uint64), scale=1.0)[0]
+        if (h, w) == (16, 20):
+            np.testing.assert_array_equal(found, crop[:, ::-1] if format_views.mirrored(int(seed)) else crop)
 
 
 def test_the_pages_examples_are_true() -> None:
@@ -191,8 +239,8 @@ def test_the_pages_examples_are_true() -> None:
     assert f"tokens 1, 2, 3 is {tokens:#018x}" in words
     assert f"whose sum is `{format_writer.document_sum({'b': [1, 2.5], 'a': 'é'})}`" in words
     assert f"it is {format_writer.crc32c(b'123456789'):#X}".replace("0X", "0x") in words
-    seed = format_writer.view_seed(0, 1, 0)
-    assert f"s = {seed:#018x} and draw(s, 0, 1000) = {format_writer.draw(seed, 0, 1000)}." in words
+    seed = format_views.view_seed(0, 1, 0)
+    assert f"s = {seed:#018x} and draw(s, 0, 1000) = {format_views.draw(seed, 0, 1000)}." in words
 
 
 @pytest.mark.parametrize("kind", ["dense", "topk", "topk+tail"])

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint test-slow pages rendering bench clean
+.PHONY: demo test lint test-slow pages pictures rendering bench clean
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
 
@@ -20,6 +20,9 @@ test-slow: $(STAMP)
 
 pages: $(STAMP)
 	for page in api cli losses parts; do $(BIN)/python -m docs.generate_$$page || exit 1; done
+
+pictures: $(STAMP)
+	$(BIN)/python -m docs.pictures
 
 rendering: $(STAMP)
 	$(BIN)/python -m docs.check_rendering

@@ -1,14 +1,14 @@
-"""Writes docs/measurements/rate-distortion.{md,json,png} from what `bench.rate_distortion` measured."""
+"""Writes docs/measurements/rate-distortion.{md,json} from what `bench.rate_distortion` measured.
+
+`python -m docs.pictures rate-distortion` draws the pictures from the .json.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 Lines = list[dict[str, Any]]
 _PEERS = ("peers", "axolotl", "Megatron", "DistillKit", "random-sampling")
-COLOURS = {"1": "tab:blue", "2": "tab:orange", "4": "tab:green"}
 
 
 def write_page(folder: Path, figures: dict[str, Any]) -> None:
@@ -16,8 +16,6 @@ def write_page(folder: Path, figures: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wide, narrow, text, num_views = (figures[name] for name in ("classes_1000", "classes_100", "text", "views"))
     (folder / "rate-distortion.json").write_text(json.dumps(figures, indent=1) + "\n")
-    panels = {"C = 1000": wide, "C = 100": narrow, "C = 1024, text": [line for line in text if line["1"] is not None]}
-    _plot(folder / "rate-distortion.png", panels)
     crops = f": the whole image and {num_views} random crops of each\n(35 to 100 % of the area, half flipped)"
     page = _TEMPLATE.format(
         fit_rows=800 * (1 + num_views),
@@ -25,8 +23,19 @@ def write_page(folder: Path, figures: dict[str, Any]) -> None:
         wide=_table(wide),
         narrow=_table(narrow),
         text=_table(text, ("row", "mean")),
+        picture_1000=_picture("1000", "1,000 classes"),
+        picture_100=_picture("100", "100 classes"),
+        picture_text=_picture("text", "a vocabulary of 1,024"),
     )
     (folder / "rate-distortion.md").write_text(page)
+
+
+def _picture(name: str, of: str) -> str:
+    """Of `docs.pictures.rate_distortion`, on the reader's ground."""
+    file = f"../pictures/rate-distortion-{name}"
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{file}-dark.svg">'
+    words = f"KL divergence from the teacher at T = 2 against bytes a row, {of}"
+    return f'<picture>\n  {dark}\n  <img src="{file}.svg" width="480" alt="{words}">\n</picture>'
 
 
 def _table(lines: Lines, more: tuple[str, ...] = ()) -> str:
@@ -40,53 +49,6 @@ def _table(lines: Lines, more: tuple[str, ...] = ()) -> str:
     return "\n".join(rows)
 
 
-def _family(name: str) -> str:
-    if "uniform tail (peers)" in name or "Megatron" in name:
-        return "uniform top-k fp16 (peers)"
-    if name.startswith("polynomial"):
-        return "polynomial (peers)"
-    if name.startswith("dense int4"):
-        return "int4 (peers)"
-    if name.startswith("topk+tail 10"):
-        return "topk+tail, k = 10"
-    if name.startswith("topk+tail 20"):
-        return "topk+tail, k = 20"
-    if name.startswith("topk 10, uniform"):
-        return "topk, uniform tail"
-    return "topk, predicted" if name.startswith("topk") else "dense"
-
-
-def _plot(path: Path, panels: dict[str, Lines]) -> None:
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    styles = {
-        "uniform top-k fp16 (peers)": ("tab:gray", "o", "--"),
-        "polynomial (peers)": ("tab:brown", "D", ":"),
-        "int4 (peers)": ("tab:olive", "s", ""),
-        "topk, uniform tail": ("tab:purple", "x", ""),
-        "topk, predicted": ("tab:orange", "o", "-"),
-        "topk+tail, k = 10": ("tab:blue", "o", "-"),
-        "topk+tail, k = 20": ("tab:cyan", "^", "-"),
-        "dense": ("tab:red", "s", "-"),
-    }
-    figure, axes = plt.subplots(len(panels), 3, figsize=(14, 4 * len(panels)), squeeze=False)
-    for row, (title, lines) in zip(axes, panels.items(), strict=True):
-        for axis, temperature in zip(row, ("1", "2", "4"), strict=True):
-            for family, (colour, marker, style) in styles.items():
-                mine = [line for line in lines if _family(line["name"]) == family]
-                size, loss = [line["bytes"] for line in mine], [max(line[temperature], 1e-6) for line in mine]
-                axis.plot(size, loss, color=colour, marker=marker, linestyle=style or "none", label=family, ms=5)
-            axis.set(xscale="log", yscale="log", title=f"{title}, T = {temperature}", xlabel="bytes per row")
-            axis.grid(alpha=0.3)
-        row[0].set_ylabel("KL(teacher || decoded) T$^2$, nats")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 _TEMPLATE = """# Bytes against fidelity
 
 How much of a teacher's answer survives in how many bytes, on real logits and on rows that no predictor was
@@ -95,22 +57,25 @@ after compression (blosc-zstd, level 1), without keys, the predictor, and what a
 shift (5 bytes more in a store, [bytes of a row](../reference/glossary.md#bytes-of-a-row)). **Bold** rows are this
 program's encodings; the others are those of other tools ("peers": of several), written anew for this comparison.
 
-![Fidelity against bytes, for 1,000 and 100 classes and for a vocabulary](rate-distortion.png)
-
 Written by `python -m bench.rate_distortion --views VIEWS.npy --out docs/measurements` (figures in
-[rate-distortion.json](rate-distortion.json)).
+[rate-distortion.json](rate-distortion.json)); the pictures by `python -m docs.pictures rate-distortion`. They show
+T = 2 and some of the lines; the tables have all.
 
 ## C = 1000
 
-MobileNetV2 on 1,000 photographs. Five folds over the images, seed 0: each of the 1,000 measured rows is
-decoded with a predictor that was fitted on {fit_rows:,} answers to the other 800 images only{views}. More
-rows of the same images help (800 instead of 20,000 give 0.070 at T = 1); more images are not measured here.
+MobileNetV2 on 1,000 photographs. Five folds over the images, seed 0: each of the 1,000 measured rows is decoded with a
+predictor that was fitted on {fit_rows:,} answers to the other 800 images only{views}.
+More rows of the same images help (800 instead of 20,000 give 0.070 at T = 1); more images are not measured here.
+
+{picture_1000}
 
 {wide}
 
 ## C = 100
 
 A CIFAR-100 ResNet (71.7 % accurate) on the 10,000 test images, seed 0: 7,000 rows fit, 3,000 are measured.
+
+{picture_100}
 
 {narrow}
 
@@ -121,6 +86,8 @@ the 8,192 behind them are measured. ∞: a class that the teacher thinks possibl
 more columns are about the target at T = 1, whose difference from the teacher is the error of a student's gradient:
 *row* is the mean total variation between a row's target and the teacher's distribution, *mean* that between the means
 over all measured rows, where noise averages out and bias stays.
+
+{picture_text}
 
 {text}
 

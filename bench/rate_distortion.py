@@ -4,8 +4,8 @@
 
 FOLDER/logits holds `nips17_logits.npy` [1000, 1000] and `cifar100_test_logits_resnetsmall32.npy` [10000,
 100]. VIEWS.npy, float32 [V, 1000, 1000], holds the same teacher's answers to other views of the same 1,000
-images; without it predictors are fitted on 800 rows only. With --out it writes rate-distortion.md, .json
-and .png there, and with --text-only as well it measures the language model's part alone
+images; without it predictors are fitted on 800 rows only. With --out it writes rate-distortion.md and
+.json there, and with --text-only as well it measures the language model's part alone
 (`bench/_rate_distortion_text.py`) and keeps the others as they stand in the .json.
 
 C = 1000: five folds over the images (seed 0); each image's own row is measured with a predictor fitted on

@@ -75,7 +75,7 @@ def test_the_pictures_lie_beside_the_card(store: Path, plain: Path, tmp_path: Pa
         card = out.read_text()
         (picture,) = re.findall(r"!\[Teacher [^]]*\]\(([^)]*)\)", card)
         with Image.open(out.parent / picture) as image:
-            assert image.size == (1210, 858)
+            assert image.size == (616, 330 * 4)  # four panels, one below the other
         assert sorted(out.parent.iterdir()) == sorted(paths)
     assert "![" not in store_card(store)  # without a file there is nothing to show
 

@@ -8,7 +8,7 @@ from docs.check_rendering import as_html, chromium
 from docs.pictures import FOLDER
 
 SEEDS = 5
-WIDTH, HEIGHT, SHARPNESS = 480, 660, 1.6  # CSS pixels; words are still read when a page shows it 368 px wide
+WIDTH, HEIGHT, SHARPNESS = 520, 1060, 1.5  # CSS pixels; words are still read when a page shows it 368 px wide
 
 
 def draw() -> list[Path]:
@@ -16,6 +16,7 @@ def draw() -> list[Path]:
     with tempfile.TemporaryDirectory() as name, chromium() as browser:
         folder = Path(name)
         report, card = made(folder)
+        card.write_text(card.read_text().split("---\n", 2)[2])  # hubs read what stands in front, and do not show it
         (folder / "card.html").write_text(as_html(card), encoding="utf-8")
         files = photographed(browser, report, "report")
         return [*files, *photographed(browser, folder / "card.html", "card")]
@@ -54,6 +55,6 @@ def photographed(browser: Any, page: Path, name: str) -> list[Path]:
         tab.screenshot(path=files[-1])
         context.close()
         with Image.open(files[-1]) as taken:
-            small = taken.convert("RGB").quantize(colors=32, dither=Image.Dither.NONE)
+            small = taken.convert("RGB").quantize(colors=64, dither=Image.Dither.NONE)
         small.save(files[-1], optimize=True)
     return files

@@ -71,11 +71,12 @@ def store_card(path: Path, pictures: Mapping[str, str] | None = None) -> str:
         f"# {_text(name)}",
         *([_text(attributes["description"])] if attributes.get("description") else []),
         "Answers of teachers for knowledge distillation, so that students can be trained without running the teachers:"
-        f" {_teachers(said)} to {said['num_views']} view(s) of each of {said['num_examples']:,} examples of"
+        f" {_teachers(said)} to {_views(said['num_views'])} of each of {said['num_examples']:,} examples of"
         f" {_text(said['dataset'].get('name'))} {_text(said['dataset'].get('split'))}, {said['num_classes']} classes"
         f"{_at_positions(said)}."
         " No images and no weights are in it.",
         "## Data\n\n" + _table([*([("address", place)] if is_url(place) else []), *_data_rows(said, licence)]),
+        _in_full("Fingerprint of keys, labels and order", [str(said["dataset"].get("fingerprint"))]),
         *(
             _teacher_section(name, teacher, said["num_positions"]) + _picture(name, (pictures or {}).get(name))
             for name, teacher in said["teachers"].items()
@@ -109,7 +110,6 @@ def _data_rows(said: dict[str, Any], licence: str) -> list[tuple[str, str]]:
     return [
         ("dataset", f"{dataset.get('name')}, {dataset.get('split')}"),
         ("examples", f"{said['num_examples']:,}{_at_positions(said)}"),
-        ("fingerprint (keys, labels, order)", str(dataset.get("fingerprint"))),
         ("views", f"{said['num_views']}, {views.get('transform')}, seed {views.get('seed')}"),
         ("made with", versions or "not said"),
         ("licence", licence or "not said: ask the author before you pass it on"),
@@ -124,14 +124,14 @@ def _teacher_section(name: str, teacher: dict[str, Any], positions: int | None) 
     folds = teacher["folds"]
     rows = [
         ("architecture", str(identity.get("architecture"))),
-        ("weights, sha256", ", ".join(str(digest) for digest in digests) or "not said"),
-        ("preprocessing", to_json(identity.get("preprocessing"))),
+        ("weights", "sha256 below" if digests else "not said"),
+        ("preprocessing", _preprocessing(identity.get("preprocessing"))),
         ("encoding", _encoding(encoding)),
         (f"bytes a {'row' if positions is None else 'position'} and view", str(teacher["bytes_per_row"])),
         ("cross-fitted", _folds(folds) if folds else "no"),
     ]
     if "kind" in answers:
-        rows.append(("were these rows in its training set", describe_kind(answers)))
+        rows.append(("trained on these rows", describe_kind(answers)))
     if "accuracy" in answers:
         rows.append(("accuracy", f"{answers['accuracy']:.4f}"))
         rows += [(key.upper(), f"{answers[key]:.4f}") for key in ("nll", "ece") if key in answers]
@@ -141,6 +141,8 @@ def _teacher_section(name: str, teacher: dict[str, Any], positions: int | None) 
         )
     rows += [("warning", warning) for warning in recorded_warnings(answers)]
     section = f"## Teacher `{name}`\n\n{_table(rows)}"
+    if digests:
+        section += "\n\n" + _in_full("Weights, sha256", [str(digest) for digest in digests])
     fidelity = {k: v for k, v in teacher["fidelity"].items() if isinstance(v, int | float)}
     temperatures = [key for key in fidelity if re.fullmatch(r"\d+(\.\d+)?", key)]
     if temperatures:
@@ -150,6 +152,22 @@ def _teacher_section(name: str, teacher: dict[str, Any], positions: int | None) 
         against = f" ({MEASURED_AGAINST_HEADS})" if heads_alone(teacher["identity"]) else ""
         section += f"\n\nDistance of what is decoded from what the teacher said{agreement}{against}:\n\n{head}{lines}"
     return section
+
+
+def _views(count: int) -> str:
+    return "one view" if count == 1 else f"{count} views"
+
+
+def _preprocessing(said: Any) -> str:
+    """That of one teacher; of fold teachers, which have one each, that of the first."""
+    if isinstance(said, list) and len(said) > 1:
+        return f"{to_json(said[0])} of the first of {len(said)}"
+    return to_json(said)
+
+
+def _in_full(what: str, digests: list[str]) -> str:
+    """Digests, which are too long for a table that is read on a telephone."""
+    return f"{what}:\n\n```text\n" + "\n".join(_text(digest) for digest in digests) + "\n```"
 
 
 def _picture(name: str, address: str | None) -> str:
@@ -184,22 +202,27 @@ def _usage(name: str, said: dict[str, Any]) -> str:
     shown = name if re.fullmatch(r"[A-Za-z0-9._+-]+", name) else "store.zarr"
     again = ""
     if said["teachers"][teacher]["identity"].get("preprocessing"):  # a network that can be run again
-        again = f"\n$ cli verify {shown} --data DATA --recompute 64 --teacher {teacher} --weights WEIGHTS"
+        again = f"\n$ cli verify {shown} --data DATA --recompute 64 --teacher {teacher} \\\n    --weights WEIGHTS"
     return f"""## How to use it
 
 ```console
 $ pip install logitbank
-$ cli verify {shown} --data DATA        # every checksum, and that every row belongs to your copy of the data{again}
-$ cli train-student --store {shown} --data DATA --teacher {teacher} --student resnet20 --loss kd --out runs/kd
+$ cli verify {shown} --data DATA{again}
+$ cli train-student --store {shown} --data DATA --teacher {teacher} \\
+    --student resnet20 --loss kd --out runs/kd
 ```
+
+`verify` compares every checksum, and that every row belongs to your copy of the data.
 
 ```python
 import logitbank
 
 store = logitbank.open_store("{shown}")
 teacher = store.teacher("{teacher}")
-arrays = teacher.slab(view=0)  # arrays by name, one row an example, each checked against its checksum
+arrays = teacher.slab(view=0)
 ```
+
+`arrays` has arrays by name, a row an example, each compared with its checksum.
 
 Rows belong to examples by content key (`store.keys`), never by position."""
 
@@ -210,7 +233,8 @@ def _teachers(said: dict[str, Any]) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    return "| | |\n|---|---|\n" + "\n".join(f"| {_text(key)} | {_text(value)} |" for key, value in rows)
+    lines = [f"| {_text(key)} | {_text(value)} |" for key, value in rows]
+    return "\n".join([lines[0], "|---|---|", *lines[1:]])
 
 
 def _text(value: Any) -> str:

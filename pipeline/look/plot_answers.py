@@ -20,13 +20,12 @@ def plot_answers(figures: AnswerFigures, path: Path) -> None:
         panels += [draw_folds]
     elif figures.correct_R is not None:
         panels += [_draw_reliability]
-    lines = -(-len(panels) // 2)
-    figure, axes = plt.subplots(lines, 2, figsize=(11, 3.9 * lines), squeeze=False, layout="constrained")
-    for axis, draw in zip(axes.flat, panels, strict=False):
+    # one below the other: beside each other, a telephone shrinks their words until nobody reads them
+    figure, axes = plt.subplots(len(panels), 1, figsize=(5.6, 3 * len(panels)), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(hspace=0.06)
+    for axis, draw in zip(axes.flat, panels, strict=True):
         draw(axis, figures)
         axis.grid(axis="y", alpha=0.3)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
 
@@ -42,6 +41,7 @@ def _draw_fidelity(axis: Any, figures: AnswerFigures) -> None:
     axis.set_xticks(places, [f"T = {t:g}{note}" for t, note in zip(temperatures, notes, strict=True)], fontsize=9)
     axis.set_xlim(-0.6, len(values) - 0.4)
     axis.set_ylim(0, 1.15 * max(values) or 1)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_ylabel("KL T², nats")
     axis.set_title("what the encoding loses of the answers", loc="left", fontsize=10)
 

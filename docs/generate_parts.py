@@ -52,8 +52,8 @@ and the view's number, so stage two makes the same pixels again. Mixing steps st
 
 RECIPES_ABOUT = """## Recipes
 
-`--recipe NAME` of `train-student`, `sweep` and `generations` stands for these options; what is typed beside it goes
-before. Data, student and loss stay yours. How to: [train-a-student.md](../how-to/train-a-student.md#recipes).
+`--recipe NAME` of `train-student`, `sweep` and `generations` stands for these options; options that you type beside it
+override them. Data, student and loss stay yours. How to: [train-a-student.md](../how-to/train-a-student.md#recipes).
 """
 
 ESTIMATORS_ABOUT = """## Estimators

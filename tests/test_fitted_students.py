@@ -328,7 +328,7 @@ def test_auto_is_searched(store: Store, table: Split, tmp_path: Path) -> None:
         ({"student": "sklearn:RandomForestRegresor"}, "did you mean 'RandomForestRegressor'"),
         ({"student": "sklearn:SVR"}, "unknown scikit-learn student 'SVR'"),
         ({"student": f"{FOREST}&trees=3"}, "unknown option 'trees'"),
-        ({"student": f"{FOREST}&random_state=3"}, "random_state is said by --seed"),
+        ({"student": f"{FOREST}&random_state=3"}, "random_state is set by --seed"),
         ({"student": f"{FOREST}&n_estimators=3"}, "n_estimators is given twice"),
         ({"student": "sklearn:RandomForestRegressor?n_estimators=-1"}, "must be an int in the range"),
         ({"student": "sklearn:RandomForestRegressor?bootstrap=false&max_samples=0.5"}, "max_samples does nothing"),

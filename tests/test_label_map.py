@@ -159,7 +159,7 @@ def test_a_student_is_trained_on_crops_of_maps(few: Split, weights: Path, tmp_pa
     for wrong, message in (("flip-crop+mixup", "a crop alone"), ("randaugment", "a crop alone")):
         with pytest.raises(ValueError, match=message):
             train(store, few, None, tmp_path / "d", asked={**asked, "transform": wrong})
-    with pytest.raises(ValueError, match="--tail bucket follows a student's answer"):
+    with pytest.raises(ValueError, match="--tail bucket does not go with a label map"):
         train(store, few, None, tmp_path / "d", asked={**asked, "tail": "bucket"})
 
 

@@ -279,7 +279,7 @@ def test_features_of_rows_that_are_not_served_are_left_out() -> None:
     assert loss_B[2] == 0
     rows["folds"] = torch.zeros(B).long()
     torch.testing.assert_close(loss_B[torch.arange(B) != 2], asked(objective, rows)[torch.arange(B) != 2])
-    with pytest.raises(ValueError, match="listens to the student's student_features_BD; pass it in heard"):
+    with pytest.raises(ValueError, match="needs the student's student_features_BD; pass it as heard"):
         objective(rows["student"], answer, rows["labels"], FIRST)
     with pytest.raises(ValueError, match="needs one teacher's features: cache it with --embedding penultimate"):
         objective(rows["student"], ExactAnswer(rows["teacher"]), rows["labels"], FIRST, heard)

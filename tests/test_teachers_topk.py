@@ -339,7 +339,7 @@ def test_only_topk_with_no_more_classes_than_were_said_is_kept(data: Split, tmp_
         Encoding(kind="topk", num_classes=C, top_k=K + 1),
         Encoding(kind="topk+tail", num_classes=C, top_k=K, tail_bits=1),
     ):
-        with pytest.raises(ValueError, match=f"speaks of {K} classes a row.*--encoding topk --top-k {K} or fewer"):
+        with pytest.raises(ValueError, match=f"has {K} classes a row.*--encoding topk --top-k {K} or fewer"):
             cached(data, file, encoding=encoding)
         assert not file.with_suffix(".zarr").exists()
 

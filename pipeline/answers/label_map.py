@@ -41,7 +41,7 @@ class CroppedAnswers:
 
     def __init__(self, maps: Answers, views: Views, split: Split) -> None:
         if maps.tail == "bucket":
-            raise ValueError("--tail bucket follows a student's answer, and a label map has many; choose another")
+            raise ValueError("--tail bucket does not go with a label map, whose rows have many answers; choose another")
         self.maps, self.views, self.split = maps, views, split
         self.tail, self.grouping, self.num_views = maps.tail, maps.grouping, LARGEST
 

@@ -92,7 +92,9 @@ def _size(store: Store, teacher: Teacher) -> int:
             f"teacher {teacher.name!r} of {store.path} keeps no features; cache it with --embedding penultimate"
         )
     if store.positions is not None:
-        raise ValueError(f"{store.path} has features at positions, of which nesting knows nothing")
+        raise ValueError(
+            f"{store.path} has features at positions, which nest cannot join; take a store with one answer an example"
+        )
     return int(teacher.row_arrays["embedding"].row_shape[0])
 
 

@@ -80,7 +80,7 @@ class Nearness:
 
     near: str = option("", help="Mask examples that lie far from these data: those that the teacher was trained on")
     near_share: float = option(
-        0.9, help="Share of those data that are as near to their centres as an example must be", domain=SHARE
+        0.9, help="How near: within the distance that this share of those data has from its centre", domain=SHARE
     )
     near_clusters: int = option(1, help="Centres of k-means in each class of those data", domain=AT_LEAST_ONE)
 
@@ -130,7 +130,7 @@ class Caching:
         "", help="Keep features as well: penultimate, which the network's last layer reads, or a layer's name"
     )
     embedding_dim: int = option(
-        0, help="Of the features, keep so many principal components; 0 keeps them as they are", domain=COUNT
+        0, help="Keep this many principal components of the features; 0 keeps all features", domain=COUNT
     )
     label_map: int = option(
         0,
@@ -150,7 +150,7 @@ class Caching:
     std: str = option("", help="Input standard deviation, likewise", domain=STDS)
     input_transform: str = option(
         "",
-        help="Over the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
+        help="Changes to the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
         " parts that are left out stay",
     )
     device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
@@ -192,7 +192,7 @@ class Caching:
 
     @property
     def heads_only(self) -> bool:
-        """Whether the teacher speaks of the best classes of each row alone."""
+        """Whether the teacher answers with the best classes of each row alone."""
         return self.teacher.startswith(TOPK_PREFIX)
 
     def make_views(self) -> "Views":

@@ -49,7 +49,7 @@ class SoundTeacher:
         self.seen, self.features = teacher.seen, teacher.features
 
     def fitting_rows(self, encoding: Encoding | Budget, asked: int) -> int:
-        """Rows that may fit a tail predictor: none of a teacher that speaks of the best classes of each row alone.
+        """Rows that may fit a tail predictor: none of a teacher that answers with the best classes of each row alone.
 
         Raises:
             ValueError: It is to be kept in a way that says more than it did.
@@ -59,7 +59,7 @@ class SoundTeacher:
             return asked
         if isinstance(encoding, Budget) or encoding.kind != "topk" or encoding.top_k > said["top_k"]:
             raise ValueError(
-                f"{said['from']} speaks of {said['top_k']} classes a row and leaves only the mass of the others; pass"
+                f"{said['from']} has {said['top_k']} classes a row, and of the others only their mass; pass"
                 f" --encoding topk --top-k {said['top_k']} or fewer"
             )
         return 0
@@ -160,7 +160,7 @@ def ask_first(teacher: AnsweringTeacher) -> SoundTeacher:
     if unlike > _MOST_UNLIKE * len(asked):
         raise ValueError(
             f"the teacher answers {unlike} of {len(asked)} rows differently when it is asked again in another batch; a"
-            " cache would hold one answer of many: switch off its dropout, and let its normalisation use running"
+            " stored answer would be one of many: switch off its dropout, and let its normalisation use running"
             " statistics (eval mode), not those of the batch"
         )
     if isinstance(teacher, ArrayTeacher):  # its other rows cost no forward pass

@@ -93,7 +93,7 @@ def _run(out: Path, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
         )
     stage_one = time.perf_counter() - started
 
-    say(f"\nstage two: {len(METHODS)} methods x {seeds} seeds, student {STUDENT}, no teacher in sight")
+    say(f"\nstage two: {len(METHODS)} methods x {seeds} seeds, student {STUDENT}, without the teachers")
     runs = {name: _students(name, train, test, out, seeds, say) for name in METHODS}
     stage_two = time.perf_counter() - started - stage_one
 

@@ -122,7 +122,7 @@ def takes(
 
 
 def _recipe_parameter(recipes: Mapping[str, Any]) -> inspect.Parameter:
-    help = f"Settings that go together, see `cli recipes`: {', '.join(recipes)}; what is typed goes before"
+    help = f"Settings that go together, see `cli recipes`: {', '.join(recipes)}; options that you type override it"
     annotation = Annotated[str, option(Words(("", *recipes)), help=help)]
     return inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default="", annotation=annotation)
 
@@ -168,7 +168,7 @@ Std = Annotated[str, option(STDS, help="Input standard deviation, likewise")]
 InputTransform = Annotated[
     str,
     typer.Option(
-        help="Over the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
+        help="Changes to the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
         " parts that are left out stay"
     ),
 ]

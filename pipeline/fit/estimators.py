@@ -105,7 +105,7 @@ def read_estimator(student: str) -> tuple[str, Estimator, dict[str, Any]]:
     found, options = ESTIMATORS[name], dict[str, Any]()
     for key, text in parse_qsl(query, keep_blank_values=True):
         if key in _ELSEWHERE:
-            raise ValueError(f"{student}: {key} is said by {_ELSEWHERE[key]}; leave it out here")
+            raise ValueError(f"{student}: {key} is set by {_ELSEWHERE[key]}; leave it out here")
         if key not in found.options:
             raise ValueError(f"{student}: {unknown('option', key, found.options)}")
         if key in options:

@@ -123,7 +123,7 @@ class Training:
     )
     dp_sgd: float = option(
         0.0,
-        help="Private steps: Gaussian noise of so many times --grad-clip, which then clips each example's gradient",
+        help="Private: clip each example's gradient to --grad-clip, and add noise of this many times that",
         domain=NOT_NEGATIVE,
     )
     dp_delta: float = option(
@@ -137,7 +137,7 @@ class Training:
     )
     patience: int = option(
         0,
-        help="Stop after so many epochs without a better one by --select; 0: never. Rates fall as for all --epochs",
+        help="Stop after this many epochs without a better one by --select; 0: never. Rates fall as for all --epochs",
         domain=COUNT,
     )
     seed: int = option(0, help="Seed of initialisation and of the order of examples", domain=SEED)

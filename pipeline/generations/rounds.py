@@ -113,7 +113,9 @@ class _Driver:
                 " cache fold teachers, with cache-teacher --folds"
             )
         if is_estimator(run.student):
-            raise ValueError(f"{run.student} is no network, and stage one asks networks; take another --student")
+            raise ValueError(
+                f"{run.student} is no network, and only networks teach the next round; take another --student"
+            )
         if Views.from_attributes(store.views).label_map:
             raise ValueError(f"{store.path} holds label maps, and students answer pictures; cache without --label-map")
         if run.leave_out:

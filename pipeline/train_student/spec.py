@@ -78,8 +78,8 @@ class Run:
     val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
     golden: str = option(
         "",
-        help="After every epoch, how far from the teacher and from the truth are held-out rows: labels, or another"
-        " store, STORE or STORE?teacher=NAME",
+        help="Measure after every epoch how far held-out answers are from the teacher's and from the truth, which is"
+        " labels, or another store: STORE or STORE?teacher=NAME",
     )
     leave_out: str = option(
         "", help="A fold of the store that is not trained on: the student may answer it, as a fold teacher"
@@ -88,7 +88,7 @@ class Run:
     std: str = option("", help="Input standard deviation, likewise", domain=STDS)
     input_transform: str = option(
         "",
-        help="Over the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
+        help="Changes to the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
         " parts that are left out stay",
     )
     memory_budget: float = option(

@@ -172,7 +172,7 @@ class ExportTeacher:
         known = type(said.get("num_folds")) is int and {"strategy", "seed"} <= said.keys()
         known = known and int(export.folds.max()) < said["num_folds"]
         if not known or said.get("digest") != fold_digest(export.keys, export.folds):
-            raise ValueError(f"{self.path}: its folds are not those that its document vouches for; export it again")
+            raise ValueError(f"{self.path}: its folds do not match the checksum in its document; export it again")
         folds = np.where(self._rows >= 0, export.folds[self._rows], 0).astype(np.uint16)
         if plan is not None and not np.array_equal(folds, plan.assign(self.split)):
             raise ValueError(f"{self.path} was cross-fitted with other folds than {plan.attributes()}; drop --folds")

@@ -132,8 +132,8 @@ def _recorded_scaling(teacher: Teacher) -> list[Preprocessing]:
         return [Preprocessing.from_attributes(said) for said in teacher.identity["preprocessing"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"teacher {teacher.name!r} has no input scaling that can be read ({error}); it was no network, or do not"
-            " use it"
+            f"teacher {teacher.name!r} has no input scaling that can be read ({error}); if it was a network, do not"
+            " use this store"
         ) from error
 
 

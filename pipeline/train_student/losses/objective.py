@@ -75,7 +75,7 @@ class Objective:
 
     @property
     def hears(self) -> frozenset[str]:
-        """What of the student the losses listen to beside its logits."""
+        """What the losses need of the student beside its logits."""
         return frozenset[str]().union(*(term.loss.extras & HEARD for term in self.terms))
 
     @property
@@ -242,7 +242,7 @@ class Objective:
         if labels_B.is_floating_point():
             raise ValueError(f"labels are {labels_B.dtype}; expected class ids, whole numbers, -1 for none")
         if unheard := sorted(self.hears - set(heard or {})):
-            raise ValueError(f"loss {self.name!r} listens to the student's {unheard[0]}; pass it in heard")
+            raise ValueError(f"loss {self.name!r} needs the student's {unheard[0]}; pass it as heard={{...}}")
         student_PC, labels_P = student_BC.flatten(0, -2), labels_B.flatten().long()
         shares = self._shares(answer, labels_B.long()) if labels_B.ndim > 1 else None
 

@@ -79,7 +79,7 @@ def arguments_of(
         if key == "progress" and default is parameter.empty:
             extras.add(key)
         elif key in RESERVED:
-            raise ValueError(f"{name}: --set {key} means something else already; call the argument otherwise")
+            raise ValueError(f"{name}: --set {key} means something else already; rename the argument")
         elif not isinstance(default, float | bool | int | str):
             raise ValueError(f"{name}: argument {key!r} needs a default that is a number, True, False or a text")
         else:

@@ -198,7 +198,7 @@ def _parts(text: str, own: Mapping[str, Loss]) -> list[_Part]:
             raise ValueError(unknown("loss", written.name, {**EVERY_LOSS, "file.py:function": None}))
         name = written.name.rpartition(":")[2]
         if written.name in own and name in EVERY_LOSS:
-            raise ValueError(f"{written.name}: the table has a loss {name!r} already; call the function otherwise")
+            raise ValueError(f"{written.name}: the table has a loss {name!r} already; give the function another name")
         if written.weight is None and len(split) > 1:
             raise ValueError(f"{written.name!r} has no weight in a sum: write {written.name}:1.0")
         before = sum(part.name == name for part in parts)

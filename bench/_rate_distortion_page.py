@@ -53,8 +53,8 @@ _TEMPLATE = """# Bytes against fidelity
 
 How much of a teacher's answer survives in how many bytes, on real logits and on rows that no predictor was
 fitted on. Fidelity is KL(teacher || decoded) times T^2 in nats, lower is better. Bytes are a row's arrays
-after compression (blosc-zstd, level 1), without keys, the predictor, and what a row says of its label and its tail's
-shift (5 bytes more in a store, [bytes of a row](../reference/glossary.md#bytes-of-a-row)). **Bold** rows are this
+after compression (blosc-zstd, level 1). Keys, the predictor, the label's arrays and the tail's shift are not counted:
+up to [5 bytes](../reference/glossary.md#bytes-of-a-row) more a row in a store. **Bold** rows are this
 program's encodings; the others are those of other tools ("peers": of several), written anew for this comparison.
 
 Written by `python -m bench.rate_distortion --views VIEWS.npy --out docs/measurements` (figures in
@@ -91,16 +91,16 @@ over all measured rows, where noise averages out and bias stays.
 
 {text}
 
-- **A linear head leaves the tail little room**, so it is predicted well from the head, and coded in few directions: 16
-  bytes of coded tail beside the ten best leave less than ten more classes do at the same size, and 64 bytes a seventh
-  of what the fifty best leave, at every temperature more.
-- **What the peers keep is biased**, as Anshumann et al. say of top-k (*Sparse Logit Sampling*, ACL 2025): an even tail
-  gives the rare classes too much, and made to add to 1 the head gets it. DistillKit's polynomial and Megatron's class
-  for the rest are about the head and its size; they leave what their K leaves.
-- **Samples** of that paper are unbiased at T = 1, and what they miss is noise. At 35 bytes, 50 of them are .385 from
-  the teacher in a row and .013 in the mean over 8,192 rows; ten classes and 16 bytes of tail, at 37 bytes, are .051
-  and .007. The noise falls with the root of the number of rows, so the means of some 30,000 rows would be as near; the
-  rows never are. They hold at one temperature and give a row no KL. So samples are a line of this table, and no
+- **The last layer is linear**, 192 numbers for 1,024 classes. So much of the tail follows from the head, and few
+  directions code the rest. Beside the ten best, 16 bytes of coded tail leave less error than ten more classes of the
+  same size. 64 bytes leave a seventh of what the fifty best leave, and at higher temperatures still less.
+- **What other tools keep is biased**, as Anshumann et al. say of top-k (*Sparse Logit Sampling*, ACL 2025). An even
+  tail gives the rare classes too much; a renormalised head gets it all itself. DistillKit's polynomial and Megatron's
+  class for the rest describe the head and its mass; the shape of the tail is missing as in any top-k.
+- **Samples** of that paper are unbiased at T = 1, and their error is noise. At 35 bytes, 50 of them are .385 from the
+  teacher in a row and .013 in the mean over 8,192 rows. Ten classes and 16 bytes of tail, at 37 bytes, are .051 and
+  .007. The noise falls with the root of the number of rows, so the means of some 30,000 rows would be as near; single
+  rows never are. Samples serve one temperature, and give a row no finite KL. So they are a line of this table, and no
   encoding here.
 
 Only this part again: `python -m bench.rate_distortion --text-only --out docs/measurements`.

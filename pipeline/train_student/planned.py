@@ -75,7 +75,7 @@ def run_planned(
     Args:
         planned: The run, of `plan_runs`.
         inputs: Opens what a run reads; a process that trains several gives one that opens things once.
-        on_event: Told of warnings and epochs meanwhile.
+        on_event: Called with warnings and epochs meanwhile.
 
     Returns:
         How it ended. A run that fails says why there, and in its folder; nothing is raised.

@@ -46,7 +46,7 @@ def train_student(
         until: Stop after this epoch, if the run is not at its end by then, and leave what a later call goes on from;
             learning rates are those of all epochs. 0 trains to the end.
         on_epoch: Called after every epoch, those of a resumed run first.
-        on_warning: Told what the user should know, before the first step, or of what was measured after the last.
+        on_warning: Called with what the user should know: before the first step, or measured after the last.
 
     Returns:
         What ``result.json`` holds; nothing in processes other than 0, or of a run that is not at its end.

@@ -60,7 +60,7 @@ def copy_store(
         folds_only: Examples, their folds and the probes, and no teacher at all: the root's attribute `folds` says how
             rows were assigned. `teachers` then names one whose folds they are, where the source cannot list them.
         num_threads: Files under way at a time.
-        report: Told after every file of rows.
+        report: Called after every file of rows.
 
     Raises:
         StoreError: a place cannot be read or written, the source is damaged, or the target holds something else.

@@ -92,7 +92,7 @@ def paced(
     """PACED: the rows at the edge of the student's competence count most.
 
     w = p^a (1 - p)^b, p the probability of the label at T = 1, or the share of the stored views, of all teachers that
-    are heard, whose best class is the label. The paper takes p from sampled answers of the student that pass a check;
+    are used, whose best class is the label. The paper takes p from sampled answers of the student that pass a check;
     these are our forms for classifiers.
 
     Args:

@@ -66,6 +66,13 @@ def _show_brackets(group: Any) -> None:
             holder.help = escape(holder.help or "")
 
 
+def _named_here(error: Any) -> str:
+    """What a command calls an option that other programs have, behind the error that says there is none."""
+    wanted = {"--pretrained": "--init"}.get(getattr(error, "option_name", ""))
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts} if wanted else ()
+    return f"; weights to start from are {wanted} FILE" if wanted in known else ""
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2; ``--debug`` shows the traceback."""
     arguments = sys.argv[1:] or ["--help"]
@@ -79,7 +86,7 @@ def main() -> None:
     except (ValueError, OSError, UsageError) as error:
         if "--debug" in sys.argv:
             raise
-        message = error.format_message() if isinstance(error, UsageError) else str(error)
+        message = error.format_message() + _named_here(error) if isinstance(error, UsageError) else str(error)
         typer.echo(f"error: {' '.join(message.split())}", err=True)
         sys.exit(2)
     sys.exit(code or 0)

@@ -178,6 +178,7 @@ STUDENT = "train-student --store s.zarr --out r"
         ("verify s.zarr --transform own.py:f", "--transform does nothing"),
         ("copy s.zarr t.zarr --folds --teacher a", "--teacher does nothing"),
         ("train-student --stor s.zarr --out r", "No such option: --stor"),
+        ("train-student --pretrained w.pt", "; weights to start from are --init FILE"),
         ("train-student --out r", "Missing option '--store'"),
         ("nothing", "No such command 'nothing'"),
     ],

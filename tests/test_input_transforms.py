@@ -193,6 +193,8 @@ def test_pictures_of_one_size_are_resized_to_the_square_that_is_asked_for(digits
     asked = settle(digits, read_given("", "", "resize=8"), library)
     assert asked == Preprocessing(mean=(0.5,), std=(0.5,), size=8)
     assert asked(torch.from_numpy(digits.samples[:2])).shape == (2, 1, 8, 8)
+    scaled = settle(digits, read_given("0.4", "0.3", ""), library)
+    assert scaled == Preprocessing(mean=(0.4,), std=(0.3,), size=160), "the library still says the size"
     with pytest.raises(ValueError, match="resize is 8 x 9; pictures of one size become squares"):
         settle(digits, read_given("", "", "resize=8,9"), library)
     with pytest.raises(ValueError, match="--mean is 123.7; expected the 0..1 scale"):

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Material, Objective, Step, parse_objective
+from logitbank.pipeline.train_student.losses import (
+    LOSSES,
+    ExactAnswer,
+    Material,
+    MixedAnswer,
+    Objective,
+    Step,
+    parse_objective,
+)
 from logitbank.pipeline.train_student.losses import objective as objectives
 from logitbank.pipeline.train_student.losses.context import OFFERS
 from logitbank.pipeline.train_student.losses.row_rules import ROW_WEIGHTS, TEMPERATURE_RULES
@@ -203,3 +211,19 @@ def test_logits_of_other_examples_or_positions_are_refused() -> None:
             objective(student, answer, labels, STEP)
     with pytest.raises(ValueError, match="labels are torch.float32; expected class ids"):
         objective(student_BLC, answer, labels_BL.float(), STEP)
+
+
+def test_mixed_answers_know_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example's positions are mixed with its own share; the same in chunks of rows."""
+    student_BLC, first_PC, labels_BL = batch()
+    second_PC, share_B = first_PC.flip(0), torch.tensor([0.5, 0.75, 1.0])
+    answer = MixedAnswer(Told(first_PC), Told(second_PC), share_B.repeat_interleave(LENGTH))
+    objective = parse_objective("kd:1", {"temperature": 30, "target_transform": "mix_targets"})
+    unlabelled_BL = torch.full_like(labels_BL, -1)
+    share_P1 = share_B[:, None].expand(-1, LENGTH).reshape(-1, 1)
+    mixed_PC = share_P1 * first_PC + (1 - share_P1) * second_PC
+    want_P = LOSSES["kd"].fn(student_BLC.flatten(0, 1), mixed_PC, unlabelled_BL.flatten(), temperature=30.0)
+    for chunk in (2**24, 2 * NUM_CLASSES):
+        monkeypatch.setattr(objectives, "CHUNK", chunk)
+        got_B = objective(student_BLC, answer, unlabelled_BL, STEP)
+        torch.testing.assert_close(got_B, want_P.view(NUM_EXAMPLES, LENGTH).mean(1))

@@ -105,3 +105,26 @@ def test_schedules_that_make_no_sense_are_refused(text: str, message: str) -> No
     with pytest.raises(ValueError, match=message) as caught:
         parse_objective(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_steps", "said"),
+    [
+        ("kd?starts_at=0.99:1 + ce:1", 3, "kd counts in none of this run's 3 steps, by its starts_at=0.99"),
+        ("kd?ends_at=0.1:1 + ce?starts_at=0.1:1", 3, "kd counts in none of this run's 3 steps, by its ends_at=0.1"),
+        ("ce:1 + kd?starts_at=0.6&ramp_from=0:1", 2, "by its starts_at=0.6, ramp_from=0; let it count for a larger"),
+        ("ce?ramp_to=0:1 + kd?starts_at=0.5:1", 2, None),
+        ("kd?starts_at=0.99:1 + ce:1", 100, None),
+    ],
+)
+def test_a_term_that_would_never_count_is_refused(text: str, num_steps: int, said: str | None) -> None:
+    objective = parse_objective(text)
+    counts = [bool(column.any()) for column in factors(objective, num_steps).T]
+    never = [term for term, own in zip(objective.terms, counts, strict=True) if not own]
+    assert [term.name for term in never] == ([] if said is None else ["kd"])
+    for term in objective.terms:
+        if term in never:
+            with pytest.raises(ValueError, match=said):
+                term.schedule.refuse_none(term.name, num_steps)
+        else:
+            term.schedule.refuse_none(term.name, num_steps)

@@ -65,3 +65,13 @@ def test_what_cannot_be_nested_is_refused(store: Path) -> None:
     with pytest.raises(ValueError, match="are too few for 10 features; raise --rows"):
         nest_features(store, "mlp-6", "mlp-10", "other", num_rows=8)
     assert "other" not in open_store(store, allow_incomplete=True).teachers
+
+
+def test_a_store_has_one_assignment_of_folds(store: Path, digits: Split) -> None:
+    """So nesting need not compare them: a teacher of other folds does not come into the store."""
+    if open_store(store).teacher("mlp-6").row_folds is None:
+        pytest.skip("no folds")
+    plan = FoldPlan(num_folds=2, seed=1)
+    teacher = build_teacher(digits, "mlp:12", "random-init", VIEWS, plan=plan, embedding="penultimate")
+    with pytest.raises(ValueError, match="examples/fold differs"):
+        cache_teacher(teacher, store, encoding=LOSSLESS, name="mlp-12", block_rows=800)

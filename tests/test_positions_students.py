@@ -141,6 +141,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(store: Store, texts: tuple[Sp
         ({"select": "best:auc"}, "--select best:auc is measured of one answer an example"),
         ({"mean": "0.5", "std": "0.5"}, "do nothing here, because .* holds tokens"),
         ({"student": "mlp:8"}, "needs images, but .* holds tokens"),
+        ({"loss": "kd?starts_at=0.99:1 + ce:1", "epochs": 1}, "kd counts in none of this run's 7 steps"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

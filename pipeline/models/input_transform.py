@@ -123,7 +123,7 @@ def settle(split: Split, given: Given | None, *said: Preprocessing | None) -> Pr
 
     Args:
         split: The examples.
-        given: The user's. A whole one without a way to resize originals takes that from what others say.
+        given: The user's. A whole one without a size, or a way to resize originals, takes that from what others say.
         said: What others say, the first to speak counts: a store, its weights, its library.
 
     Returns:
@@ -141,7 +141,9 @@ def settle(split: Split, given: Given | None, *said: Preprocessing | None) -> Pr
         raise ValueError(f"--mean is {max(given.mean or ()):g}; expected the 0..1 scale of pixels / 255, --std too")
     base = next((each for each in said if each is not None), None)
     if isinstance(given, Preprocessing):
-        return given.on(split) if base is None or given.size or given.fit else replace(given, fit=base.fit).on(split)
+        if base is None or given.size or given.fit:
+            return given.on(split)
+        return replace(given, size=base.size, fit=base.fit).on(split)
     if given is not None and base is None and given.mean and given.std:
         base = Preprocessing(mean=given.mean, std=given.std)
     if base is None:

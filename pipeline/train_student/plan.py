@@ -36,6 +36,7 @@ from logitbank.pipeline.models.check import check_network
 from logitbank.pipeline.models.parts import split_selection
 from logitbank.pipeline.models.subclasses import SubclassNetwork
 from logitbank.pipeline.models.weights import Taken, load_weights, weights_digest
+from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.processes.together import Processes
 from logitbank.pipeline.train_student.cautions import cautions, check_memory, seen_warnings
@@ -267,6 +268,9 @@ def plan_run(run: Run, out: Path, inputs: Inputs, processes: Processes) -> Plan:
     left_out = leave_out(run.leave_out, store, answers, views)
     rows, validation = _cut_rows(run, split, left_out)
     _refuse_idle(run, objective, processes)
+    if not is_estimator(run.student):
+        for term in objective.terms:
+            term.schedule.refuse_none(term.name, run.num_epochs * _steps_of_epoch(run, len(rows), processes))
     warnings += _unserved(objective, answers, rows)
     if run.training.selected_by in BESIDE_TEACHER and not answers.served(0)[validation].any():
         raise ValueError(
@@ -327,6 +331,13 @@ def _refuse_idle(run: Run, objective: Objective, processes: Processes) -> None:
         raise ValueError(
             f"{', '.join(objective.search)} and alpha of label_mix are both auto; give one of them a number"
         )
+
+
+def _steps_of_epoch(run: Run, num_rows: int, processes: Processes) -> int:
+    """As ``fit`` will count them: a last batch that is too small for the processes joins the one before it."""
+    whole, left = divmod(num_rows, run.training.batch_size)
+    least = 1 if run.training.dp_sgd else LEAST_ROWS * processes.count
+    return max(1, whole + (left >= least))
 
 
 def _unserved(objective: Objective, answers: Answers, rows: Rows) -> list[str]:

@@ -107,9 +107,9 @@ def _architecture(named: str, teacher: Teacher) -> str:
     recorded = str(teacher.identity.get("architecture"))[:200]
     if not named and recorded not in MODELS:
         raise ValueError(
-            f"the store says that teacher {teacher.name!r} is {recorded!r}, which is no name of the model table; pass"
-            " --teacher-arch with the network to build (answers of arrays, exports and estimators cannot be repeated:"
-            " compare them with cli diff)"
+            f"the store says that teacher {teacher.name!r} is {recorded!r}, and a store does not decide how large a"
+            " network is, or which library, folder or file it comes from; if it is right, pass --teacher-arch with that"
+            " name (answers of arrays, exports and estimators cannot be repeated: compare them with cli diff)"
         )
     return named or recorded
 

@@ -35,9 +35,23 @@ class Schedule:
     ramp_from: float = 1.0
     ramp_to: float = 1.0
 
+    def window(self, num_steps: int) -> tuple[int, int]:
+        """The first of a run's steps in which the term counts, and the first behind them."""
+        return round(self.starts_at * num_steps), round(self.ends_at * num_steps)
+
+    def refuse_none(self, name: str, num_steps: int) -> None:
+        """Raises ValueError when the term counts in none of a run's steps."""
+        first, behind = self.window(num_steps)
+        if first >= behind or (behind - first == 1 and not self.ramp_from):
+            raise ValueError(
+                f"{name} counts in none of this run's {num_steps} steps, by its "
+                + ", ".join(f"{key}={value:g}" for key, value in self.settings().items())
+                + "; let it count for a larger share of them, or train for more --epochs"
+            )
+
     def factor(self, step: Step) -> float:
         """What the term's weight is multiplied by in a step."""
-        first, behind = round(self.starts_at * step.num_steps), round(self.ends_at * step.num_steps)
+        first, behind = self.window(step.num_steps)
         if not first <= step.step < behind:
             return 0.0
         along = (step.step - first) / max(behind - 1 - first, 1)

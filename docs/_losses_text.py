@@ -119,3 +119,18 @@ what the store holds, and a module of their own: trained beside the student, or 
 
 MEMORY = """- Memory: 4 bytes for each class of every example, kept from epoch to epoch. A checkpoint holds them, so a
   stopped run goes on to the same bits. It trains in one process, without mixup."""
+
+TARGETS = """`--set target_transform=NAME` changes the stored answer before every loss that fits a teacher: at T = 1,
+before the loss's own temperature. Several follow one another, as in `'calibrate + label_mix?alpha=0.3'`. A function of
+your own is `file.py:function`, of `(logits_BC, labels_B, *, option=default) -> [B, C]`. Temperature rules look at the
+changed target, row weights at the stored answer. A transform that is fitted reports the NLL of the labels before and
+after; what was fitted is part of the run.
+
+A mean of two teachers needs no transform. `--teacher new:0.7,anchor:0.3` is `0.7 p_new + 0.3 p_anchor`; with
+`--combine mean-logit` it is the normalised `p_new^0.7 p_anchor^0.3`.
+"""
+
+ROW_RULES = """`--set row_weight=NAME` weighs all terms that the rule can weigh; `--set TERM.row_weight=NAME` weighs one
+of them. A rule that can weigh no term is refused. No weight lies below `row_weight_floor` (0.01, in [0, 1)). The mean
+weight of a batch is 1, unless `row_weight_mean_one=0`. Rows that a rule cannot judge get the mean.
+"""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from docs._losses_text import FEATURES, INTRODUCTION, MEASURED, MEMORY, NEEDS, RULES, WRITTEN
+from docs._losses_text import FEATURES, INTRODUCTION, MEASURED, MEMORY, NEEDS, ROW_RULES, RULES, TARGETS, WRITTEN
 from logitbank.pipeline.train_student.losses import EVERY_LOSS, GROUPS, LOSSES, TRANSFORMS
 from logitbank.pipeline.train_student.losses.describe import (
     allowed,
@@ -98,9 +98,7 @@ def grouped() -> Iterator[str]:
 def rules() -> Iterator[str]:
     """Row weights and temperature rules."""
     yield "## Row weights and temperature rules\n"
-    yield "`--set row_weight=NAME`, for every term it is about or as `TERM.row_weight`. No weight lies below"
-    yield "`row_weight_floor` (0.01, in [0, 1)), and the mean over a pass is 1 unless `row_weight_mean_one=0`; rows"
-    yield "that a rule cannot judge get the mean. A rule that no term is about is refused.\n"
+    yield ROW_RULES
     for name, weight in ROW_WEIGHTS.items():
         doc = sections(weight.fn.__doc__ or "")
         yield f"### `row_weight={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"
@@ -120,13 +118,7 @@ def rules() -> Iterator[str]:
 def transforms() -> Iterator[str]:
     """Target transforms."""
     yield "## Target transforms\n"
-    yield "`--set target_transform=NAME`, or several in order, as `'calibrate + label_mix?alpha=0.3'`, or a function of"
-    yield "your own, `file.py:function`, of `(logits_BC, labels_B, *, option=default) -> [B, C]`. They stand between"
-    yield "the stored answer and every loss that fits a teacher: at T = 1, before the loss's own temperature."
-    yield "Temperature rules go by the target, row weights by the teacher as it is stored. A fitted one says the NLL of"
-    yield "the labels before and after, and is part of the run.\n"
-    yield "Arithmetic and geometric anchors of two teachers need no transform: `--teacher new:0.7,anchor:0.3` is"
-    yield "`0.7 p_new + 0.3 p_anchor`, and with `--combine mean-logit` the normalised `p_new^0.7 p_anchor^0.3`.\n"
+    yield TARGETS
     for name, rule in TRANSFORMS.items():
         doc = sections(rule.fn.__doc__ or "")
         yield f"### `target_transform={name}`\n\n{doc['Summary']}\n\n```text\n{doc['Body']}\n```\n"

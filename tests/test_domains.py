@@ -154,7 +154,7 @@ STUDENT = "train-student --store s.zarr --out r"
         (f"{STUDENT} --optimizer adamw --momentum 0.9", "--momentum does nothing here"),  # given as by default
         ("sweep --store s.zarr --out r --optimizer adamw --momentum 0.9", "--momentum does nothing here"),
         (f"{STUDENT} --patience 0", "--patience does nothing here, because --select last"),
-        (f"{STUDENT} --combine mean-prob --teacher a", "--combine does nothing here, because one teacher is heard"),
+        (f"{STUDENT} --combine mean-prob --teacher a", "--combine does nothing here, because there is one teacher"),
         ("train-teacher --out t --fold-seed 0", "--fold-seed does nothing here, because --folds is 0"),
         ("cache-teacher --out s --fold-strategy stratified", "--fold-strategy does nothing"),
         ("cache-teacher --out s --view-seed 0", "--view-seed does nothing here"),
@@ -208,7 +208,7 @@ def store(digits: Split, plain_teacher: Path, tmp_path_factory: pytest.TempPathF
     [
         ("--transform flip-crop", "--transform is flip-crop, but the store's views were made by none"),
         ("--tail bucket", "does nothing"),
-        ("--combine mean-logit", "does nothing here, because one teacher is heard"),
+        ("--combine mean-logit", "does nothing here, because there is one teacher"),
         ("--layer-decay 0.75", "--layer-decay needs a model that says what its layers are, which MLP does not"),
         ("--select best", "--select best needs validation rows"),
     ],

@@ -41,7 +41,7 @@ BASELINE = "hard labels"
 
 # method -> (loss, store), with the losses' defaults. "crossfit" holds answers of teachers that had not seen a row's
 # label, "plain" those of one teacher that had seen every label there is. RLD is not among them: it corrects answers by
-# labels, and hears no row without one.
+# labels, and learns nothing from a row without one.
 METHODS: dict[str, tuple[str, str]] = {
     BASELINE: ("ce", "crossfit"),
     "KD (Hinton)": ("kd", "crossfit"),

@@ -31,8 +31,8 @@ def count_classes(objective: Objective, split: Split, rows: Rows, answers: Answe
     unlabelled = rows[(labels_N < 0).reshape(len(rows), -1).any(axis=1)]
     if not objective.uses_teacher or not len(unlabelled):
         return counts_C.tolist(), []
-    heard = unlabelled[answers.served(0)[unlabelled]]
-    for part in torch.split(torch.from_numpy(heard), max(1, _DECODE_ROWS // (split.positions or 1))):
+    answered = unlabelled[answers.served(0)[unlabelled]]
+    for part in torch.split(torch.from_numpy(answered), max(1, _DECODE_ROWS // (split.positions or 1))):
         answer = answers.of(part, 0)
         best_B = answer.logits(torch.zeros(math.prod(answer.shape), split.num_classes), 1.0).argmax(1).cpu().numpy()
         served_B = answer.served()
@@ -40,5 +40,5 @@ def count_classes(objective: Objective, split: Split, rows: Rows, answers: Answe
         counted_B &= True if served_B is None else served_B.numpy()
         counts_C = counts_C + np.bincount(best_B[counted_B], minlength=split.num_classes)
     where = "" if split.positions is None else " at some positions"
-    said = f"{len(heard)} of {len(rows)} training rows have no label{where}, and weigh as their teacher's best class"
-    return counts_C.tolist(), [said] if len(heard) else []
+    said = f"{len(answered)} of {len(rows)} training rows have no label{where}, and weigh as their teacher's best class"
+    return counts_C.tolist(), [said] if len(answered) else []

@@ -25,9 +25,9 @@ from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.metrics import divergence
 from logitbank.pipeline.train_student.evaluate import teacher_logits
-from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.over_positions import Ask
 from logitbank.pipeline.train_student.spec import LABELS, Run
+from logitbank.pipeline.train_student.store_identity import store_identity
 from logitbank.pipeline.views import Views, allow_views
 from logitbank.stores import local_store, open_store
 

@@ -42,7 +42,7 @@ def leave_out(fold: str, store: Store, answers: Answers, views: Views) -> LeftOu
     Args:
         fold: Its number as text; empty leaves nothing out.
         store: Whose folds.
-        answers: Of the store's teachers that the student hears.
+        answers: Of the store's teachers that the student learns from.
         views: Of the store.
 
     Raises:

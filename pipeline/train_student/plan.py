@@ -53,7 +53,6 @@ from logitbank.pipeline.train_student.evaluate import (
 from logitbank.pipeline.train_student.fit_transforms import fit_transforms
 from logitbank.pipeline.train_student.fitted import check_student, fit_student
 from logitbank.pipeline.train_student.golden import Golden, open_golden
-from logitbank.pipeline.train_student.heard import store_identity
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.label_share import is_open
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
@@ -66,6 +65,7 @@ from logitbank.pipeline.train_student.privacy import check_private
 from logitbank.pipeline.train_student.search import cut_folds
 from logitbank.pipeline.train_student.seen import student_keys
 from logitbank.pipeline.train_student.spec import Run
+from logitbank.pipeline.train_student.store_identity import store_identity
 from logitbank.pipeline.views import Views
 
 Rows = npt.NDArray[np.int64]

@@ -130,7 +130,7 @@ def _against_teacher(plan: Plan, model: nn.Module) -> dict[str, Any]:
 
 
 def _answer_bytes(plan: Plan) -> float:
-    """What the answers that the student heard take on disk for each example: all views, all teachers."""
+    """What the answers that the student learned from take on disk for each example: all views, all teachers."""
     store = plan.inputs.store
     answers = store.num_views * (store.positions or 1)
     return round(answers * sum(part.teacher.bytes_per_row() for part in plan.answers.parts), 2)

@@ -74,7 +74,7 @@ def _load(folder: Path) -> FinishedRun:
 
 
 def _with_stores(runs: list[FinishedRun]) -> list[FinishedRun]:
-    """The runs with a name of the store that they heard: its own, and the answers' digest where stores share a name."""
+    """The runs with a name of the store they learned from: its own, with the answers' digest where names are shared."""
     answers = [str([value for name, value in run.settings.items() if _DIGEST.fullmatch(name)]) for run in runs]
     stems: dict[str, tuple[str, str]] = {}  # the first path and the teacher of the same answers
     for digest, run in zip(answers, runs, strict=True):

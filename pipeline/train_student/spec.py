@@ -133,7 +133,7 @@ class Run:
     def idle(self) -> Iterator[Idle]:
         """Settings that do nothing beside the others."""
         if "," not in self.teacher:
-            yield ("combine",), "one teacher is heard; name several with --teacher a,b"
+            yield ("combine",), "there is one teacher; name several with --teacher a,b"
         if is_estimator(self.student):
             yield OF_NETWORKS, f"{self.student.partition('?')[0]} is fitted by scikit-learn in one go"
 

@@ -24,7 +24,7 @@ schedule.py        when a term counts: windows and ramps of its weight
 targets.py         the targets of losses that a student without gradients can be fitted to
 own.py             a loss of the user's own, held to the laws; own_transform.py likewise
 written.py         NAME?option=value:weight + NAME; parse_transforms.py   the text of --set target_transform
-context.py         what a step hears: the teacher's answer and what of it is known, and where the run is
+context.py         what a step gets: the teacher's answer and what of it is known, and where the run is
 describe.py        the same table as text; groups.py   the losses by what they are for
 
 Section numbers in the references were not checked again; what else could not be verified stands in the table.

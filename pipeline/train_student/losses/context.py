@@ -1,4 +1,4 @@
-"""What a loss hears beyond the student's logits and the labels: the teacher's answer, and where the run is.
+"""What a loss gets beyond the student's logits and the labels: the teacher's answer, and where the run is.
 
 Both are required: nothing here has a default that would be wrong without a word.
 

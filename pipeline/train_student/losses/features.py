@@ -291,7 +291,7 @@ def subclass_cross_entropy(
     ``--student subclasses:S:NAME``, adds each class's S probabilities up in all that it answers.
 
     Args:
-        student_BC: Unused: the student is heard by its subclasses.
+        student_BC: Unused: the student's subclasses are used.
         teacher_BC: Teacher logits.
         labels_B: Unused.
         module: Directions and means of all classes.

@@ -1,4 +1,4 @@
-"""Which answers a student heard."""
+"""Which stored answers a student learned from."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from logitbank.stores import Store
 
 
 def store_identity(store: Store, answers: Answers) -> dict[str, Any]:
-    """Which answers a student heard: enough to find the same store again, wherever it lies."""
+    """Which stored answers a student learned from: enough to find the same store again, wherever it lies."""
     parts = answers.parts
     first = parts[0].teacher
     identity: dict[str, Any] = {

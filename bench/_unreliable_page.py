@@ -185,7 +185,7 @@ def plot(document: Document, path: Path) -> None:
         panel.set_yticks(range(len(methods)), methods)
         panel.invert_yaxis()
         panel.set_title(figures.about.replace("`", "").replace(", which", ",\nwhich"), fontsize=9)
-        panel.set_xlabel("accuracy on new images, %: mean and 95 % interval")
+        panel.set_xlabel("accuracy on new images, %")
         panel.grid(alpha=0.3)
     panels[0, 0].legend(fontsize=8)
     drawn.savefig(path, dpi=110)

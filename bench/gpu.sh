@@ -54,7 +54,7 @@ export python
 run() { step "$1" bash -c 'cli "$@"' cli "${@:2}"; }
 
 step machine "$python" -m bench._on_device --machine --device $device
-run teacher train-teacher --data "$data" --model $teacher --transform none --epochs $epochs --batch-size $batch \
+run teacher train-teacher --data "$data" --teacher $teacher --transform none --epochs $epochs --batch-size $batch \
     --device $device --out "$out/teacher"
 cache=(cache-teacher --data "$data" --teacher $teacher --weights "$out/teacher" --device $device)
 run cache-float32 "${cache[@]}" --out "$out/float32.zarr"

@@ -33,14 +33,14 @@ COMMANDS = {  # what it is called -> the command line, and what it writes
     "card": ("card first.zarr --out card.md", "card.md"),
     "copy": ("copy first.zarr out.zarr", "out.zarr"),
     "merge": ("merge first.zarr second.zarr --out out.zarr", "out.zarr"),
-    "subset-half": ("subset first.zarr --rows 0:{half} --out out.zarr", "out.zarr"),
+    "subset-half": ("subset first.zarr --slice 0:{half} --out out.zarr", "out.zarr"),
     "subset-reordered": (
         f"subset first.zarr --data {DATA.replace('table', 'turned')} --out turned.zarr",
         "turned.zarr",
     ),
     "merge-reordered": ("merge turned.zarr second.zarr --out out.zarr", "out.zarr"),
-    "decode-one-row": ("decode first.zarr --rows 0:1 --out out.npy", "out.npy"),
-    "export-npz": ("export first.zarr out.npz", "out.npz"),
+    "decode-one-row": ("decode first.zarr --slice 0:1 --out out.npy", "out.npy"),
+    "export-npz": ("export first.zarr --out out.npz", "out.npz"),
     "assign-folds": (f"assign-folds --data {DATA} --out folds", "folds"),
     "train-student": (
         f"train-student --store first.zarr --data {DATA} --student linear --epochs 1 --batch-size 1024 --out run",

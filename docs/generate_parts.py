@@ -36,7 +36,7 @@ each class as many as of another (the test split keeps its own). Quote a spec wi
 
 MODELS_ABOUT = """## Models
 
-`--model`, `--teacher` and `--student` take these names, and `mlp:WIDTHxDEPTH`, `gpt:WIDTHxDEPTH`, `timm:NAME`,
+`--teacher` and `--student` take these names, and `mlp:WIDTHxDEPTH`, `gpt:WIDTHxDEPTH`, `timm:NAME`,
 `torchvision:NAME`, `causal-lm:FOLDER`, `file.py:factory` and `package.module:factory`. How to:
 [own-teacher.md](../how-to/own-teacher.md).
 

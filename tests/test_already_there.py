@@ -18,24 +18,26 @@ BUDGET = CACHE.replace("=60", "=300") + " {out} --kl-budget"
 COMMANDS = {
     f"{CACHE} {{out}}": (f"{CACHE} {{out}} --bits 16", f"{CACHE} {{out}} --view-seed 1", f"{CACHE} {{out}} --views 2"),
     f"{CACHE} {{out}} --encoding topk --top-k 3": (f"{CACHE} {{out}} --encoding topk --top-k 3 --predictor-rows 20",),
-    f"{BUDGET} 0.01": (f"{BUDGET} 0.02", f"{BUDGET} 0.01 --temperatures 1,2"),
-    "extend a.zarr --data digits?limit=60 --weights random-init --teacher-arch mlp:4 --views 2 --out {out}": (
-        "extend a.zarr --data digits?limit=60 --weights random-init --teacher-arch mlp:4 --views 3 --out {out}",
-        "extend same.zarr --data digits?limit=60 --weights random-init --teacher-arch mlp:4 --views 2 --out {out}",
+    f"{BUDGET} 0.01": (f"{BUDGET} 0.02", f"{BUDGET} 0.01 --temperature 1,2"),
+    "extend a.zarr --data digits?limit=60 --weights random-init --teacher mlp:4 --views 2 --out {out}": (
+        "extend a.zarr --data digits?limit=60 --weights random-init --teacher mlp:4 --views 3 --out {out}",
+        "extend same.zarr --data digits?limit=60 --weights random-init --teacher mlp:4 --views 2 --out {out}",
     ),
     "copy a.zarr {out}": ("copy ab.zarr {out}", "copy same.zarr {out}"),
-    "copy ab.zarr {out}.zip": ("copy ab.zarr {out}.zip --teacher b", "copy a.zarr {out}.zip"),
+    "copy ab.zarr {out}.zip": ("copy ab.zarr {out}.zip --teacher-name b", "copy a.zarr {out}.zip"),
     "merge a.zarr b.zarr --out {out}": (
         "merge b.zarr a.zarr --out {out}",
-        "merge a.zarr b.zarr --names x,y --out {out}",
+        "merge a.zarr b.zarr --teacher-name x,y --out {out}",
         "merge a.zarr ab.zarr --out {out}",
     ),
-    "subset ab.zarr --rows 0:30 --out {out}": (
-        "subset ab.zarr --rows 0:31 --out {out}",
-        "subset ab.zarr --rows 0:30 --teacher b --out {out}",
+    "subset ab.zarr --slice 0:30 --out {out}": (
+        "subset ab.zarr --slice 0:31 --out {out}",
+        "subset ab.zarr --slice 0:30 --teacher-name b --out {out}",
     ),
-    "export a.zarr {out}.npz": ("export b.zarr {out}.npz", "export same.zarr {out}.npz"),
-    "export ab.zarr {out} --to webdataset --teacher a": ("export ab.zarr {out} --to webdataset --teacher b",),
+    "export a.zarr --out {out}.npz": ("export b.zarr --out {out}.npz", "export same.zarr --out {out}.npz"),
+    "export ab.zarr --out {out} --format webdataset --teacher-name a": (
+        "export ab.zarr --out {out} --format webdataset --teacher-name b",
+    ),
     "decode a.zarr --out {out}.npy": ("decode a.zarr --out {out}.npy --temperature 2", "decode b.zarr --out {out}.npy"),
     "card a.zarr --out {out}.md": ("card b.zarr --out {out}.md",),
     "assign-folds --data digits?limit=60 --fold-strategy hash --out {out}": (
@@ -50,10 +52,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run(patch, f"{CACHE} a.zarr --name a")
-        run(patch, f"{CACHE} b.zarr --name b --encoding topk --top-k 3")
+        run(patch, f"{CACHE} a.zarr --teacher-name a")
+        run(patch, f"{CACHE} b.zarr --teacher-name b --encoding topk --top-k 3")
         run(patch, "merge a.zarr b.zarr --out ab.zarr")
-        run(patch, "subset a.zarr --rows : --out same.zarr")
+        run(patch, "subset a.zarr --slice : --out same.zarr")
     return folder
 
 

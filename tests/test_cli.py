@@ -16,17 +16,17 @@ from logitbank import cli
 ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
-    "train-teacher": "out data model folds fold-strategy fold-seed transform epochs batch-size optimizer lr"
+    "train-teacher": "out data teacher folds fold-strategy fold-seed transform epochs batch-size optimizer lr"
     " weight-decay weight-decay-on grad-clip seed mean std input-transform device threads",
-    "cache-teacher": "out data teacher weights name folds fold-strategy fold-seed near near-share near-clusters"
+    "cache-teacher": "out data teacher weights teacher-name folds fold-strategy fold-seed near near-share near-clusters"
     " encoding top-k tail-bits tail-bytes bits"
-    " kl-budget temperatures predictor-rows embedding embedding-dim label-map views transform view-seed"
+    " kl-budget temperature predictor-rows embedding embedding-dim label-map views transform view-seed"
     " batch-size precision channels-last compile workers part ray limit dry-run log-json mean std input-transform"
     " device threads",
-    "extend": "out views data weights teacher-arch transform top-k batch-size workers part mean std input-transform"
+    "extend": "out views data weights teacher transform top-k batch-size workers part mean std input-transform"
     " device threads",
     "assign-folds": "out folds data fold-strategy fold-seed",
-    "train-student": "recipe store out data eval-data student init student-bits loss set label-smoothing teacher"
+    "train-student": "recipe store out data eval-data student init student-bits loss set label-smoothing teacher-name"
     " combine tail leave-out transform epochs batch-size accumulate optimizer lr momentum schedule warmup-epochs"
     " layer-decay weight-decay weight-decay-on grad-clip"
     " ema-decay drop-path random-erasing mixup precision channels-last compile val-share golden select patience seed"
@@ -37,16 +37,16 @@ OPTIONS = {
     "export-student": "out format data student",
     "compare": "plot html baseline metric",
     "inspect": "json",
-    "verify": "data transform recompute weights teacher teacher-arch seed mean std input-transform device threads",
-    "copy": "views teacher folds threads",
-    "merge": "out names",
-    "subset": "out rows data teacher",
-    "diff": "teachers view temperature json",
+    "verify": "data transform recompute weights teacher teacher-name seed mean std input-transform device threads",
+    "copy": "views teacher-name folds-only transfers",
+    "merge": "out teacher-name",
+    "subset": "out slice data teacher-name",
+    "diff": "teacher-name view temperature json",
     "card": "out",
-    "nest": "small large name rows",
-    "rank-students": "students data teacher seeds rows json",
-    "export": "to teacher views dense",
-    "decode": "out teacher view temperature tail rows",
+    "nest": "small large teacher-name rows",
+    "rank-students": "student data teacher-name seeds rows json",
+    "export": "out format teacher-name views dense",
+    "decode": "out teacher-name view temperature tail slice",
     "losses": "",
     "recipes": "",
     "models": "",
@@ -102,7 +102,7 @@ def test_every_option_has_help() -> None:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two commands of a newcomer: fold teachers and a store of their answers."""
     folder = tmp_path_factory.mktemp("work")
-    trained = run("train-teacher", "--model", "mlp:32", "--folds", "3", "--epochs", "8", "--out", "t", cwd=folder)
+    trained = run("train-teacher", "--teacher", "mlp:32", "--folds", "3", "--epochs", "8", "--out", "t", cwd=folder)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.splitlines() == [f"wrote t/fold{fold}.safetensors" for fold in range(3)]
     cached = run("cache-teacher", "--teacher", "mlp:32", "--weights", "t", "--out", "s.zarr", cwd=folder)
@@ -154,7 +154,7 @@ def test_views_of_ones_own_reach_stage_two_only_when_named(work: Path, tmp_path:
 
 def test_decode_writes_what_stage_two_hears(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "dense.npy"
-    done = run("decode", "s.zarr", "--rows", "100:228", "--temperature", "2", "--out", str(out), cwd=work)
+    done = run("decode", "s.zarr", "--slice", "100:228", "--temperature", "2", "--out", str(out), cwd=work)
     assert done.returncode == 0, done.stderr
     log_prob = np.load(out)
     assert (log_prob.dtype, log_prob.shape) == (np.float32, (128, 10))
@@ -187,7 +187,7 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
     ("arguments", "message"),
     [
         (("train-teacher", "--data", "digit", "--out", "new"), "did you mean 'digits'"),
-        (("train-teacher", "--model", "resnet21", "--out", "new"), "did you mean 'resnet"),
+        (("train-teacher", "--teacher", "resnet21", "--out", "new"), "did you mean 'resnet"),
         (("train-teacher", "--folds", "1", "--out", "new"), "--folds is 1"),
         (("train-teacher", "--epochs", "0", "--out", "new"), "--epochs is 0"),
         (("train-teacher", "--data", "torchvision:CIFAR10?root=none", "--out", "new"), "not found in"),
@@ -200,7 +200,7 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
         ),
         (("cache-teacher", "--teacher", "array:none.npy", "--out", "new"), "not a readable .npy"),
         (("decode", "s.zarr", "--view", "1", "--out", "new.npy"), "--view is 1; expected 0 to 0"),
-        (("decode", "s.zarr", "--rows", "5", "--out", "new.npy"), "expected a:b"),
+        (("decode", "s.zarr", "--slice", "5", "--out", "new.npy"), "expected a:b"),
         (("decode", "s.zarr", "--out", "new.zarr.zip"), "a .npy file is written"),
         (("card", "s.zarr", "--out", "new.zarr.zip"), "a card is Markdown"),
         (("cache-teacher", "--weights", "none", "--out", "new"), "no weights at"),
@@ -233,12 +233,33 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
         ),
         ((*STUDENT, "--loss", "kdd"), "kd"),
         ((*STUDENT, "--tensorboard"), "--tensorboard is now --logger tensorboard"),
+        ((*STUDENT, "--teacher", "a"), "--teacher is now --teacher-name"),
+        (("train-teacher", "--model", "mlp", "--out", "new"), "--model is now --teacher; write that"),
+        (("cache-teacher", "--name=a", "--out", "new"), "--name is now --teacher-name"),
+        (("extend", "s.zarr", "--teacher-arch", "mlp", "--out", "new"), "--teacher-arch is now --teacher; write that"),
+        (
+            ("verify", "s.zarr", "--data", "digits", "--recompute", "8", "--weights", "t", "--teacher", "teacher"),
+            "'teacher', a teacher of the store and no architecture; write --teacher-name teacher",
+        ),
+        (("merge", "s.zarr", "s.zarr", "--names", "a,b", "--out", "new"), "--names is now --teacher-name"),
+        (("diff", "s.zarr", "s.zarr", "--teachers", "a,b"), "--teachers is now --teacher-name"),
+        (("rank-students", "s.zarr", "--students", "mlp:8"), "--students is now --student; write that"),
+        (("cache-teacher", "--temperatures", "1,2", "--out", "new"), "--temperatures is now --temperature"),
+        (("copy", "s.zarr", "new", "--folds"), "--folds is now --folds-only"),
+        (("copy", "s.zarr", "new", "--threads", "4"), "--threads is now --transfers"),
+        (("copy", "s.zarr", "new", "--views", "0-3"), "it is now a number of views: write --views 4"),
+        (("export", "s.zarr", "--out", "new.npz", "--views=0"), "it is now a number of views: write --views 1"),
+        (("export", "s.zarr", "--out", "new.npz", "--views", "2"), "--views asks for 2 views"),
+        (("export", "s.zarr", "new.npz"), "'--out'"),
+        (("export", "s.zarr", "--out", "new.npz", "--to", "npz"), "--to is now --format"),
+        (("decode", "s.zarr", "--rows", "0:5", "--out", "new.npy"), "--rows is now --slice"),
+        (("subset", "s.zarr", "--rows", "0:5", "--out", "new"), "--rows is now --slice"),
         ((*STUDENT, "--logger", "wandbb"), "did you mean 'wandb'"),
         ((*STUDENT, "--set", "temperature"), "expected option=value"),
         ((*STUDENT, "--set", "temprature=4"), "temperature"),
         ((*STUDENT, "--data", "digits?split=test"), "store was written for digits train"),
         ((*STUDENT, "--student", "resnt20"), "did you mean 'resnet20'"),
-        ((*STUDENT, "--teacher", "nobody"), "nobody"),
+        ((*STUDENT, "--teacher-name", "nobody"), "nobody"),
         ((*STUDENT, "--tail", "long"), "long"),
         ((*STUDENT, "--lr", "0.1,0.01"), "--lr is '0.1,0.01'; expected one value; cli sweep takes several"),
         ((*STUDENT, "--epochs", "many"), "--epochs"),
@@ -283,7 +304,7 @@ def test_labels_that_differ_are_refused(work: Path, tmp_path: Path) -> None:
     y[3] = 1
     np.savez(tmp_path / "b.npz", x=x, y=y, x_test=x, y_test=y)
     for arguments in (
-        ("train-teacher", "--data", "npz:a.npz", "--model", "linear", "--epochs", "1", "--out", "t"),
+        ("train-teacher", "--data", "npz:a.npz", "--teacher", "linear", "--epochs", "1", "--out", "t"),
         ("cache-teacher", "--data", "npz:a.npz", "--teacher", "linear", "--weights", "t", "--out", "s.zarr"),
     ):
         done = run(*arguments, cwd=tmp_path)

@@ -75,7 +75,7 @@ def test_a_log_for_machines(type_in: Terminal) -> None:
 
 
 def test_a_trial_on_a_few_examples(type_in: Terminal) -> None:
-    type_in("train-teacher --model mlp:16 --epochs 2 --folds 3 --out t")
+    type_in("train-teacher --teacher mlp:16 --epochs 2 --folds 3 --out t")
     assert "100 rows" in type_in("cache-teacher --teacher mlp:16 --weights t --limit 100 --out s.zarr")
     store = open_store(Path("s.zarr"))
     assert store.folds is not None
@@ -108,7 +108,7 @@ def test_a_forest_without_a_training_command(type_in: Terminal) -> None:
     forest = "sklearn:ExtraTreesClassifier?n_estimators=20"
     assert "(out-of-fold)" in type_in(f"cache-teacher --teacher {forest} --folds 3 --out s.zarr")
     assert "proof: fitted here" in type_in("inspect s.zarr")
-    assert "cache-teacher itself" in type_in(f"train-teacher --model {forest} --out t", code=2)
+    assert "cache-teacher itself" in type_in(f"train-teacher --teacher {forest} --out t", code=2)
     assert "leave it out" in type_in(f"cache-teacher --teacher {forest} --weights t --out n.zarr", code=2)
     assert "as they are" in type_in(f"cache-teacher --teacher {forest} --views 2 --out n.zarr", code=2)
 

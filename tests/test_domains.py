@@ -31,8 +31,20 @@ TRAINING = {setting.name: setting.option.domain for setting in settings_of(Train
 
 # Texts that name something: what reads them refuses what it does not know.
 READ_ELSEWHERE = {
-    *("data", "eval_data", "model", "student", "init", "teacher", "teachers", "weights", "name", "names", "loss"),
-    *("settings", "transform", "teacher_arch", "part", "rows", "views", "device", "plot", "html", "baseline", "out"),
+    *(
+        "data",
+        "eval_data",
+        "student",
+        "init",
+        "teacher",
+        "teacher_name",
+        "teachers",
+        "weights",
+        "name",
+        "names",
+        "loss",
+    ),
+    *("settings", "transform", "part", "rows", "device", "plot", "html", "baseline", "out"),
     *("source", "target", "stores", "store", "input_transform", "ray", "search", "logger", "run", "leave_out"),
     *("label_weight", "near", "golden", "embedding", "small", "large", "students"),
 }
@@ -62,9 +74,9 @@ def test_every_option_has_a_domain() -> None:
         what = f"{command} {name}"
         if command == "sweep" and name in several:  # each of its values is judged by the run that it makes
             assert kind is str, what
-        elif kind in (int, float):
+        elif kind in (int, float, int | None):
             assert isinstance(domain, Number), what
-            assert domain.whole == (kind is int), what
+            assert domain.whole == (kind is not float), what
         elif kind is not bool and kind is not Path:
             assert (domain is None) == (name in READ_ELSEWHERE), what
     assert len(NUMBERS) > 50
@@ -154,7 +166,7 @@ STUDENT = "train-student --store s.zarr --out r"
         (f"{STUDENT} --optimizer adamw --momentum 0.9", "--momentum does nothing here"),  # given as by default
         ("sweep --store s.zarr --out r --optimizer adamw --momentum 0.9", "--momentum does nothing here"),
         (f"{STUDENT} --patience 0", "--patience does nothing here, because --select last"),
-        (f"{STUDENT} --combine mean-prob --teacher a", "--combine does nothing here, because there is one teacher"),
+        (f"{STUDENT} --combine mean-prob --teacher-name a", "--combine does nothing here, because there is one"),
         ("train-teacher --out t --fold-seed 0", "--fold-seed does nothing here, because --folds is 0"),
         ("cache-teacher --out s --fold-strategy stratified", "--fold-strategy does nothing"),
         ("cache-teacher --out s --view-seed 0", "--view-seed does nothing here"),
@@ -176,7 +188,7 @@ STUDENT = "train-student --store s.zarr --out r"
         ("sweep --store s.zarr --out r --select beset", "unknown select 'beset', did you mean 'best'"),
         ("verify s.zarr --seed 3", "--seed does nothing here, because no teacher runs without --recompute"),
         ("verify s.zarr --transform own.py:f", "--transform does nothing"),
-        ("copy s.zarr t.zarr --folds --teacher a", "--teacher does nothing"),
+        ("copy s.zarr t.zarr --folds-only --teacher-name a", "--teacher-name does nothing"),
         ("train-student --stor s.zarr --out r", "No such option: --stor"),
         ("train-student --pretrained w.pt", "; weights to start from are --init FILE"),
         ("train-student --out r", "Missing option '--store'"),
@@ -232,4 +244,4 @@ def test_what_would_do_nothing_with_this_store_is_refused(
 
 def test_a_refusal_does_not_list_the_word_of_an_option_left_out() -> None:
     with pytest.raises(ValueError, match="known: npz, parquet$"):
-        Words(("", "parquet", "npz")).check("--to", "x.txt")
+        Words(("", "parquet", "npz")).check("--format", "x.txt")

@@ -247,7 +247,7 @@ def test_the_command_keeps_features_and_says_so(plain_teacher: Path, tmp_path: P
     assert "64 bytes of features a row" in said
     run(*cache, "--embedding", "penultimate", "--embedding-dim", "6", "--out", out)
     assert "features  6 principal components of layer 'penultimate', float16" in run("inspect", out).stdout
-    teacher_here = ("--teacher-arch", "mlp:32", "--weights", str(plain_teacher))
+    teacher_here = ("--teacher", "mlp:32", "--weights", str(plain_teacher))
     checked = run("verify", out, "--data", "digits", "--recompute", "32", *teacher_here)
     assert "of their size apart" in checked.stdout, checked
     assert "--embedding keeps no features" in fails(*cache, "--embedding-dim", "6", "--out", out, cwd=tmp_path)

@@ -264,8 +264,8 @@ export_store(Path({str(store)!r}), Path({str(tmp_path / name)!r}), to={to!r}, on
     ("out", "options", "message"),
     [
         ("x.txt", {}, "its ending names no format"),
-        ("x", {"to": "parquet"}, "--to parquet writes .parquet files"),
-        ("x.npz", {"to": "webdataset"}, "--to webdataset writes .tar files"),
+        ("x", {"to": "parquet"}, "--format parquet writes .parquet files"),
+        ("x.npz", {"to": "webdataset"}, "--format webdataset writes .tar files"),
         ("x.npz", {"to": "npy"}, "did you mean 'npz'"),
         ("x.npz", {"num_views": 3}, "asks for 3"),
         ("x.npz", {"teacher": "nobody"}, "no teacher 'nobody'"),

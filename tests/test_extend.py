@@ -162,11 +162,11 @@ def test_one_more_teacher_and_then_more_views(digits: Split, plain_teacher: Path
     path = cached(digits, plain_teacher, tmp_path / "s.zarr", kind="dense")
     before = contents(path)
     train_teachers(digits, "mlp:32", Training(epochs=1, seed=9), tmp_path / "w")
-    cached(digits, tmp_path / "w", path, kind="dense", name="other")  # cache-teacher --name other
+    cached(digits, tmp_path / "w", path, kind="dense", name="other")  # cache-teacher --teacher-name other
     store = open_store(path)
     assert store.teachers == ("other", "teacher")
     assert {name: contents(path)[name] for name in before} == before
-    with pytest.raises(StoreError, match=r"2 teachers \(other, teacher\).*copy --teacher NAME"):
+    with pytest.raises(StoreError, match=r"2 teachers \(other, teacher\).*copy --teacher-name NAME"):
         extendable(open_store(path, allow_incomplete=True), 4)
     for name, weights in (("teacher", plain_teacher), ("other", tmp_path / "w")):
         copy_store(path, tmp_path / f"{name}.zarr", teachers=[name])
@@ -222,9 +222,9 @@ def test_only_finished_and_sound_stores_grow(digits: Split, plain_teacher: Path,
 
 def test_the_command(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
     cached(digits, plain_teacher, tmp_path / "s.zarr")
-    more = ("extend", "s.zarr", "--out", "o.zarr", "--weights", str(plain_teacher), "--teacher-arch", "mlp:32")
+    more = ("extend", "s.zarr", "--out", "o.zarr", "--weights", str(plain_teacher), "--teacher", "mlp:32")
     assert "needs a new pass: cli cache-teacher" in fails(*more, "--views", "3", "--top-k", "5", cwd=tmp_path)
-    assert "pass --teacher-arch mlp:32" in fails(*more[:-1], "mlp:8", "--views", "3", cwd=tmp_path)
+    assert "pass --teacher mlp:32" in fails(*more[:-1], "mlp:8", "--views", "3", cwd=tmp_path)
     assert "digits train" in fails(*more, "--views", "3", "--data", "digits?split=test", cwd=tmp_path)
     assert not (tmp_path / "o.zarr").exists()
     done = run(*more, "--views", "3", "--top-k", "3", cwd=tmp_path)

@@ -254,7 +254,7 @@ FOLDS = ALL % 3
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({"name": "x"}, {"name": "x", "offset": 7, "weights": "other"}, "--names"),
+        ({"name": "x"}, {"name": "x", "offset": 7, "weights": "other"}, "--teacher-name"),
         ({"name": "x"}, {"name": "y", "labels": (ALL + 1) % C}, "other labels on 40 examples"),
         ({"name": "x"}, {"name": "y", "views": {"seed": 1}}, "views.seed"),
         ({"name": "x"}, {"name": "y", "views": {"num_views": 1}}, "copy --views"),

@@ -28,7 +28,7 @@ LINES: dict[str, tuple[list[str], bool | None]] = {
         ],
         True,
     ),
-    "train-teacher": (["train-teacher --data DATA --model linear --epochs 1 --out D/teacher"], None),
+    "train-teacher": (["train-teacher --data DATA --teacher linear --epochs 1 --out D/teacher"], None),
     "assign-folds": (
         [
             "assign-folds --data DATA --folds 2 --fold-strategy group --out D/folds",
@@ -69,28 +69,34 @@ LINES: dict[str, tuple[list[str], bool | None]] = {
     ),
     "predict": (["predict D/student --data DATA --out D/p.csv"], None),
     "export-student": (["export-student D/student --format onnx --out D/e"], None),
-    "nest": (["merge D/s.zarr D/t.zarr --names a,b --out D/both.zarr", "nest D/both.zarr --small a --large b"], None),
-    "rank-students": (["rank-students D/s.zarr --data DATA --students linear,mlp:8 --seeds 1"], None),
+    "nest": (
+        ["merge D/s.zarr D/t.zarr --teacher-name a,b --out D/both.zarr", "nest D/both.zarr --small a --large b"],
+        None,
+    ),
+    "rank-students": (["rank-students D/s.zarr --data DATA --student linear,mlp:8 --seeds 1"], None),
     "inspect": (["inspect D/s.zarr --json", "inspect D/s.zarr"], True),
     "verify": (
         [
             "verify D/s.zarr",
             "verify D/s.zarr --data DATA",
             "cache-teacher --data DATA --teacher D/net.py:make --weights random-init --out D/n.zarr",
-            "verify D/n.zarr --data DATA --recompute 20 --weights random-init --teacher-arch D/net.py:make",
+            "verify D/n.zarr --data DATA --recompute 20 --weights random-init --teacher D/net.py:make",
         ],
         True,
     ),
     "diff": (["diff D/s.zarr D/t.zarr", "diff D/s.zarr D/s.zarr --json"], True),
     "card": (["card D/s.zarr --out D/card.md", "card D/f.zarr --out D/README.md"], True),
-    "copy": (["copy D/s.zarr D/c.zarr", "copy D/s.zarr D/c.zarr.zip", "copy D/s.zarr D/v.zarr --views 0"], True),
-    "merge": (["merge D/s.zarr D/t.zarr --names a,b --out D/m.zarr"], True),
-    "subset": (["subset D/s.zarr --rows 0:9 --out D/part.zarr", "subset D/s.zarr --rows 9:24 --out D/rest.zarr"], True),
-    "decode": (
-        ["decode D/s.zarr --out D/all.npy", "decode D/s.zarr --out D/some.npy --rows 3:9"],
+    "copy": (["copy D/s.zarr D/c.zarr", "copy D/s.zarr D/c.zarr.zip", "copy D/s.zarr D/v.zarr --views 1"], True),
+    "merge": (["merge D/s.zarr D/t.zarr --teacher-name a,b --out D/m.zarr"], True),
+    "subset": (
+        ["subset D/s.zarr --slice 0:9 --out D/part.zarr", "subset D/s.zarr --slice 9:24 --out D/rest.zarr"],
         True,
     ),
-    "export": ([f"export D/s.zarr D/e.{ending}" for ending in ("npz", "parquet", "tar")], False),
+    "decode": (
+        ["decode D/s.zarr --out D/all.npy", "decode D/s.zarr --out D/some.npy --slice 3:9"],
+        True,
+    ),
+    "export": ([f"export D/s.zarr --out D/e.{ending}" for ending in ("npz", "parquet", "tar")], False),
     "demo": ([], None),  # brings its own data
     "datasets": (["datasets"], True),
     "models": (["models"], True),

@@ -51,7 +51,7 @@ def test_the_command_ranks_says_what_it_is_not_and_refuses(digits: Split, fold_t
     for name, embedding in (("s", "penultimate"), ("bare", "")):
         teacher = build_teacher(digits, "mlp:32", str(fold_teachers), Views(), embedding=embedding)
         cache_teacher(teacher, tmp_path / f"{name}.zarr", encoding=LOSSLESS)
-    said = run("rank-students", str(tmp_path / "s.zarr"), "--data", "digits", "--students", "mlp:8,linear").stdout
+    said = run("rank-students", str(tmp_path / "s.zarr"), "--data", "digits", "--student", "mlp:8,linear").stdout
     assert "only trained students can be compared" in said
     assert {line.split()[0] for line in said.splitlines()[1:3]} == {"mlp:8", "linear"}
     with pytest.raises(ValueError, match="no teacher's features to rank by; cache it with --embedding penultimate"):

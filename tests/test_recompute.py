@@ -158,7 +158,7 @@ def test_what_a_store_says_never_decides_what_is_built(
     teacher = store.teacher()
     for architecture in ("mlp:99999x99", "os.path:join", "evil.py:factory", "timm:eva_giant", "array:x.npy"):
         monkeypatch.setitem(teacher.identity, "architecture", architecture)
-        with pytest.raises(ValueError, match="pass --teacher-arch"):
+        with pytest.raises(ValueError, match="pass --teacher"):
             recorded_teacher(store, teacher, digits, str(plain_teacher))
     identity = {**teacher.identity, "architecture": "mlp:32"}
     for damage, message in (
@@ -189,7 +189,7 @@ def test_answers_of_an_array_cannot_be_repeated(digits: Split, tmp_path: Path) -
 
 def test_the_command(digits: Split, plain_teacher: Path, others: Path, tmp_path: Path) -> None:
     cached(digits, plain_teacher, tmp_path / "s.zarr")
-    again = ("verify", "s.zarr", "--recompute", "64", "--teacher-arch", "mlp:32")
+    again = ("verify", "s.zarr", "--recompute", "64", "--teacher", "mlp:32")
     done = run(*again, "--data", "digits", "--weights", str(plain_teacher), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("recomputed 64 answers: top-1 agreement 1.0000")

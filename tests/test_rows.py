@@ -174,7 +174,7 @@ def test_every_command_refuses_such_rows(tmp_path: Path) -> None:
         ["verify", path],
         ["decode", path, "--out", f"{out}.npy"],
         ["diff", path, other],
-        ["export", path, f"{out}.npz"],
+        ["export", path, "--out", f"{out}.npz"],
         ["card", path, "--out", f"{out}.md"],
     ]
     for command in commands:

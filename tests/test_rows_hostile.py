@@ -105,7 +105,7 @@ def check_hostile_stores(folder: Path, trials: range) -> None:
             ["inspect", path],
             ["decode", path, "--out", f"{out}.npy"],
             ["diff", path, sound],
-            ["export", path, f"{out}.npz", "--dense"],
+            ["export", path, "--out", f"{out}.npz", "--dense"],
             ["card", path, "--out", f"{out}.md"],
             ["train-student", "--store", path, "--loss", "kd", *run],
         ):

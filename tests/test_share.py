@@ -179,7 +179,7 @@ def test_teachers_are_named_where_nothing_can_list_them(store: Path, tmp_path: P
         return False
 
     with web_server(store.parent, no_listing) as (url, _):
-        with pytest.raises(StoreError, match="--teacher NAME"):
+        with pytest.raises(StoreError, match="--teacher-name NAME"):
             copy_store(f"{url}/s.zarr", tmp_path / "c.zarr")
         copy_store(f"{url}/s.zarr", tmp_path / "c.zarr", teachers=["a"])
         with pytest.raises(StoreError, match="no teacher 'z'"):

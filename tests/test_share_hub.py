@@ -31,7 +31,7 @@ def test_a_store_is_one_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
         assert commits[0] == sorted(prefix + name for name in [*contents(tmp_path / "back.zarr"), "teachers.json"])
         assert len(commits) == 2, commits[1]  # none for the second copy, which had nothing new
         assert all("/teachers/b/" in f"/{name}" or name.endswith("teachers.json") for name in commits[1])
-        copy(place, "part.zarr", "--teacher", "b", "--views", "0")
+        copy(place, "part.zarr", "--teacher-name", "b", "--views", "1")
         make_store(tmp_path / "other.zarr", ("c",))
         assert "another" in fails("copy", "other.zarr", place, cwd=tmp_path)
     assert len(list((tmp_path / "part.zarr" / "teachers").iterdir())) == 2  # b and the group's own document

@@ -81,7 +81,7 @@ def test_a_mix_that_an_older_program_made_is_refused(bucket: str, fs: Any, tmp_p
     copy_store(make_store(tmp_path / "a.zarr", ("a",)), bucket)
     other = make_store(tmp_path / "b.zarr", ("b",), labels=np.zeros(300, dtype=np.int64))
     fs.put(str(other / "teachers" / "b"), f"{bucket}/teachers/b", recursive=True)
-    with pytest.raises(StoreError, match="teachers/b answers other examples.*--teacher"):
+    with pytest.raises(StoreError, match="teachers/b answers other examples.*--teacher-name"):
         copy_store(bucket, tmp_path / "back.zarr")
     assert copy_store(bucket, tmp_path / "back.zarr", teachers=["a"]).teachers == ("a",)
 

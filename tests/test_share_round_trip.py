@@ -83,20 +83,20 @@ def test_the_same_in_commands_over_a_bucket_on_a_server(
         return done.stdout
 
     with s3_server(monkeypatch) as url:
-        own = ("--teacher", "mlp:32", "--weights", str(plain_teacher), "--name", "ann")
+        own = ("--teacher", "mlp:32", "--weights", str(plain_teacher), "--teacher-name", "ann")
         on(a, "cache-teacher", *own, *passes, "--views", "3", "--out", "own.zarr")
         assert "3 views, teachers: ann" in on(a, "copy", "own.zarr", f"{url}/own.zarr")
 
-        on(b, "copy", f"{url}/own.zarr", "two-views.zarr", "--views", "0-1")
+        on(b, "copy", f"{url}/own.zarr", "two-views.zarr", "--views", "2")
         assert "sound: 600 rows x 2 views" in on(b, "verify", "two-views.zarr", *few)
         on(b, "train-student", "--store", "two-views.zarr", *few, *pupil, "--out", "run")
-        on(b, "train-teacher", "--model", "mlp:24", *few, "--epochs", "3", "--seed", "5", "--out", "weights")
-        mine = ("--teacher", "mlp:24", "--weights", "weights", "--name", "bob")
+        on(b, "train-teacher", "--teacher", "mlp:24", *few, "--epochs", "3", "--seed", "5", "--out", "weights")
+        mine = ("--teacher", "mlp:24", "--weights", "weights", "--teacher-name", "bob")
         on(b, "cache-teacher", *mine, *passes, "--views", "2", "--out", "own.zarr")
         on(b, "merge", "two-views.zarr", "own.zarr", "--out", "both.zarr")
         on(b, "copy", "both.zarr", f"{url}/both.zarr")
 
-        both = ("--store", f"{url}/both.zarr", "--teacher", "ann,bob")
+        both = ("--store", f"{url}/both.zarr", "--teacher-name", "ann,bob")
         on(a, "train-student", *both, *few, *pupil, "--out", "run")
     (cached,) = (a / "cache").glob("*.zarr")
     assert (open_store(cached).teachers, open_store(cached).num_views) == (("ann", "bob"), 2)

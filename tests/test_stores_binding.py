@@ -46,7 +46,7 @@ def test_a_teacher_of_other_examples_is_refused_everywhere(change: str, tmp_path
     other = store_of(tmp_path / "b.zarr", "b", **OTHERS[change])
     shutil.copytree(other / "teachers" / "b", store / "teachers" / "b")
     assert [problem.array for problem in verify_store(store)] == ["teachers/b"]
-    with pytest.raises(StoreError, match=r"teachers/b answers other examples.*--teacher"):
+    with pytest.raises(StoreError, match=r"teachers/b answers other examples.*--teacher-name"):
         open_store(store).teacher("b")
     with pytest.raises(StoreError, match="answers other examples"):
         copy_store(store, tmp_path / "c.zarr")

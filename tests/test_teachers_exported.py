@@ -255,7 +255,7 @@ def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> Non
         ("distillkit:data.parquet", "unpack them for topk:FILE"),
         ("export:none.npz", "no such file"),
         ("export:s.zarr", "is a store already"),
-        ("export:empty", "only an .npz export becomes a store again; run `cli export STORE NAME.npz`"),
+        ("export:empty", "only an .npz export becomes a store again; run `cli export STORE --out NAME.npz`"),
         ("export:x.tar", "hand over the store itself: `cli copy STORE NAME.zarr.zip`"),
         ("export:x.parquet", "only an .npz export becomes a store again"),
         ("export:d.csv", "unknown ending"),

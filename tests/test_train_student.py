@@ -204,7 +204,7 @@ def test_every_command_refuses_a_tail_rule_that_does_nothing(
 
 @pytest.mark.parametrize("rows", ["1400:1438", "5:5", "-3:", "9:2", "1437:", "a:b", "7"])
 def test_rows_that_are_not_in_the_store_are_refused(stores: dict[str, Store], tmp_path: Path, rows: str) -> None:
-    with pytest.raises(ValueError, match=f"--rows is '{rows}'; expected a:b within 0:1437"):
+    with pytest.raises(ValueError, match=f"--slice is '{rows}'; expected a:b within 0:1437"):
         decode_to_file(stores["dense8"], tmp_path / "p.npy", rows=rows)
     assert not list(tmp_path.iterdir())
 

@@ -74,7 +74,7 @@ def test_weights_are_read_in_the_order_written() -> None:
 
 def test_a_weight_of_one_teacher_does_nothing(store: Store) -> None:
     for text in ("a:2", "a:1"):
-        with pytest.raises(ValueError, match=f"--teacher is '{text}', but a weight does nothing with one teacher"):
+        with pytest.raises(ValueError, match=f"--teacher-name is '{text}', but a weight does nothing with one teacher"):
             open_answers(store, teacher=text)
 
 

@@ -21,7 +21,7 @@ from logitbank.pipeline.models.weights import read_metadata, save_weights
 from logitbank.stores.locks import locked
 
 CLI = [sys.executable, str(Path(__file__).parents[1] / "cli.py")]
-CALL = "train-teacher --data digits --model mlp:8 --folds 2 --epochs 8 --transform flip-crop --out"
+CALL = "train-teacher --data digits --teacher mlp:8 --folds 2 --epochs 8 --transform flip-crop --out"
 PLAN, TRAINING = FoldPlan(num_folds=3), Training(epochs=3)
 
 

@@ -327,7 +327,7 @@ def test_a_store_and_a_run_say_which_part_was_taken(
     average = {name.removeprefix("module."): value for name, value in content["model_ema"].items()}
     assert identity["weights_sha256"] == [weights_digest({k: v for k, v in average.items() if k != "n_averaged"})]
     assert "note: w.pth: took the part model_ema, whose names begin with module." in caplog.text
-    run("verify", "a.zarr", *data, "--recompute", "2", "--teacher-arch", "net.py:net", *teacher[2:])
+    run("verify", "a.zarr", *data, "--recompute", "2", "--teacher", "net.py:net", *teacher[2:])
     student = ["--student", "net.py:net", "--epochs", "1", "--init", "w.pth", "--out", "run"]
     run("train-student", *data, "--store", "a.zarr", *student)
     settings = json.loads(Path("run/run.json").read_text())

@@ -42,7 +42,7 @@ def open_answers(
     names = parse_teachers(teacher)
     if len(names) == 1 and ":" in str(teacher):
         raise ValueError(
-            f"--teacher is {teacher!r}, but a weight does nothing with one teacher; leave it out, or name several"
+            f"--teacher-name is {teacher!r}, but a weight does nothing with one teacher; leave it out, or name several"
         )
     share = (default_budget() if memory_budget is None else memory_budget) // max(len(names), 1)
     rule = tail or TAIL_RULES[0]
@@ -68,7 +68,7 @@ def parse_teachers(text: str | None) -> dict[str, float]:
         except ValueError:
             value = 0.0
         if not name or not 0 < value < math.inf or name in weights:
-            raise ValueError(f"--teacher is {text!r}; expected names once each, such as a,b or a:2,b:1")
+            raise ValueError(f"--teacher-name is {text!r}; expected names once each, such as a,b or a:2,b:1")
         weights[name] = value
     return weights
 

@@ -74,8 +74,8 @@ class Asked:
             difference = first_difference(name, found.get(name), wanted.get(name))
             if difference:
                 raise StoreError(
-                    f"{out}: teacher {stored.name!r} is another one: {difference}; use another --name or the same"
-                    " settings"
+                    f"{out}: teacher {stored.name!r} is another one: {difference}; use another"
+                    " --teacher-name or the same settings"
                 )
 
 

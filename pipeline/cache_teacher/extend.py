@@ -57,7 +57,7 @@ def begin_extension(store: Store, teacher: AnsweringTeacher, out: Path) -> Pass:
     if found:
         raise ValueError(
             f"{store.path}: more views need the same teacher, this is another: {'; '.join(found)}; one more teacher"
-            " goes into a store with cli cache-teacher --out STORE --name NAME"
+            " goes into a store with cli cache-teacher --out STORE --teacher-name NAME"
         )
     if ("mask" in stored.arrays) != (teacher.split.readable is not None):
         raise ValueError(

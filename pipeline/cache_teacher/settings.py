@@ -109,7 +109,9 @@ class Caching:
     weights: str = option(
         "", help="A file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
     )
-    name: str = option("teacher", help="The teacher's name in the store", decides=False)
+    name: str = option(
+        "teacher", help="Name of a teacher of the store: this one", decides=False, spelled="--teacher-name"
+    )
     folding: Folding = part(Folding)
     nearness: Nearness = part(Nearness)
     encoding: str = option("auto", help="topk, topk+tail, dense, or auto: dense up to 256 classes", domain=ENCODINGS)
@@ -122,7 +124,12 @@ class Caching:
     kl_budget: float = option(
         0.0, help="Instead of --encoding: the smallest that keeps KL T^2 within this many nats", domain=NOT_NEGATIVE
     )
-    temperatures: str = option("1,2,4", help="Where fidelity is measured and --kl-budget holds", domain=TEMPERATURES)
+    temperatures: str = option(
+        "1,2,4",
+        help="T of the softmax: where fidelity is measured and --kl-budget holds",
+        domain=TEMPERATURES,
+        spelled="--temperature",
+    )
     predictor_rows: int = option(
         20_000, help="Rows that fit the tail predictor and --embedding-dim; 0 fits none", domain=COUNT
     )
@@ -183,7 +190,7 @@ class Caching:
     @property
     def measured_at(self) -> tuple[float, ...]:
         """The temperatures at which fidelity is measured."""
-        return TEMPERATURES.read("--temperatures", self.temperatures)
+        return TEMPERATURES.read("--temperature", self.temperatures)
 
     @property
     def is_network(self) -> bool:

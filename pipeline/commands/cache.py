@@ -17,7 +17,7 @@ from logitbank.pipeline.commands.options import (
     Ray,
     Std,
     Store,
-    TeacherArch,
+    TeacherAgain,
     Threads,
     here,
     input_scaling,
@@ -131,7 +131,7 @@ def extend(
     out: Annotated[Path, typer.Option(help="The new store, or to go on with after a kill; the old one stays as it is")],
     data: Data = "digits",
     weights: Annotated[str, typer.Option(help="The teacher's, as in cache-teacher")] = "",
-    teacher_arch: TeacherArch = "",
+    teacher: TeacherAgain = "",
     transform: OwnTransform = "",
     top_k: Annotated[int, option(COUNT, help="Refused unless it is the store's: more classes need a new pass")] = 0,
     compute: Compute,
@@ -144,8 +144,8 @@ def extend(
 ) -> None:
     """Write a store with more views of the same teacher; its seed, transform, folds and encoding are kept.
 
-    One more teacher over the same examples: cli cache-teacher --out STORE --name NAME, with the store's own data and
-    views. More classes (--top-k) or another encoding: a new pass of cli cache-teacher.
+    One more teacher over the same examples: cli cache-teacher --out STORE --teacher-name NAME, with the store's own
+    data and views. More classes (--top-k) or another encoding: a new pass of cli cache-teacher.
     """
     from logitbank.pipeline.alignment import check_data
     from logitbank.pipeline.cache_teacher.begin import is_finished
@@ -175,7 +175,7 @@ def extend(
         chosen,
         split,
         weights,
-        architecture=teacher_arch,
+        architecture=teacher,
         num_views=views,
         preprocessing=input_scaling(mean, std, input_transform),
         compute=compute,
@@ -193,7 +193,7 @@ def nest(
     store: Store,
     small: Annotated[str, typer.Option(help="The teacher whose features come first")],
     large: Annotated[str, typer.Option(help="The teacher with more features, whose answers the new one gives")],
-    name: Annotated[str, typer.Option(help="The new teacher's name in the store")] = "nested",
+    name: Annotated[str, typer.Option("--teacher-name", help="Name of a teacher of the store: the new one")] = "nested",
     rows: Annotated[int, option(AT_LEAST_ONE, help="Random rows that the map is fitted on")] = 5000,
 ) -> None:
     """Add a teacher with the features of a small one, then what a large one knows beyond (Reverse Distillation)."""

@@ -8,10 +8,10 @@ import typer
 from logitbank.pipeline.commands.options import (
     FirstViews,
     OneTeacher,
+    Slice,
     Store,
     here,
     option,
-    read_views,
     wrote,
 )
 from logitbank.pipeline.domains import (
@@ -24,10 +24,10 @@ from logitbank.pipeline.domains import (
 
 def export(
     store: Store,
-    out: Annotated[Path, typer.Argument(help="The file or folder to write: .npz, .parquet, .tar, a folder of tars")],
-    to: Annotated[str, option(FORMATS, help="npz, parquet or webdataset; empty: as the ending says")] = "",
+    out: Annotated[Path, typer.Option(help="The file or folder to write: .npz, .parquet, .tar, a folder of tars")],
+    to: Annotated[str, option(FORMATS, "--format", help="npz, parquet or webdataset; empty: as the ending says")] = "",
     teacher: OneTeacher = "",
-    views: FirstViews = "",
+    views: FirstViews = None,
     dense: Annotated[bool, typer.Option("--dense", help="All classes, also where the store holds the top K")] = False,
 ) -> None:
     """Write a store's log-probabilities for people without Zarr, as plain arrays, a table, or tar shards."""
@@ -36,10 +36,9 @@ def export(
     from logitbank.pipeline.exchange import choose_format, export_store
 
     choose_format(out, to)
-    num_views = read_views(views)
     with tqdm(unit="row", unit_scale=True, disable=None) as bar:
         values, written = export_store(
-            here(store), out, to=to, teacher=teacher or None, num_views=num_views, dense=dense, on_rows=bar.update
+            here(store), out, to=to, teacher=teacher or None, num_views=views, dense=dense, on_rows=bar.update
         )
     answers = "all classes" if values.dense else f"top {values.encoding.top_k} of {values.encoding.num_classes} classes"
     typer.echo(f"{wrote(written)} {out}: {values.store.num_examples} rows x {values.num_views} views, {answers}")
@@ -52,7 +51,7 @@ def decode(
     view: Annotated[int, option(COUNT, help="Which view")] = 0,
     temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
     tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted (the usual one), uniform, renormalise")] = "",
-    rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b; empty: all")] = "",
+    rows: Slice = "",
 ) -> None:
     """Write the dense log-probabilities that stage two would use, float32 [rows, classes], for other tools."""
     from logitbank.pipeline.exchange.decode import decode_to_file

@@ -1,5 +1,6 @@
 """What a store holds, whether it is sound, and how two differ."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,11 @@ from logitbank.pipeline.commands.options import (
     Device,
     InputTransform,
     Mean,
+    OneTeacher,
     OwnTransform,
     Std,
     Store,
-    TeacherArch,
+    TeacherAgain,
     Threads,
     here,
     input_scaling,
@@ -52,8 +54,8 @@ def verify(
         int, option(COUNT, help="Also run the teacher on so many random rows and compare; needs --data and --weights")
     ] = 0,
     weights: Annotated[str, typer.Option(help="With --recompute: the teacher's, as in cache-teacher")] = "",
-    teacher: Annotated[str, typer.Option(help="With --recompute: which teacher, when the store holds several")] = "",
-    teacher_arch: TeacherArch = "",
+    teacher_name: OneTeacher = "",
+    teacher: TeacherAgain = "",
     seed: Annotated[int, option(SEED, help="With --recompute: which rows")] = 0,
     mean: Mean = "",
     std: Std = "",
@@ -71,7 +73,7 @@ def verify(
     if weights and not recompute:
         raise ValueError("--weights is for --recompute; pass --recompute 64 as well")
     if not recompute:
-        of_teacher = ("teacher", "teacher_arch", "seed", "mean", "std", "input_transform", "device", "threads")
+        of_teacher = ("teacher_name", "teacher", "seed", "mean", "std", "input_transform", "device", "threads")
         refuse_idle(context, of_teacher, "no teacher runs without --recompute")
     if not data:
         refuse_idle(context, ("transform",), "nothing is shown without --data")
@@ -102,13 +104,14 @@ def verify(
             from logitbank.pipeline.cache_teacher.recompute import recompute as run
             from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
 
-            chosen = opened.teacher(teacher or None)
+            _refuse_name(teacher, opened.teachers)
+            chosen = opened.teacher(teacher_name or None)
             answers = recorded_teacher(
                 opened,
                 chosen,
                 split,
                 weights,
-                architecture=teacher_arch,
+                architecture=teacher,
                 preprocessing=input_scaling(mean, std, input_transform),
                 device=find_device(device, threads),
             )
@@ -123,10 +126,28 @@ def verify(
     typer.echo(f"sound: {opened.num_examples} rows x {opened.num_views} views, teachers: {teachers}")
 
 
+def _refuse_name(architecture: str, names: Collection[str]) -> None:
+    """Raises ValueError when what should be an architecture is the name of a teacher, as it once was written."""
+    from logitbank.pipeline.models import find_model
+
+    if architecture not in names:
+        return
+    try:
+        find_model(architecture)
+    except ValueError:
+        raise ValueError(
+            f"--teacher is {architecture!r}, a teacher of the store and no architecture; write --teacher-name"
+            f" {architecture}"
+        ) from None
+
+
 def diff(
     first: Annotated[Path, typer.Argument(help="A store")],
     second: Annotated[Path, typer.Argument(help="Another, or the same")],
-    teachers: Annotated[str, typer.Option(help="a,b: one of each; empty: the only ones")] = "",
+    teachers: Annotated[
+        str,
+        typer.Option("--teacher-name", help="Name of a teacher of the store: a,b, one of each; empty: the only ones"),
+    ] = "",
     view: Annotated[int, option(COUNT, help="Which view, of both")] = 0,
     temperature: Annotated[float, option(TEMPERATURE, help="T of the KL divergence")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
@@ -135,9 +156,9 @@ def diff(
     from logitbank.pipeline.look.diff import diff_teachers, format_diff
     from logitbank.stores import open_store
 
-    chosen: list[str | None] = [*read_names("--teachers", teachers)] if teachers else [None, None]
+    chosen: list[str | None] = [*read_names("--teacher-name", teachers)] if teachers else [None, None]
     if len(chosen) != 2:
-        raise ValueError(f"--teachers is {teachers!r}; expected two names, such as a,b")
+        raise ValueError(f"--teacher-name is {teachers!r}; expected two names, such as a,b")
     opened = [open_store(here(path)) for path in (first, second)]
     found = diff_teachers((opened[0], chosen[0]), (opened[1], chosen[1]), view=view, temperature=temperature)
     typer.echo(to_json(found, indent=2) if as_json else format_diff(found))
@@ -162,9 +183,11 @@ def card(
 
 def rank_students(
     store: Store,
-    students: Annotated[str, typer.Option(help="Architectures with commas between, such as mlp:8,cnn")],
+    students: Annotated[
+        str, typer.Option("--student", help="Architecture, or several with commas between, such as mlp:8,cnn")
+    ],
     data: Data = "digits",
-    teacher: Annotated[str, typer.Option(help="Which teacher, when the store holds several")] = "",
+    teacher: OneTeacher = "",
     seeds: Annotated[int, option(AT_LEAST_ONE, help="How often weights and rows are drawn")] = 3,
     rows: Annotated[int, option(AT_LEAST_ONE, help="Labelled rows that are compared")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
@@ -177,7 +200,7 @@ def rank_students(
     from logitbank.pipeline.look.rank import rank_students as rank
     from logitbank.stores import open_store
 
-    names = read_names("--students", students)
+    names = read_names("--student", students)
     opened, split = open_store(here(store)), load_split(data)
     ranked = rank(opened, split, names, teacher=teacher or None, seeds=range(seeds), num_rows=rows)
     typer.echo(to_json(list(map(asdict, ranked)), indent=2) if as_json else format_ranking(ranked, seeds))

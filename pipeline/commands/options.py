@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from logitbank.pipeline.commands.renamed import refuse_renamed
 from logitbank.pipeline.described import Setting, over, read_value, refuse_given, settings_of
-from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, Domain, Words
+from logitbank.pipeline.domains import COUNT, FOLD_STRATEGIES, MEANS, SEED, STDS, VIEWS, Domain, Words
 
 if TYPE_CHECKING:
     from logitbank.pipeline.models import Given
@@ -28,23 +29,19 @@ class Checked:
     domain: Domain
 
     def check(self, param: typer.CallbackParam, value: Any) -> Any:
-        """The value; ValueError, in one line, when it lies outside."""
-        self.domain.check(param.opts[0], value)
+        """The value; ValueError, in one line, when it lies outside. None, that it was not given, lies in every one."""
+        if value is not None:
+            self.domain.check(param.opts[0], value)
         return value
-
-
-_RENAMED = {"--tensorboard": "--logger tensorboard"}
 
 
 class Once(TyperCommand):
     """A command whose options are given once, but for those that may be repeated: the parser would take the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The command's own arguments; ValueError when an option is given twice."""
+        """The command's own arguments; ValueError when an option is given twice, or by an old name."""
         written = list(args)
-        for name, now in _RENAMED.items():
-            if name in written:
-                raise ValueError(f"{name} is now {now}; write that")
+        refuse_renamed(str(ctx.info_name), written, {name for param in self.params for name in param.opts})
         try:
             rest: list[str] = super().parse_args(ctx, args)
         except typer.BadParameter as error:
@@ -177,12 +174,18 @@ FoldStrategy = Annotated[
 ]
 FoldSeed = Annotated[int, option(SEED, help="Seed of the fold assignment")]
 OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
-TeacherArch = Annotated[
-    str, typer.Option(help="Architecture of the teacher, needed unless the store's is one of `cli models`")
+TeacherAgain = Annotated[
+    str, typer.Option("--teacher", help="Architecture of the teacher; needed unless the store's is one of `cli models`")
 ]
-OneTeacher = Annotated[str, typer.Option(help="Which teacher of the store; needed when it holds several")]
-SomeTeachers = Annotated[str, typer.Option(help="Only these teachers, with commas between; empty: all")]
-FirstViews = Annotated[str, typer.Option(help="Only the first views, such as 0-3; empty: all")]
+OneTeacher = Annotated[
+    str, typer.Option("--teacher-name", help="Name of a teacher of the store; needed when it holds several")
+]
+SomeTeachers = Annotated[
+    str,
+    typer.Option("--teacher-name", help="Name of a teacher of the store, or several with commas between; empty: all"),
+]
+FirstViews = Annotated[int | None, option(VIEWS, help="Number of views, from the first on; default: all")]
+Slice = Annotated[str, typer.Option("--slice", help="Rows a:b, from a up to but without b; empty: all")]
 Ray = Annotated[
     str, typer.Option(help="local, or a Ray cluster's HOST:PORT or auto: run there (pip install logitbank[ray])")
 ]
@@ -224,21 +227,10 @@ def here(store: Path) -> Path:
     return local_store(store)
 
 
-def read_views(views: str) -> int | None:
-    if not views:
-        return None
-    first, dash, last = views.partition("-")
-    if not first.isdecimal() or int(first) != 0 or (dash and not last.isdecimal()):
-        raise ValueError(
-            f"--views is {views!r}; expected 0 or 0-LAST: views are replayed by number, so a part starts with view 0"
-        )
-    return int(last or first) + 1
-
-
 def read_rows(text: str) -> slice:
     first, colon, last = text.partition(":")
     if not colon or not all(part.isdecimal() or not part for part in (first, last)):
-        raise ValueError(f"--rows is {text!r}; expected a:b, such as 0:100")
+        raise ValueError(f"--slice is {text!r}; expected a:b, such as 0:100")
     return slice(int(first) if first else None, int(last) if last else None)
 
 

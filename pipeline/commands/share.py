@@ -7,13 +7,13 @@ import typer
 
 from logitbank.pipeline.commands.options import (
     FirstViews,
+    Slice,
     SomeTeachers,
     Store,
     here,
     option,
     read_names,
     read_rows,
-    read_views,
     refuse_idle,
     wrote,
 )
@@ -26,12 +26,13 @@ def copy(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs://, hf:// or http(s)://")],
     target: Annotated[str, typer.Argument(help="A folder, .zarr.zip, s3://, gs:// or hf://")],
-    views: FirstViews = "",
+    views: FirstViews = None,
     teacher: SomeTeachers = "",
-    folds: Annotated[
-        bool, typer.Option("--folds", help="Only examples and their folds, for fold teachers of one's own; no answers")
+    folds_only: Annotated[
+        bool,
+        typer.Option("--folds-only", help="Only examples and their folds, for fold teachers of one's own; no answers"),
     ] = False,
-    threads: Annotated[int, option(whole(1, 1024), help="Files under way at a time")] = 16,
+    transfers: Annotated[int, option(whole(1, 1024), help="Files under way at a time")] = 16,
 ) -> None:
     """Copy a store, or some views and teachers of it; every checksum is compared, a stopped copy goes on."""
     from tqdm import tqdm
@@ -40,8 +41,8 @@ def copy(
     from logitbank.stores.format.address import shown
     from logitbank.stores.share.fetch import CopyProgress
 
-    if folds:
-        refuse_idle(context, ("teacher",), "--folds copies no teacher")
+    if folds_only:
+        refuse_idle(context, ("teacher",), "--folds-only copies no teacher")
 
     with tqdm(unit="file", disable=None) as bar:
 
@@ -53,10 +54,10 @@ def copy(
         copied = copy_store(
             source,
             target,
-            num_views=read_views(views),
-            teachers=read_names("--teacher", teacher) if teacher else None,
-            folds_only=folds,
-            num_threads=threads,
+            num_views=views,
+            teachers=read_names("--teacher-name", teacher) if teacher else None,
+            folds_only=folds_only,
+            num_threads=transfers,
             report=report,
         )
     for name in copied.unfinished:
@@ -69,14 +70,22 @@ def copy(
 def merge(
     stores: Annotated[list[Path], typer.Argument(help="Two stores or more, of the same views")],
     out: Annotated[Path, typer.Option(help="The store to write")],
-    names: Annotated[str, typer.Option(help="New names of all teachers, store by store, with commas between")] = "",
+    names: Annotated[
+        str,
+        typer.Option(
+            "--teacher-name",
+            help="Name of a teacher of the store: new ones for all, store by store, with commas between",
+        ),
+    ] = "",
 ) -> None:
     """Put the teachers of several stores into one; rows are matched by content key, never by position."""
     from logitbank.pipeline.alignment import describe_examples
     from logitbank.stores.write.merge import merge_stores
 
     paths = [here(store) for store in stores]
-    merged = merge_stores(paths, out, describe=describe_examples, names=read_names("--names", names) if names else ())
+    merged = merge_stores(
+        paths, out, describe=describe_examples, names=read_names("--teacher-name", names) if names else ()
+    )
     served = ", ".join(f"{name} ({rows} rows)" for name, rows in merged.served.items())
     typer.echo(f"{wrote(not merged.already_there)} {out}: {merged.num_examples} examples, teachers: {served}")
 
@@ -84,8 +93,8 @@ def merge(
 def subset(
     store: Store,
     out: Annotated[Path, typer.Option(help="The store to write")],
-    rows: Annotated[str, typer.Option(help="a:b, rows a up to but without b")] = "",
-    data: Annotated[str, typer.Option(help="Instead of --rows: the examples of this data, in its order")] = "",
+    rows: Slice = "",
+    data: Annotated[str, typer.Option(help="Instead of --slice: the examples of this data, in its order")] = "",
     teacher: SomeTeachers = "",
 ) -> None:
     """Write some rows of a store as a store; for whole views and teachers, copy is faster."""
@@ -96,7 +105,7 @@ def subset(
     from logitbank.stores.write.merge import rows_of, subset_store
 
     if bool(rows) == bool(data):
-        raise ValueError("expected one of --rows and --data; pass --rows a:b, or --data for the examples of a set")
+        raise ValueError("expected one of --slice and --data; pass --slice a:b, or --data for the examples of a set")
     path = here(store)
     if data:
         from logitbank.pipeline.datasets import load_split
@@ -105,6 +114,6 @@ def subset(
         chosen = rows_of(open_store(path), split.keys, split.labels)
     else:
         chosen = np.arange(open_store(path).num_examples)[read_rows(rows)]
-    names = read_names("--teacher", teacher) if teacher else None
+    names = read_names("--teacher-name", teacher) if teacher else None
     made = subset_store(path, out, chosen, describe=describe_examples, teachers=names)
     typer.echo(f"{wrote(not made.already_there)} {out}: {len(chosen)} rows")

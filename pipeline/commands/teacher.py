@@ -37,7 +37,7 @@ def train_teacher(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the weights")],
     data: Data = "digits",
-    model: Annotated[str, typer.Option(help="Architecture, see `cli models`")] = "mlp",
+    teacher: Annotated[str, typer.Option(help="Architecture of the teacher, see `cli models`")] = "mlp",
     folding: Folding,
     transform: Annotated[
         str, typer.Option(help="Augmentation, fresh each epoch: none, flip-crop, rrc+randaugment, file.py:factory")
@@ -67,7 +67,7 @@ def train_teacher(
         try:
             paths = train_teachers(
                 split,
-                model,
+                teacher,
                 training,
                 out,
                 plan=folding.plan(),

@@ -75,5 +75,5 @@ def _rows(text: str, num_rows: int) -> npt.NDArray[np.int64]:
     except ValueError:
         start = stop = 0
     if not colon or not 0 <= start < stop <= num_rows:
-        raise ValueError(f"--rows is {text!r}; expected a:b within 0:{num_rows}, such as 0:{min(100, num_rows)}")
+        raise ValueError(f"--slice is {text!r}; expected a:b within 0:{num_rows}, such as 0:{min(100, num_rows)}")
     return np.arange(start, stop)

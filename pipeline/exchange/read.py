@@ -19,7 +19,7 @@ def open_export(path: Path) -> NpzExport:
     if path.is_dir() or (path.suffix in (".tar", ".parquet") and not pickle):
         raise ValueError(
             f"{path}: tables and tar files are for other tools, and only an .npz export becomes a store again; run"
-            " `cli export STORE NAME.npz`, or hand over the store itself: `cli copy STORE NAME.zarr.zip`"
+            " `cli export STORE --out NAME.npz`, or hand over the store itself: `cli copy STORE NAME.zarr.zip`"
         )
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected an export of ending .npz")

@@ -27,12 +27,13 @@ def choose_format(out: Path, wanted: str = "") -> str:
     by_ending = FORMATS.get(out.suffix, "")
     if not wanted and not by_ending:
         raise ValueError(
-            f"{out}: its ending names no format; pass --to npz or parquet, or --to webdataset for a folder of tar files"
+            f"{out}: its ending names no format; pass --format npz or parquet, or --format webdataset for a folder"
+            " of tar files"
         )
     is_folder = wanted == "webdataset" and not by_ending
     if wanted and by_ending != wanted and not is_folder:
         endings = {name: ending for ending, name in FORMATS.items()}
-        raise ValueError(f"{out}: --to {wanted} writes {endings[wanted]} files; choose another name")
+        raise ValueError(f"{out}: --format {wanted} writes {endings[wanted]} files; choose another name")
     return wanted or by_ending
 
 

@@ -202,13 +202,13 @@ def _usage(name: str, said: dict[str, Any]) -> str:
     shown = name if re.fullmatch(r"[A-Za-z0-9._+-]+", name) else "store.zarr"
     again = ""
     if said["teachers"][teacher]["identity"].get("preprocessing"):  # a network that can be run again
-        again = f"\n$ cli verify {shown} --data DATA --recompute 64 --teacher {teacher} \\\n    --weights WEIGHTS"
+        again = f"\n$ cli verify {shown} --data DATA --recompute 64 --teacher-name {teacher} \\\n    --weights WEIGHTS"
     return f"""## How to use it
 
 ```console
 $ pip install logitbank
 $ cli verify {shown} --data DATA{again}
-$ cli train-student --store {shown} --data DATA --teacher {teacher} \\
+$ cli train-student --store {shown} --data DATA --teacher-name {teacher} \\
     --student resnet20 --loss kd --out runs/kd
 ```
 

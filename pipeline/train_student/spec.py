@@ -66,7 +66,11 @@ class Run:
         {}, help="An option of the loss, option=value; may be repeated", spelled="--set", texts=read_settings
     )
     label_smoothing: float = option(0.0, help="Of the loss's hard-label part, 0 to 1", domain=SHARE)
-    teacher: str = option("", help="Which teacher of the store, or several: a,b or a:2,b:1")
+    teacher: str = option(
+        "",
+        help="Name of a teacher of the store, or several with their weights: a,b or a:2,b:1",
+        spelled="--teacher-name",
+    )
     combine: str = option("mean-prob", help="How several teachers become one: mean-prob or mean-logit", domain=COMBINES)
     tail: str = option(
         "", help="Tail rule: predicted (the usual one), bucket, uniform or renormalise", domain=TAIL_RULES
@@ -133,7 +137,7 @@ class Run:
     def idle(self) -> Iterator[Idle]:
         """Settings that do nothing beside the others."""
         if "," not in self.teacher:
-            yield ("combine",), "there is one teacher; name several with --teacher a,b"
+            yield ("combine",), "there is one teacher; name several with --teacher-name a,b"
         if is_estimator(self.student):
             yield OF_NETWORKS, f"{self.student.partition('?')[0]} is fitted by scikit-learn in one go"
 

@@ -161,5 +161,5 @@ def check_bound(attributes: Mapping[str, Any], examples: str, where: Path | str)
     if found != examples:
         raise StoreError(
             f"{where} answers other examples or views ({str(found)[:8]}) than those of its store ({examples[:8]});"
-            " remove that teacher, or name others with --teacher"
+            " remove that teacher, or name others with --teacher-name"
         )

@@ -83,7 +83,9 @@ class Fetcher:
         examples = examples_sha256(load_root(self.folder))
         names = list(teachers) if teachers is not None else self.source.teachers()
         if names is None:
-            raise StoreError(f"{self.source.name} cannot list its teachers; name the ones to copy with --teacher NAME")
+            raise StoreError(
+                f"{self.source.name} cannot list its teachers; name the ones to copy with --teacher-name NAME"
+            )
         chosen, left_out = [], []
         for name in dict.fromkeys(names):
             folder = f"teachers/{check_name(name, 'teacher')}"

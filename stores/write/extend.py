@@ -28,7 +28,7 @@ def extendable(store: Store, num_views: int) -> Teacher:
     if len(names) != 1:
         raise StoreError(
             f"{store.path} has {len(names)} teachers ({', '.join(names) or 'none'}), and all of them would need the new"
-            " views; take one with copy --teacher NAME, extend it, and merge the results"
+            " views; take one with copy --teacher-name NAME, extend it, and merge the results"
         )
     teacher = store.teacher()
     if not teacher.complete:

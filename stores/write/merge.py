@@ -164,7 +164,7 @@ def _check_same_teacher(name: str, first: Teacher, other: Teacher) -> None:
         if first_difference(what, has, wants):
             raise StoreError(
                 f"two stores have a teacher {name!r} and they are not the same (other {what}); name each teacher anew"
-                " with --names"
+                " with --teacher-name"
             )
 
 

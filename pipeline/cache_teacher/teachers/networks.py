@@ -40,7 +40,6 @@ def load_teacher(
     part: str,
     preprocessing: Given | None,
     recorded: Preprocessing | None = None,
-    option: str = "--teacher",
 ) -> tuple[TeacherNetwork, Claims]:
     """One network with the weights of a file, and what the file says of them.
 
@@ -51,12 +50,11 @@ def load_teacher(
         part: Which part of the file; see ``load_weights``.
         preprocessing: Overrides the file's metadata and the model's own.
         recorded: What a store says of it; only ``preprocessing`` overrides that.
-        option: What names the architecture, for the error.
     """
     claims = Claims.read(path)
     trained_as = claims.architecture or architecture
     if trained_as != architecture:
-        raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass {option} {trained_as}")
+        raise ValueError(f"{path}: weights of {trained_as!r}, not {architecture!r}; pass --teacher {trained_as}")
     own = own_preprocessing(architecture, split)
     scaling = settle(split, preprocessing, recorded, claims.preprocessing, own)
     model = build_model(architecture, split if scaling is None else scaling.sized(split))
@@ -171,7 +169,7 @@ def load_again(
             f" {'one file' if num_teachers == 1 else 'a folder with one file a fold, or a {fold} pattern'}"
         )
     loaded = [
-        load_teacher(split, architecture, path, part, preprocessing, said, "--teacher-arch")
+        load_teacher(split, architecture, path, part, preprocessing, said)
         for path, said in zip(paths, recorded, strict=True)
     ]
     return tuple(teacher for teacher, _ in loaded), tuple(claims for _, claims in loaded)

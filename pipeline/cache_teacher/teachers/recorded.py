@@ -108,7 +108,7 @@ def _architecture(named: str, teacher: Teacher) -> str:
     if not named and recorded not in MODELS:
         raise ValueError(
             f"the store says that teacher {teacher.name!r} is {recorded!r}, and a store does not decide how large a"
-            " network is, or which library, folder or file it comes from; if it is right, pass --teacher-arch with that"
+            " network is, or which library, folder or file it comes from; if it is right, pass --teacher with that"
             " name (answers of arrays, exports and estimators cannot be repeated: compare them with cli diff)"
         )
     return named or recorded

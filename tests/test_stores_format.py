@@ -3,6 +3,7 @@
 The golden stores are written by `tests/golden/make.py`; its docstring says when.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -51,6 +52,25 @@ def test_readme_has_the_table_of_the_schema() -> None:
     assert found == table(), "put this at the end of stores/README.md:\n" + table()
     assert f"format version {VERSION}" in text
     assert FORMAT in text
+
+
+def golden_sums() -> str:
+    """A line for each golden file or store: the sha256 of its bytes, or of the names and bytes of its files."""
+    lines = []
+    for golden in sorted((*GOLDEN.glob("*.zarr"), *(GOLDEN / "decoded").glob("*.*"))):
+        digest = hashlib.sha256()
+        for file in sorted(golden.rglob("*")) if golden.is_dir() else (golden,):
+            if file.is_file():
+                digest.update(f"{file.relative_to(GOLDEN).as_posix()}\0{file.stat().st_size}\0".encode())
+                digest.update(file.read_bytes())
+        lines.append(f"{digest.hexdigest()}  {golden.relative_to(GOLDEN).as_posix()}\n")
+    return "".join(lines)
+
+
+def test_golden_stores_are_never_rewritten() -> None:
+    """A new one adds a line."""
+    there = (GOLDEN / "SHA256SUMS").read_text()
+    assert golden_sums() == there, f"restore what changed; where one was added, SHA256SUMS is\n{golden_sums()}"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,8 +14,11 @@ from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.encoding import Encoding, decode, finite, sparse
 from logitbank.pipeline.encoding.encode import encode
 from logitbank.pipeline.encoding.fitting.basis import gaussian_levels
+from logitbank.pipeline.encoding.groups import best_classes
+from logitbank.pipeline.encoding.settings import DENSE_CLASSES
 from logitbank.pipeline.encoding.sparse import SparseLogits
 from logitbank.pipeline.encoding.tail_basis import TailBasis
+from logitbank.pipeline.encoding.tail_mass import shift_to_mass
 from logitbank.pipeline.encoding.tail_predictor import Gauge, TailPredictor
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.train_student.losses import LOSSES, ExactAnswer, Step, parse_objective
@@ -184,3 +187,29 @@ def test_answers_that_have_no_sparse_form_do_not_offer_it(many: StoredAnswers) -
         ExactAnswer(batch.logits(torch.empty(0), 1.0)),
     ]
     assert not any("sparse" in other.offers for other in others)
+
+
+def test_the_best_of_very_many_classes_are_those_that_a_sort_finds() -> None:
+    """Also those that stand in no group, tied ones, and rows of which most classes are masked."""
+    logits_BC = torch.randn(7, 4 * DENSE_CLASSES + 5, generator=torch.Generator().manual_seed(0))
+    logits_BC[0, -3:] = 9.0
+    logits_BC[1] = 0.0
+    logits_BC[2, 40:] = -math.inf
+    for count in (1, 50):
+        best_BK, index_BK = best_classes(logits_BC, count)
+        assert torch.equal(best_BK, logits_BC.sort(1, descending=True).values[:, :count])
+        assert torch.equal(best_BK, logits_BC.gather(1, index_BK))
+        assert all(len(row.unique()) == count for row in index_BK)
+
+
+def test_the_shift_of_very_many_classes_gives_the_mass_that_is_asked_for() -> None:
+    """With none, few or most of the classes at the cap, and with the largest in no group."""
+    shape_BC = torch.randn(6, DENSE_CLASSES + 7, generator=torch.Generator().manual_seed(0))
+    shape_BC[1:3, -2:] = 9.0
+    shape_BC[3, 5::9] = 4.0
+    shape_BC[4] *= 3.0
+    known = torch.arange(12).reshape(6, 2)
+    cap_B, log_mass_B = torch.zeros(6), torch.tensor([-3.0, 0.5, 2.0, 6.0, 6.5, 8.3])
+    shift_B = shift_to_mass(shape_BC.clone(), known, log_mass_B, cap_B)
+    tail_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).scatter(1, known, -math.inf)
+    torch.testing.assert_close(tail_BC.double().logsumexp(1).float(), log_mass_B, rtol=0, atol=1e-4)

@@ -1,6 +1,7 @@
 """What a row stores and how it becomes dense logits again; the only tail rule.
 
     settings                      what a kind is given: its numbers, rows to encode, how a tail is filled in
+    groups                        searches among very many classes, and rows that stay in a cache
     kind                          what a kind answers: row arrays, encode, tail_shift, decode, bytes
     dense, topk, topk_tail        the kinds, one a file; `head` is of the last two, `packing` squeezes numbers
     kinds                         the table, and `Encoding`: a kind by its name, with its numbers

@@ -101,7 +101,7 @@ class Dense(Kind):
         return {
             **self.codes[settings.bits].encode(logits_BC, logsumexp_B, label_logit_B),
             "label_rank": torch.where(labelled_B, (logits_BC >= label_logit_B[:, None]).sum(1), 0),
-            "label_log_prob": to_float16(rows.label_log_prob(log_sum_B)),
+            "label_log_prob": to_float16(rows.label_log_prob(log_sum_B, best_B)),
             "logsumexp": round_mantissa(logsumexp_B, 10),
         }
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.encoding.groups import in_rows
 from logitbank.pipeline.encoding.kind import Code
 from logitbank.pipeline.encoding.packing import float16_keeping_order, gap_decode, gap_encode
 from logitbank.stores.format.schema import GAP_NEVER
@@ -80,14 +81,19 @@ def label_rank(logits_BC: Tensor, label_logit_B: Tensor, best_BK: Tensor) -> Ten
     """Number of classes at or above the label's logit, int64 [B]."""
     rank_B = (best_BK >= label_logit_B[:, None]).sum(1)
     low_R = (label_logit_B <= best_BK[:, -1]).nonzero().squeeze(1)
-    rank_B[low_R] = (logits_BC[low_R] >= label_logit_B[low_R, None]).sum(1)
+    for own in in_rows(len(low_R), logits_BC.shape[1]):
+        few_BC = logits_BC[low_R[own]]
+        above_BC = torch.ge(few_BC, label_logit_B[low_R[own], None], out=few_BC)  # as floats they are counted faster
+        rank_B[low_R[own]] = above_BC.sum(1).long()
     return rank_B
 
 
 def log_sums(logits_BC: Tensor, best_BK: Tensor, index_BK: Tensor) -> tuple[Tensor, Tensor]:
     """logsumexp outside and inside the head, less the best logit; each summed by itself so that nothing cancels."""
     best_B1 = best_BK[:, :1]
-    tail_B = (logits_BC - best_B1).exp_().scatter_(1, index_BK, 0.0).sum(1)
+    tail_B = torch.empty_like(best_B1[:, 0])
+    for own in in_rows(*logits_BC.shape):
+        tail_B[own] = (logits_BC[own] - best_B1[own]).exp_().scatter_(1, index_BK[own], 0.0).sum(1)
     log_tail_B = tail_B.log()
     small_B = tail_B < 1e-30
     if small_B.any():

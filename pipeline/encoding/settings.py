@@ -111,10 +111,10 @@ class LabelledLogits:
         """The label's logit; that of some class where there is no label."""
         return self.logits_BC.gather(1, self.labels_B.clamp(min=0)[:, None]).squeeze(1)
 
-    def label_log_prob(self, log_sum_B: Tensor) -> Tensor:
+    def label_log_prob(self, log_sum_B: Tensor, best_B: Tensor) -> Tensor:
         """The label's log-probability float32 [B], NaN without one; ``log_sum_B``: logsumexp less the best logit."""
         # less the best first: beside a large logsumexp float32 has no room for what is left
-        log_prob_B = self.label_logit_B - self.logits_BC.amax(1) - log_sum_B
+        log_prob_B = self.label_logit_B - best_B - log_sum_B
         return torch.where(self.labelled_B, log_prob_B, math.nan)
 
 

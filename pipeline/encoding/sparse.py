@@ -23,7 +23,6 @@ class LowRank:
     Args:
         inner_BD: float32.
         factor_FDC: Directions of each fold teacher's map, float32.
-        bias_FC: float32.
         fold_B: Whose map each row takes; None where there is one.
         basis: Of a coded residual, which is added; None without one.
         values: Of each fold, the rows' levels along the basis, float32 [B, M]; empty without one.
@@ -33,7 +32,6 @@ class LowRank:
 
     inner_BD: Tensor
     factor_FDC: Tensor
-    bias_FC: Tensor
     fold_B: Tensor | None = None
     basis: TailBasis | None = None
     values: Sequence[Tensor] = ()
@@ -45,7 +43,7 @@ class LowRank:
         if self.fold_B is None:
             self._multiply(0, classes, out_Bc)
         else:
-            for fold in range(len(self.bias_FC)):
+            for fold in range(len(self.factor_FDC)):
                 mine_B = self.fold_B == fold
                 part_Bc = out_Bc.new_empty(int(mine_B.sum()), out_Bc.shape[1])
                 out_Bc[mine_B] = self.only(mine_B)._multiply(fold, classes, part_Bc)
@@ -55,7 +53,7 @@ class LowRank:
 
     def every_class(self) -> Tensor:
         """Those of all classes, float32 [B, C], some after others, so that they are in a cache while they are made."""
-        logits_BC = self.inner_BD.new_empty(len(self.inner_BD), self.bias_FC.shape[1])
+        logits_BC = self.inner_BD.new_empty(len(self.inner_BD), self.factor_FDC.shape[2])
         width = _BLOCK if logits_BC.device.type == "cpu" else logits_BC.shape[1]
         for start in range(0, logits_BC.shape[1], width):
             own = slice(start, start + width)
@@ -63,7 +61,7 @@ class LowRank:
         return logits_BC
 
     def _multiply(self, fold: int, classes: slice, out_Bc: Tensor) -> Tensor:
-        torch.addmm(self.bias_FC[fold, classes], self.inner_BD, self.factor_FDC[fold, :, classes], out=out_Bc)
+        torch.mm(self.inner_BD, self.factor_FDC[fold, :, classes], out=out_Bc)
         return out_Bc if self.basis is None else out_Bc.addmm_(self.values[fold], self.basis.scaled(fold, classes))
 
     def only(self, own_B: Tensor) -> "LowRank":

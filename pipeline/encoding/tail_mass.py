@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.encoding.groups import best_of_groups, classes_of, group_width, in_rows, left_over
+
 _LOWEST = -3e4
 _NEAR = 1.0  # nats below the cap
 
@@ -31,21 +33,36 @@ def shift_to_mass(shape_BC: Tensor, known: Tensor, log_mass_B: Tensor, cap_B: Te
         float32 [B]; -inf where the mass is zero.
     """
     free_BC = shape_BC.scatter_(1, known, -math.inf)
-    top_B = free_BC.amax(1)
-    scaled_BC = (free_BC - top_B[:, None].clamp(min=_LOWEST)).exp_()
-    total_B = scaled_BC.sum(1)
+    best_BG = best_of_groups(free_BC)
+    top_B = torch.cat([best_BG.amax(1, keepdim=True), left_over(free_BC)], 1).amax(1)
+    scaled_BC, total_B = _scaled(free_BC, top_B[:, None].clamp(min=_LOWEST))
     shift_B = torch.where(total_B > 0, log_mass_B - top_B - total_B.log(), 0.0)
     over_R = (top_B + shift_B > cap_B).nonzero().squeeze(1)
     if len(over_R):
         if len(over_R) < len(free_BC):
-            free_BC, scaled_BC = free_BC[over_R], scaled_BC[over_R]
+            free_BC, scaled_BC, best_BG = free_BC[over_R], scaled_BC[over_R], best_BG[over_R]
         under = log_mass_B[over_R], cap_B[over_R], shift_B[over_R]
-        shift_B[over_R] = _shift_under_cap(free_BC, scaled_BC, top_B[over_R], *under)
+        shift_B[over_R] = _shift_under_cap(free_BC, scaled_BC, best_BG, top_B[over_R], *under)
     return shift_B
 
 
+def _scaled(free_BC: Tensor, top_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(free - top), and its sum over the classes, [B]; some rows after others, so that they stay in a cache."""
+    scaled_BC, total_B = torch.empty_like(free_BC), torch.empty_like(top_B1[:, 0])
+    for own in in_rows(*free_BC.shape):
+        torch.sub(free_BC[own], top_B1[own], out=scaled_BC[own])
+        torch.sum(scaled_BC[own].exp_(), 1, out=total_B[own])
+    return scaled_BC, total_B
+
+
 def _shift_under_cap(
-    free_RC: Tensor, scaled_RC: Tensor, top_R: Tensor, log_mass_R: Tensor, cap_R: Tensor, shift_R: Tensor
+    free_RC: Tensor,
+    scaled_RC: Tensor,
+    best_RG: Tensor,
+    top_R: Tensor,
+    log_mass_R: Tensor,
+    cap_R: Tensor,
+    shift_R: Tensor,
 ) -> Tensor:
     """Raises the shift of rows with classes at the cap until the others have the mass that is left.
 
@@ -53,12 +70,8 @@ def _shift_under_cap(
     overwritten.
     """
     lowest_R = cap_R - shift_R - _NEAR
-    row, _ = place = (free_RC > lowest_R[:, None]).nonzero(as_tuple=True)
-    count_R = row.bincount(minlength=len(free_RC))
-    rank = torch.arange(len(row), device=row.device) - (count_R.cumsum(0) - count_R)[row]
-    near_RM = free_RC.new_full((len(free_RC), int(count_R.max())), -math.inf)
-    near_RM[row, rank] = free_RC[place]
-    scaled_RC[place] = 0.0
+    class_RM, near_RM = _above(lowest_R, free_RC, best_RG)
+    scaled_RC.scatter_(1, class_RM, 0.0)
     others_R = scaled_RC.sum(1).log() + top_R.clamp(min=_LOWEST)
     raised_R = _raise(near_RM, others_R, log_mass_R, cap_R, shift_R)
     far_S = (cap_R - raised_R < lowest_R).nonzero().squeeze(1)  # so far that others come near, too
@@ -66,6 +79,28 @@ def _shift_under_cap(
         nothing_S = torch.full_like(raised_R[far_S], -math.inf)
         raised_R[far_S] = _raise(free_RC[far_S], nothing_S, log_mass_R[far_S], cap_R[far_S], raised_R[far_S])
     return raised_R
+
+
+def _above(lowest_R: Tensor, free_RC: Tensor, best_RG: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes above a row's lowest, and their numbers, [R, M]; where there are fewer, the first again, and -inf."""
+    group_RN, spare_RN = _gathered(best_RG > lowest_R[:, None])
+    class_RM = classes_of(group_RN, free_RC.shape[1])
+    found_RM = free_RC.gather(1, class_RM)
+    again_RM = spare_RN.repeat_interleave(group_width(free_RC.shape[1]), 1)
+    found_RM[:, : again_RM.shape[1]].masked_fill_(again_RM, -math.inf)
+    place_RN, spare_RN = _gathered(found_RM > lowest_R[:, None])
+    return class_RM.gather(1, place_RN), found_RM.gather(1, place_RN).masked_fill_(spare_RN, -math.inf)
+
+
+def _gathered(where_RX: Tensor) -> tuple[Tensor, Tensor]:
+    """What is true of each row, int64 [R, N], and where it stands there to fill it up: first again, or 0."""
+    row, place = where_RX.nonzero(as_tuple=True)
+    count_R = row.bincount(minlength=len(where_RX))
+    rank = torch.arange(len(row), device=row.device) - (count_R.cumsum(0) - count_R)[row]
+    place_RN = place.new_zeros(len(where_RX), max(1, int(count_R.max())))
+    place_RN[row, rank] = place
+    spare_RN = torch.arange(place_RN.shape[1], device=row.device) >= count_R[:, None]
+    return torch.where(spare_RN, place_RN[:, :1], place_RN), spare_RN
 
 
 def _raise(near_RM: Tensor, others_R: Tensor, log_mass_R: Tensor, cap_R: Tensor, shift_R: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class TailPredictor:
             self._table = torch.cat([self.matrix_FCD.reshape(-1, inner), self.bias_FC])
         else:
             self._table = self.matrix_FCD.float().reshape(-1, inner)
-            self._bias_FC, self._factor_FDC = self.bias_FC.float(), self.factor_FDC.float()
+            self._factor_FDC = torch.cat([self.factor_FDC, self.bias_FC[:, None]], 1).float()  # one coordinate is 1
 
     def to(self, device: torch.device | str) -> "TailPredictor":
         """The same predictor on another device."""
@@ -148,10 +148,10 @@ class TailPredictor:
         fold_B, basis = self._folds(folds_B, index_BK), None if tail_code is None else self.basis
         row_BK = index_BK if fold_B is None else index_BK + (fold_B * self.num_classes)[:, None]
         features_BK = self.gauge.features(head_BK)
+        inner_BD = embedding_bag(row_BK, self._table, per_sample_weights=features_BK, mode="sum")
         return LowRank(
-            inner_BD=embedding_bag(row_BK, self._table, per_sample_weights=features_BK, mode="sum"),
+            inner_BD=torch.cat([inner_BD, torch.ones_like(inner_BD[:, :1])], 1),
             factor_FDC=self._factor_FDC,
-            bias_FC=self._bias_FC,
             fold_B=fold_B,
             basis=basis,
             values=[] if basis is None or tail_code is None else basis.every_value(tail_code),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitbank.pipeline.encoding.groups import best_classes
 from logitbank.pipeline.encoding.head import Gaps, Halves, HeadCode, label_rank, log_sums
 from logitbank.pipeline.encoding.kind import Kind, label_arrays
 from logitbank.pipeline.encoding.packing import below, round_mantissa, smallest_uint, to_float16
@@ -54,12 +55,12 @@ class TopK(Kind):
 
     def encode(self, rows: LabelledLogits, settings: Settings, tail: Tail) -> dict[str, Tensor]:
         logits_BC = rows.logits_BC
-        best_BK, index_BK = torch.topk(logits_BC, settings.top_k, dim=1)
+        best_BK, index_BK = best_classes(logits_BC, settings.top_k)
         log_tail_B, log_head_B = log_sums(logits_BC, best_BK, index_BK)
         log_sum_B = torch.logaddexp(log_head_B, log_tail_B)
         logsumexp_B = check_finite(best_BK[:, 0] + log_sum_B)
         rank_B = torch.where(rows.labelled_B, label_rank(logits_BC, rows.label_logit_B, best_BK), 0)
-        label_log_prob_B = rows.label_log_prob(log_sum_B)
+        label_log_prob_B = rows.label_log_prob(log_sum_B, best_BK[:, 0])
         # a label in the head is there already: here it takes only 6 bits of precision
         in_head_B = (index_BK == rows.labels_B[:, None]).any(1)
         label_log_prob_B = torch.where(in_head_B, round_mantissa(label_log_prob_B, 5), label_log_prob_B)

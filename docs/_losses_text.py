@@ -126,8 +126,8 @@ your own is `file.py:function`, of `(logits_BC, labels_B, *, option=default) -> 
 changed target, row weights at the stored answer. A transform that is fitted reports the NLL of the labels before and
 after; what was fitted is part of the run.
 
-A mean of two teachers needs no transform. `--teacher new:0.7,anchor:0.3` is `0.7 p_new + 0.3 p_anchor`; with
-`--combine mean-logit` it is the normalised `p_new^0.7 p_anchor^0.3`.
+A mean of two teachers needs no transform. `--teacher-name new:0.7,anchor:0.3` is `0.7 p_new + 0.3 p_anchor`;
+with `--combine mean-logit` it is the normalised `p_new^0.7 p_anchor^0.3`.
 """
 
 ROW_RULES = """`--set row_weight=NAME` weighs all terms that the rule can weigh; `--set TERM.row_weight=NAME` weighs one

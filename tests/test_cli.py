@@ -5,13 +5,18 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
 
+from docs import generate_cli
 from logitbank import cli
+from logitbank.pipeline.commands.renamed import RENAMED
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +63,35 @@ OPTIONS["generations"] = (
     OPTIONS["train-student"].replace(" leave-out", "").replace(" logger log-json", "")
     + " rounds anchor label-weight stop-after"
 )
+# What an option means that several commands have: its help begins with these words in each of them. The help of all
+# other options is the same wherever they stand.
+MEANINGS = {
+    "batch-size": "Examples of a",
+    "data": "Data spec",
+    "folds": "Number of cross-fitting folds",
+    "format": "File format",
+    "loss": "Loss",
+    "out": "Output",
+    "precision": "Arithmetic of the network",
+    "rows": "Number of rows",
+    "seed": "Seed of",
+    "seeds": "Number of seeds",
+    "set": "Option of the loss",
+    "student": "Architecture of the student",
+    "tail": "Tail rule",
+    "teacher": "Architecture of the teacher",
+    "teacher-name": "Name of a teacher of the store",
+    "temperature": "T of the softmax",
+    "threads": "CPU threads",
+    "top-k": "Classes kept exactly",
+    "transform": "How examples are shown",
+    "views": "Number of views",
+    "weights": "Weights of the teacher",
+}
+# Several values with commas between, where other commands take one: these, and options of a sweep.
+LISTS = {("cache-teacher", "temperature")}
+# A plural is a number of things, but for these; what says which thing is a singular: --views 4, --view 0.
+NO_NUMBERS = {"loss", "weights"}
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -96,6 +130,42 @@ def test_every_option_has_help() -> None:
         assert command.help, name
         for parameter in command.params:
             assert parameter.name == "help" or getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def options() -> Iterator[tuple[str, str, Any, str]]:
+    """Option without dashes, command, Python type and help."""
+    types = generate_cli.kinds()
+    for command, described in generate_cli.commands().items():
+        for parameter in described.params:
+            if parameter.opts[0].startswith("--") and parameter.name != "help":
+                kind = generate_cli.given(types[command][parameter.name])
+                yield parameter.opts[0].removeprefix("--"), command, kind, parameter.help
+
+
+def test_a_name_means_one_thing_in_all_commands() -> None:
+    """One word for one thing, and one thing for one word: another type or another meaning needs another name."""
+    kinds, helps = defaultdict(set), defaultdict(set)
+    for name, command, kind, text in options():
+        helps[name].add(text)
+        if command != "sweep" and (command, name) not in LISTS:
+            kinds[name].add(kind)
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+    assert set(MEANINGS) == {name for name, texts in helps.items() if len(texts) > 1}
+    for name, meaning in MEANINGS.items():
+        assert [text for text in helps[name] if not text.startswith(meaning)] == [], name
+
+
+def test_a_plural_is_a_number_of_things() -> None:
+    plurals = {(name, kind) for name, command, kind, _ in options() if name.endswith("s") and command != "sweep"}
+    assert {name for name, kind in plurals if kind not in (int, float)} == NO_NUMBERS
+
+
+def test_every_old_spelling_is_refused_somewhere_and_offered_nowhere_beside_the_new_one() -> None:
+    offered = defaultdict(set)
+    for name, command, _, _ in options():
+        offered[command].add(f"--{name}")
+    for old, now in RENAMED.items():
+        assert [names for names in offered.values() if now.split()[0] in names and old not in names], old
 
 
 @pytest.fixture(scope="module")

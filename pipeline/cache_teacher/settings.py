@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 class Compute:
     """How a network is run; its logits are float32 afterwards."""
 
-    batch_size: int = option(256, help="Examples a forward pass", domain=AT_LEAST_ONE, decides=False)
+    batch_size: int = option(256, help="Examples of a forward pass", domain=AT_LEAST_ONE, decides=False)
     precision: str = option(
-        "float32", help="float32, bfloat16 or float16; part of the teacher's identity", domain=PRECISIONS
+        "float32",
+        help="Arithmetic of the network: float32, bfloat16 or float16; part of the teacher's identity",
+        domain=PRECISIONS,
     )
-    channels_last: bool = option(False, help="Faster convolutions on many GPUs", decides=False)
-    compile: bool = option(False, help="torch.compile the teacher", decides=False)
-    workers: int = option(1, help="Threads that read and transform ahead of the teacher", domain=COUNT, decides=False)
+    channels_last: bool = option(False, help="Channels-last memory format, faster on many GPUs", decides=False)
+    compile: bool = option(False, help="Run the network through torch.compile", decides=False)
+    workers: int = option(1, help="Threads that read and transform the next batches", domain=COUNT, decides=False)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -52,7 +54,7 @@ class Compute:
 class Folding:
     """How rows are assigned to fold teachers."""
 
-    folds: int = option(0, help="Cross-fitting folds B; 0 means none (or what the weights say)", domain=FOLDS)
+    folds: int = option(0, help="Number of cross-fitting folds; 0: none, or as many as the weights say", domain=FOLDS)
     fold_strategy: str = option(
         "stratified", help="How rows are assigned to folds: stratified, kfold, group or hash", domain=FOLD_STRATEGIES
     )
@@ -103,11 +105,13 @@ class Caching:
     data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
     teacher: str = option(
         "mlp",
-        help="A network of `cli models`, array:FILE.npy, topk:FILE, export:FILE.npz, tinyvit:DIR or"
-        " sklearn:NAME?option=value",
+        help="Architecture of the teacher, see `cli models`, or sklearn:NAME?option=value; or a file of its answers:"
+        " array:FILE.npy, topk:FILE, export:FILE.npz, tinyvit:DIR",
     )
     weights: str = option(
-        "", help="A file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or random-init"
+        "",
+        help="Weights of the teacher: a file, FILE::PART, a folder that train-teacher wrote, 'run/fold{fold}.pt', or"
+        " random-init",
     )
     name: str = option(
         "teacher", help="Name of a teacher of the store: this one", decides=False, spelled="--teacher-name"
@@ -115,7 +119,7 @@ class Caching:
     folding: Folding = part(Folding)
     nearness: Nearness = part(Nearness)
     encoding: str = option("auto", help="topk, topk+tail, dense, or auto: dense up to 256 classes", domain=ENCODINGS)
-    top_k: int = option(10, help="Classes kept exactly by topk and topk+tail", domain=AT_LEAST_ONE)
+    top_k: int = option(10, help="Classes kept exactly, by topk and topk+tail", domain=AT_LEAST_ONE)
     tail_bits: float = option(1.0, help="Bits a class for the tail of topk+tail, 0.1 to 4", domain=TAIL_BITS)
     tail_bytes: int = option(
         0, help="Bytes a row for the tail of topk+tail, instead of --tail-bits: for vocabularies", domain=COUNT
@@ -144,11 +148,11 @@ class Caching:
         help="G: keep a G x G grid of class scores of each picture, which answers any crop that a student takes of it",
         domain=COUNT,
     )
-    views: int = option(1, help="Views of each example", domain=VIEWS)
+    views: int = option(1, help="Number of views of each example", domain=VIEWS)
     transform: str = option(
         "none",
-        help="How a view is made: none, flip-crop, rrc, rrc+randaugment?size=160, with +mixup or +cutmix behind,"
-        " or your own file.py:factory",
+        help="How examples are shown, another way in each view: none, flip-crop, rrc, rrc+randaugment?size=160, with"
+        " +mixup or +cutmix behind, or your own file.py:factory",
     )
     view_seed: int = option(0, help="Seed of the views", domain=SEED)
     compute: Compute = part(Compute)

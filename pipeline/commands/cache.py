@@ -14,6 +14,7 @@ from logitbank.pipeline.commands.options import (
     InputTransform,
     Mean,
     OwnTransform,
+    Part,
     Ray,
     Std,
     Store,
@@ -40,12 +41,10 @@ def cache_teacher(
     *,
     context: typer.Context,
     out: Annotated[
-        Path, typer.Option(help="The store to write, or to go on with after a kill; a folder, s3:// or gs://")
+        Path, typer.Option(help="Output store: a folder, s3:// or gs://; the same command goes on after a kill")
     ],
     caching: Caching,
-    part: Annotated[
-        str, typer.Option(help="i/n, i from 0: this is process i of n, so they start apart; torchrun sets it itself")
-    ] = "",
+    part: Part = "",
     ray: Ray = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure a few batches, print time, size and fidelity, write nothing")
@@ -127,15 +126,17 @@ def _try_out(caching: Caching, given: list[str], *, as_json: bool) -> None:
 def extend(
     *,
     store: Store,
-    views: Annotated[int, option(VIEWS, help="Views of the new store; those of the old one are its first")],
-    out: Annotated[Path, typer.Option(help="The new store, or to go on with after a kill; the old one stays as it is")],
+    views: Annotated[int, option(VIEWS, help="Number of views of the new store; those of the old one are its first")],
+    out: Annotated[Path, typer.Option(help="Output store, a new one; the same command goes on after a kill")],
     data: Data = "digits",
-    weights: Annotated[str, typer.Option(help="The teacher's, as in cache-teacher")] = "",
+    weights: Annotated[str, typer.Option(help="Weights of the teacher, as in cache-teacher")] = "",
     teacher: TeacherAgain = "",
     transform: OwnTransform = "",
-    top_k: Annotated[int, option(COUNT, help="Refused unless it is the store's: more classes need a new pass")] = 0,
+    top_k: Annotated[
+        int, option(COUNT, help="Classes kept exactly: those of the store, since more need a new pass")
+    ] = 0,
     compute: Compute,
-    part: Annotated[str, typer.Option(help="i/n, as in cache-teacher; torchrun sets it itself")] = "",
+    part: Part = "",
     mean: Mean = "",
     std: Std = "",
     input_transform: InputTransform = "",
@@ -194,7 +195,9 @@ def nest(
     small: Annotated[str, typer.Option(help="The teacher whose features come first")],
     large: Annotated[str, typer.Option(help="The teacher with more features, whose answers the new one gives")],
     name: Annotated[str, typer.Option("--teacher-name", help="Name of a teacher of the store: the new one")] = "nested",
-    rows: Annotated[int, option(AT_LEAST_ONE, help="Random rows that the map is fitted on")] = 5000,
+    rows: Annotated[
+        int, option(AT_LEAST_ONE, help="Number of rows, drawn at random, that the map is fitted on")
+    ] = 5000,
 ) -> None:
     """Add a teacher with the features of a small one, then what a large one knows beyond (Reverse Distillation)."""
     from logitbank.pipeline.cache_teacher.nested import nest_features

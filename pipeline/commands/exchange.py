@@ -24,8 +24,10 @@ from logitbank.pipeline.domains import (
 
 def export(
     store: Store,
-    out: Annotated[Path, typer.Option(help="The file or folder to write: .npz, .parquet, .tar, a folder of tars")],
-    to: Annotated[str, option(FORMATS, "--format", help="npz, parquet or webdataset; empty: as the ending says")] = "",
+    out: Annotated[Path, typer.Option(help="Output: a file .npz, .parquet or .tar, or a folder of tars")],
+    to: Annotated[
+        str, option(FORMATS, "--format", help="File format: npz, parquet or webdataset; empty: as the ending says")
+    ] = "",
     teacher: OneTeacher = "",
     views: FirstViews = None,
     dense: Annotated[bool, typer.Option("--dense", help="All classes, also where the store holds the top K")] = False,
@@ -46,9 +48,9 @@ def export(
 
 def decode(
     store: Store,
-    out: Annotated[Path, typer.Option(help="The .npy file to write")],
+    out: Annotated[Path, typer.Option(help="Output file, .npy")],
     teacher: OneTeacher = "",
-    view: Annotated[int, option(COUNT, help="Which view")] = 0,
+    view: Annotated[int, option(COUNT, help="Which view, from 0")] = 0,
     temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
     tail: Annotated[str, option(DECODE_RULES, help="Tail rule: predicted (the usual one), uniform, renormalise")] = "",
     rows: Slice = "",

@@ -15,7 +15,7 @@ from logitbank.pipeline.train_student.spec import Run
 @takes(Run, leave_out=("leave_out", "logger"), recipes=SETTINGS_OF)
 def generations(
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the rounds; the same command goes on with stopped ones")],
+    out: Annotated[Path, typer.Option(help="Output folder of the rounds; the same command goes on with stopped ones")],
     generations: Generations,
     run: Run,
 ) -> None:

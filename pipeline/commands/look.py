@@ -48,15 +48,15 @@ def inspect(
 def verify(
     context: typer.Context,
     store: Store,
-    data: Annotated[str, typer.Option(help="Also prove that the store belongs to this data")] = "",
+    data: Annotated[str, typer.Option(help="Data spec; proves that the store belongs to these data")] = "",
     transform: OwnTransform = "",
     recompute: Annotated[
         int, option(COUNT, help="Also run the teacher on so many random rows and compare; needs --data and --weights")
     ] = 0,
-    weights: Annotated[str, typer.Option(help="With --recompute: the teacher's, as in cache-teacher")] = "",
+    weights: Annotated[str, typer.Option(help="Weights of the teacher, as in cache-teacher; with --recompute")] = "",
     teacher_name: OneTeacher = "",
     teacher: TeacherAgain = "",
-    seed: Annotated[int, option(SEED, help="With --recompute: which rows")] = 0,
+    seed: Annotated[int, option(SEED, help="Seed of the rows that --recompute draws")] = 0,
     mean: Mean = "",
     std: Std = "",
     input_transform: InputTransform = "",
@@ -148,8 +148,8 @@ def diff(
         str,
         typer.Option("--teacher-name", help="Name of a teacher of the store: a,b, one of each; empty: the only ones"),
     ] = "",
-    view: Annotated[int, option(COUNT, help="Which view, of both")] = 0,
-    temperature: Annotated[float, option(TEMPERATURE, help="T of the KL divergence")] = 1.0,
+    view: Annotated[int, option(COUNT, help="Which view, from 0")] = 0,
+    temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
 ) -> None:
     """Compare two teachers over the examples that both answer: identity, agreement, KL, by class."""
@@ -167,16 +167,16 @@ def diff(
 def card(
     store: Store,
     out: Annotated[
-        str, typer.Option(help="The file to write, such as README.md, with pictures beside it; empty: print the text")
-    ] = "",
+        Path | None, typer.Option(help="Output file, such as README.md, with pictures beside it; default: printed")
+    ] = None,
 ) -> None:
     """Write a store's card: Markdown that says what it is, who answered, how well, and how to use it."""
     from logitbank.pipeline.look.card import store_card, write_card
 
-    if not out:
+    if out is None:
         typer.echo(store_card(here(store)))
         return
-    paths, written = write_card(here(store), Path(out))
+    paths, written = write_card(here(store), out)
     for path in paths:
         typer.echo(f"{wrote(written)} {path}")
 
@@ -184,12 +184,15 @@ def card(
 def rank_students(
     store: Store,
     students: Annotated[
-        str, typer.Option("--student", help="Architecture, or several with commas between, such as mlp:8,cnn")
+        str,
+        typer.Option(
+            "--student", help="Architecture of the student, or several with commas between, such as mlp:8,cnn"
+        ),
     ],
     data: Data = "digits",
     teacher: OneTeacher = "",
-    seeds: Annotated[int, option(AT_LEAST_ONE, help="How often weights and rows are drawn")] = 3,
-    rows: Annotated[int, option(AT_LEAST_ONE, help="Labelled rows that are compared")] = 256,
+    seeds: Annotated[int, option(AT_LEAST_ONE, help="Number of seeds: how often weights and rows are drawn")] = 3,
+    rows: Annotated[int, option(AT_LEAST_ONE, help="Number of rows, with labels, that are compared")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
 ) -> None:
     """Rank students before any is trained (DisWOT), by a store that holds the teacher's features."""

@@ -173,9 +173,11 @@ FoldStrategy = Annotated[
     str, option(FOLD_STRATEGIES, help="How rows are assigned to folds: stratified, kfold, group or hash")
 ]
 FoldSeed = Annotated[int, option(SEED, help="Seed of the fold assignment")]
-OwnTransform = Annotated[str, typer.Option(help="Your file.py:factory, when the store's views were made by it")]
+OwnTransform = Annotated[
+    str, typer.Option(help="How examples are shown: your file.py:factory, when the store's views were made by it")
+]
 TeacherAgain = Annotated[
-    str, typer.Option("--teacher", help="Architecture of the teacher; needed unless the store's is one of `cli models`")
+    str, typer.Option("--teacher", help="Architecture of the teacher; needed unless the store says one of `cli models`")
 ]
 OneTeacher = Annotated[
     str, typer.Option("--teacher-name", help="Name of a teacher of the store; needed when it holds several")
@@ -186,6 +188,10 @@ SomeTeachers = Annotated[
 ]
 FirstViews = Annotated[int | None, option(VIEWS, help="Number of views, from the first on; default: all")]
 Slice = Annotated[str, typer.Option("--slice", help="Rows a:b, from a up to but without b; empty: all")]
+Part = Annotated[
+    str, typer.Option(help="i/n, i from 0: this is process i of n, so they start apart; torchrun sets it itself")
+]
+Student = Annotated[str, typer.Option(help="Architecture of the student; needed when it is your file.py:factory")]
 Ray = Annotated[
     str, typer.Option(help="local, or a Ray cluster's HOST:PORT or auto: run there (pip install logitbank[ray])")
 ]

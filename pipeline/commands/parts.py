@@ -62,8 +62,8 @@ def datasets() -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes")] = Path("demo-out"),
-    seeds: Annotated[int, option(whole(3), help="Students a method, at least 3")] = 5,
+    out: Annotated[Path, typer.Option(help="Output folder, for everything the demo makes")] = Path("demo-out"),
+    seeds: Annotated[int, option(whole(3), help="Number of seeds: students a method, at least 3")] = 5,
 ) -> None:
     """Do the whole job on scikit-learn's handwritten digits: teachers, store, students, table and plot."""
     from logitbank.pipeline.commands.demo import run_demo

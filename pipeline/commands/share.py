@@ -69,7 +69,7 @@ def copy(
 
 def merge(
     stores: Annotated[list[Path], typer.Argument(help="Two stores or more, of the same views")],
-    out: Annotated[Path, typer.Option(help="The store to write")],
+    out: Annotated[Path, typer.Option(help="Output store")],
     names: Annotated[
         str,
         typer.Option(
@@ -92,9 +92,9 @@ def merge(
 
 def subset(
     store: Store,
-    out: Annotated[Path, typer.Option(help="The store to write")],
+    out: Annotated[Path, typer.Option(help="Output store")],
     rows: Slice = "",
-    data: Annotated[str, typer.Option(help="Instead of --slice: the examples of this data, in its order")] = "",
+    data: Annotated[str, typer.Option(help="Data spec; instead of --slice: its examples, in its order")] = "",
     teacher: SomeTeachers = "",
 ) -> None:
     """Write some rows of a store as a store; for whole views and teachers, copy is faster."""

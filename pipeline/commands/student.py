@@ -38,7 +38,7 @@ def _say_nothing(event: str, **facts: Any) -> None:
 def train_student(
     context: typer.Context,
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with a stopped one")],
+    out: Annotated[Path, typer.Option(help="Output folder of the run; the same command goes on with a stopped one")],
     run: Run,
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line instead of a bar")] = False,
 ) -> None:
@@ -94,11 +94,16 @@ def train_student(
 def sweep(
     *,
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the sweep: one folder a run; the same command goes on")],
-    loss: Annotated[str, typer.Option(help="Losses with commas between")] = "ce,kd",
-    student: Annotated[str, typer.Option(help="Students with commas between")] = "mlp:32",
+    out: Annotated[
+        Path, typer.Option(help="Output folder, with one for each run; the same command goes on with stopped ones")
+    ],
+    loss: Annotated[str, typer.Option(help="Loss, or several with commas between")] = "ce,kd",
+    student: Annotated[
+        str, typer.Option(help="Architecture of the student, or several with commas between")
+    ] = "mlp:32",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="option=value,value,...: every value; may be repeated")
+        list[str] | None,
+        typer.Option("--set", help="Option of the loss, option=value,value,...: every value; may be repeated"),
     ] = None,
     search: Annotated[
         str,
@@ -107,7 +112,7 @@ def sweep(
             " same, of which the best third by --select goes on after a ninth and after a third of the epochs"
         ),
     ] = "",
-    seeds: Annotated[int, option(AT_LEAST_ONE, help="Runs of each, with seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, option(AT_LEAST_ONE, help="Number of seeds: a run of each for 0, 1, ...")] = 3,
     jobs: Annotated[int, option(AT_LEAST_ONE, help="Students trained at a time, each in a process of its own")] = 1,
     threads: Annotated[int, option(COUNT, help="CPU threads of each process; 0 shares the cores out")] = 0,
     ray: Ray = "",
@@ -213,9 +218,9 @@ def compare(
         option(COMPARED, help=f"What is compared, of the test data or with the teacher: {', '.join(COMPARED.words)}"),
     ] = "accuracy",
     plot: Annotated[
-        str, typer.Option(help="Folder for PNG files: accuracy, its cost, learning curves, reliability")
-    ] = "",
-    html: Annotated[str, typer.Option(help="File for a report page that needs nothing else")] = "",
+        Path | None, typer.Option(help="Folder for PNG files: accuracy, its cost, learning curves, reliability")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="File for a report page that needs nothing else")] = None,
 ) -> None:
     """Compare runs: mean and spread over seeds, paired differences with intervals, and what each costs."""
     from logitbank.pipeline.train_student.compare import compare, format_table
@@ -237,9 +242,9 @@ def compare(
         from logitbank.pipeline.look.report import plot_runs, write_report
 
         if plot:
-            paths, written = plot_runs(methods, rows, Path(plot))
+            paths, written = plot_runs(methods, rows, plot)
             for path in paths:
                 typer.echo(f"{wrote(written)} {path}")
         if html:
-            written = write_report(methods, rows, Path(html), title=folder.resolve().name, failed=failed)
+            written = write_report(methods, rows, html, title=folder.resolve().name, failed=failed)
             typer.echo(f"{wrote(written)} {html}")

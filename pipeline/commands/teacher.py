@@ -35,12 +35,13 @@ _STUDENTS = (
 @takes(Training, "training", leave_out=_STUDENTS)
 def train_teacher(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the weights")],
+    out: Annotated[Path, typer.Option(help="Output folder, for the weights")],
     data: Data = "digits",
     teacher: Annotated[str, typer.Option(help="Architecture of the teacher, see `cli models`")] = "mlp",
     folding: Folding,
     transform: Annotated[
-        str, typer.Option(help="Augmentation, fresh each epoch: none, flip-crop, rrc+randaugment, file.py:factory")
+        str,
+        typer.Option(help="How examples are shown, anew each epoch: none, flip-crop, rrc+randaugment, file.py:factory"),
     ] = "none",
     training: Training,
     mean: Mean = "",
@@ -49,7 +50,7 @@ def train_teacher(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Train one teacher, or with --folds B one on the complement of each fold. A stopped run goes on where it was."""
+    """Train one teacher, or with --folds one for each fold, on the other folds. A stopped run goes on where it was."""
     from logitbank.pipeline.cache_teacher.train import train_teachers
     from logitbank.pipeline.datasets import load_split
     from logitbank.pipeline.processes.bar import progress_bar
@@ -86,8 +87,8 @@ def train_teacher(
 
 
 def assign_folds(
-    out: Annotated[Path, typer.Option(help="New folder for folds.npz and folds.csv")],
-    folds: Annotated[int, option(whole(2, 2**16), help="Cross-fitting folds B, at least 2")] = 5,
+    out: Annotated[Path, typer.Option(help="Output folder, a new one, for folds.npz and folds.csv")],
+    folds: Annotated[int, option(whole(2, 2**16), help="Number of cross-fitting folds, at least 2")] = 5,
     data: Data = "digits",
     fold_strategy: FoldStrategy = "stratified",
     fold_seed: FoldSeed = 0,

@@ -5,20 +5,19 @@ from typing import Annotated
 
 import typer
 
-from logitbank.pipeline.commands.options import Device, Threads, option, wrote
+from logitbank.pipeline.commands.options import Device, Student, Threads, option, wrote
 from logitbank.pipeline.domains import AT_LEAST_ONE, COUNT, STUDENT_FORMATS
 from logitbank.pipeline.fit.training import EVAL_BATCH_SIZE
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run, as train-student or sweep wrote it")]
-OwnStudent = Annotated[str, typer.Option(help="Architecture; needed when it is your file.py:factory")]
 
 
 def export_student(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="The folder to write")],
-    to: Annotated[str, option(STUDENT_FORMATS, "--format", help="torch-export, onnx or safetensors")],
+    out: Annotated[Path, typer.Option(help="Output folder")],
+    to: Annotated[str, option(STUDENT_FORMATS, "--format", help="File format: torch-export, onnx or safetensors")],
     data: Annotated[str, typer.Option(help="Data spec whose first rows are compared too; empty: random inputs")] = "",
-    student: OwnStudent = "",
+    student: Student = "",
 ) -> None:
     """Write a student for other programs, load it again there, and compare its answers with the student's.
 
@@ -35,10 +34,10 @@ def export_student(
 def predict(
     run: RunFolder,
     data: Annotated[str, typer.Option(help="Data spec of the new data; its labels, if any, are not looked at")],
-    out: Annotated[Path, typer.Option(help="The .csv or .parquet file to write")],
-    student: OwnStudent = "",
+    out: Annotated[Path, typer.Option(help="Output file, .csv or .parquet")],
+    student: Student = "",
     batch_size: Annotated[int, option(AT_LEAST_ONE, help="Examples of a forward pass")] = EVAL_BATCH_SIZE,
-    workers: Annotated[int, option(COUNT, help="Threads that read and transform the next batches meanwhile")] = 1,
+    workers: Annotated[int, option(COUNT, help="Threads that read and transform the next batches")] = 1,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:

@@ -64,7 +64,7 @@ class Training:
     """How a model is trained; each setting says what it is."""
 
     epochs: int = option(30, help="Passes over the data", domain=AT_LEAST_ONE)
-    batch_size: int = option(64, help="Examples an optimiser step", domain=AT_LEAST_ONE)
+    batch_size: int = option(64, help="Examples of an optimiser step", domain=AT_LEAST_ONE)
     accumulate: int = option(
         1, help="Forward passes that share one step; --batch-size stays what a step sees", domain=AT_LEAST_ONE
     )
@@ -110,11 +110,11 @@ class Training:
     )
     precision: str = option(
         "float32",
-        help="float32, or autocast to bfloat16 or float16; weights stay float32",
+        help="Arithmetic of the network: float32, or autocast to bfloat16 or float16; weights stay float32",
         domain=PRECISIONS,
     )
-    channels_last: bool = option(False, help="Memory format of images")
-    compile: bool = option(False, help="Run the model through torch.compile")
+    channels_last: bool = option(False, help="Channels-last memory format, faster on many GPUs")
+    compile: bool = option(False, help="Run the network through torch.compile")
     weight_bits: int = option(
         0,
         help="Train weights rounded to 8, 4 or 2 bits; 0: not rounded",

@@ -57,13 +57,13 @@ class Run:
     store: str = option(help="A store that cache-teacher wrote")
     data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
     eval_data: str = option("", help="Evaluated once, at the end; default: the data's split=test")
-    student: str = option("mlp:32", help="Architecture, or sklearn:NAME?option=value, see `cli models`")
+    student: str = option("mlp:32", help="Architecture of the student, see `cli models`, or sklearn:NAME?option=value")
     init: str = option("", help="Weights that the student starts from")
     loss: str = option(
-        "kd", help="A name of `cli losses`, your own file.py:function, or a sum such as 'kd:0.9 + ce:0.1'"
+        "kd", help="Loss: a name of `cli losses`, your own file.py:function, or a sum such as 'kd:0.9 + ce:0.1'"
     )
     settings: Mapping[str, str | float] = option(
-        {}, help="An option of the loss, option=value; may be repeated", spelled="--set", texts=read_settings
+        {}, help="Option of the loss, option=value; may be repeated", spelled="--set", texts=read_settings
     )
     label_smoothing: float = option(0.0, help="Of the loss's hard-label part, 0 to 1", domain=SHARE)
     teacher: str = option(
@@ -76,7 +76,9 @@ class Run:
         "", help="Tail rule: predicted (the usual one), bucket, uniform or renormalise", domain=TAIL_RULES
     )
     transform: str = option(
-        "", help="Your file.py:factory, when the store's views were made by it; of label maps the crops, such as rrc"
+        "",
+        help="How examples are shown: your file.py:factory, when the store's views were made by it; of label maps the"
+        " crops, such as rrc",
     )
     training: Training = part(Training)
     val_share: float = option(0.0, help="Share of the training rows held out for validation", domain=SHARE)
@@ -107,9 +109,7 @@ class Run:
         domain=AT_LEAST_ONE,
         decides=False,
     )
-    workers: int = option(
-        1, help="Threads that read and transform the next batches meanwhile", domain=COUNT, decides=False
-    )
+    workers: int = option(1, help="Threads that read and transform the next batches", domain=COUNT, decides=False)
     checkpoint_every: int = option(
         0,
         help="Save the run after so many steps too; 0: at the end of each epoch alone",

@@ -32,7 +32,7 @@ def of_transform(records: Sequence[Record]) -> str:
     """Accuracy and NLL, with differences paired by seed."""
     runs: dict[str, dict[int, Record]] = {}
     for record in records:
-        runs.setdefault(record["method"], {})[record["seed"]] = record
+        runs.setdefault(record["method"], {})[record["seed"]] = {"seconds": 0.0, **record}  # figures have none
     baseline = f"views-{records[0]['epochs']}"
     lines = [
         "| answers | passes | bytes an example | n | accuracy, % (std) | against fresh views | NLL | against fresh |",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import _crossfit_page, _unreliable_page, crossfit_images, unreliable_teachers
+from bench import _crossfit_page, _label_maps_page, _unreliable_page, crossfit_images, unreliable_teachers
 from bench._marked import part_of, rewrite
 from bench._unreliable import CORRUPTIONS, METHODS, PAIRS, Corruption
 from logitbank import build_model, load_split, parse_objective
@@ -119,6 +119,9 @@ def test_the_pages_are_those_of_their_figures() -> None:
     page = ROOT / "docs" / "explanation" / "cross-fitting.md"
     document = json.loads(page.with_suffix(".json").read_text())
     assert part_of(page, _crossfit_page.SCRIPT) == _crossfit_page.table(document["seeds"])
+    page = ROOT / "docs" / "explanation" / "views.md"
+    records = json.loads(page.with_name("label-maps.json").read_text())
+    assert part_of(page, _label_maps_page.SCRIPT) == _label_maps_page.table(_label_maps_page.in_order(records))
 
 
 def test_a_page_without_the_part_is_refused(tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ LINES: dict[str, tuple[list[str], bool | None]] = {
         ["decode D/s.zarr --out D/all.npy", "decode D/s.zarr --out D/some.npy --slice 3:9"],
         True,
     ),
-    "export": ([f"export D/s.zarr --out D/e.{ending}" for ending in ("npz", "parquet", "tar")], False),
+    "export": (
+        [f"export D/s.zarr --out D/{out}" for out in ("e.npz", "d.npz --dense")] + ["export D/t.zarr --out D/t.npz"],
+        True,
+    ),
+    "export to others": ([f"export D/s.zarr --out D/e.{ending}" for ending in ("parquet", "tar")], False),
     "demo": ([], None),  # brings its own data
     "datasets": (["datasets"], True),
     "models": (["models"], True),
@@ -133,7 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_stands_here() -> None:
-    assert set(COMMANDS) == set(LINES) - {"embedding", "mixed"}
+    assert set(COMMANDS) == set(LINES) - {"embedding", "mixed", "export to others"}
 
 
 @pytest.mark.parametrize("command", LINES)

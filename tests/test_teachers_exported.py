@@ -238,12 +238,12 @@ def test_folds_must_be_those_of_the_document(data: Split, tmp_path: Path) -> Non
     with np.load(tmp_path / "x.npz") as file:
         arrays = {name: file[name] for name in file.files}
     np.savez(tmp_path / "x.npz", **{**arrays, "fold": np.roll(arrays["fold"], 1)})
-    with pytest.raises(ValueError, match="its folds are not those"):
+    with pytest.raises(ValueError, match="its folds do not match the checksum"):
         build_teacher(data, teacher, "", FLIPS)
     said = json.loads(str(arrays["store"]))
     del said["folds"]["num_folds"]
     np.savez(tmp_path / "x.npz", **{**arrays, "store": np.array(json.dumps(said))})
-    with pytest.raises(ValueError, match="its folds are not those"):
+    with pytest.raises(ValueError, match="its folds do not match the checksum"):
         build_teacher(data, teacher, "", FLIPS)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from logitbank.pipeline.views import Views
 from logitbank.stores import RowArray, Store, Teacher
-from logitbank.stores.format.schema import MAX_CLASSES, MAX_EXAMPLES, MAX_VIEWS
+from logitbank.stores.format.schema import MAX_CLASSES, MAX_EXAMPLES, MAX_POSITIONS, MAX_VIEWS
 from logitbank.stores.read.lineage import with_lineage
 
 FORMAT = "teacher-logit-export"
@@ -42,7 +42,8 @@ class Description:
     Attributes:
         text: The document as JSON.
         content: The same, parsed.
-        arrays: Name -> dtype and shape of a row; the array as a whole is [V, N, *row_shape].
+        positions: L where examples are answered at L positions, or None.
+        arrays: Name -> dtype and shape of a row; the array as a whole is [V, N, *row_shape], or [V, N, L, *row_shape].
     """
 
     text: str
@@ -50,6 +51,7 @@ class Description:
     num_views: int
     num_examples: int
     num_classes: int
+    positions: int | None
     arrays: dict[str, RowArray]
 
     @property
@@ -59,8 +61,8 @@ class Description:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of one view."""
-        return sum(array.row_bytes for array in self.arrays.values())
+        """Bytes of a row of one view, all its positions."""
+        return (self.positions or 1) * sum(array.row_bytes for array in self.arrays.values())
 
 
 def describe(store: Store, teacher: Teacher, arrays: Mapping[str, RowArray], *, num_views: int, tail: str) -> str:
@@ -150,21 +152,27 @@ def read_document(text: str, where: str) -> Description:
         "num_classes": _count(content, "dataset", "num_classes", MAX_CLASSES, where),
         "num_views": _count(content, "views", "num_views", MAX_VIEWS, where),
     }
+    positions = _count(content, "dataset", "num_positions", MAX_POSITIONS, where, missing_is=0) or None
     identity = content.get("identity")
     if not isinstance(identity, dict) or not isinstance(identity.get("architecture"), str):
         raise ValueError(f"{where}: its document does not say who the teacher is; export the store again")
     digests = identity.get("weights_sha256")
     if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
         identity["weights_sha256"] = [] if digests is None else [str(digests)]
-    return Description(text=text, content=content, arrays=_arrays(content, counts["num_classes"], where), **counts)
+    arrays = _arrays(content, counts["num_classes"], where)
+    return Description(text=text, content=content, positions=positions, arrays=arrays, **counts)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _count(content: Mapping[str, Any], group: str, name: str, most: int, where: str) -> int:
+def _count(
+    content: Mapping[str, Any], group: str, name: str, most: int, where: str, *, missing_is: int | None = None
+) -> int:
     section = content.get(group)
+    if missing_is is not None and isinstance(section, dict) and name not in section:
+        return missing_is
     value = section.get(name) if isinstance(section, dict) else None
     if type(value) is not int or not 1 <= value <= most:
         raise ValueError(f"{where}: {group}.{name} is {str(value)[:30]}; expected 1 to {most}")

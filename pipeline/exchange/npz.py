@@ -38,7 +38,7 @@ def write_npz(values: Values, document: str, path: Path) -> None:
             _write_member(file, name, dtype, array.shape, [array.astype(dtype)])
         for name, column in values.arrays.items():
             chunks = (chunk[name] for view in range(values.num_views) for _, chunk in values.chunks(view))
-            shape = (values.num_views, store.num_examples, *column.row_shape)
+            shape = (values.num_views, *store.labels.shape, *column.row_shape)
             _write_member(file, name, np.dtype(column.dtype), shape, chunks)
 
 
@@ -94,7 +94,7 @@ class NpzExport:
         self.keys = np.array(arrays["key"])
         self.labels = np.array(arrays["label"])
         self.folds = np.array(arrays["fold"]) if "fold" in arrays else None
-        self.served = np.ones(len(self.keys), np.bool_)
+        self.served = np.ones(self.labels.shape, np.bool_)
         if "mask" in self._arrays:
             for view in self._arrays["mask"]:
                 self.served &= view
@@ -107,7 +107,9 @@ class NpzExport:
 def _shapes(description: Description, folds: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
     names = ["key", "label", *(["fold"] if folds else [])]
     examples = {name: (_EXAMPLE_DTYPES[name], (description.num_examples,)) for name in names}
-    whole = (description.num_views, description.num_examples)
+    answers = (description.num_examples, *(() if description.positions is None else (description.positions,)))
+    examples["label"] = _EXAMPLE_DTYPES["label"], answers
+    whole = (description.num_views, *answers)
     return examples | {name: (row.dtype, (*whole, *row.row_shape)) for name, row in description.arrays.items()}
 
 

@@ -1,6 +1,7 @@
 """What a store says in natural numbers: log-probabilities at temperature 1, block by block.
 
-Shapes: V views, N examples, K kept classes, C classes, R rows of a chunk.
+Shapes: V views, N examples, K kept classes, C classes, R rows of a chunk. Where examples are answered at L positions,
+[..., L, *row_shape] stands for [..., *row_shape].
 """
 
 from collections.abc import Callable, Iterator
@@ -61,8 +62,8 @@ class Values:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of one view."""
-        return sum(array.row_bytes for array in self.arrays.values())
+        """Bytes of a row of one view, all its positions."""
+        return (self.store.positions or 1) * sum(array.row_bytes for array in self.arrays.values())
 
     def chunks(self, view: int) -> Iterator[tuple[slice, Arrays]]:
         """All rows of a view in order: which rows, and arrays [R, *row_shape] by name."""
@@ -124,11 +125,13 @@ class Values:
         arrays = {name: torch.from_numpy(array[here]) for name, array in stored.items() if name != "mask"}
         if self.dense:
             logits = self._decoder.decode(arrays, torch.arange(rows.start, rows.stop))
-            found = {"log_prob": torch.log_softmax(logits, 1), "logsumexp": torch.logsumexp(logits, 1)}
+            found = {"log_prob": torch.log_softmax(logits, -1), "logsumexp": torch.logsumexp(logits, -1)}
             found |= {"logit": logits} if "logit" in self.arrays else {}
         else:
             kept = {name: arrays[name] for name in TOP_K if name in arrays}
-            found = {**kept, "log_prob": self.encoding.kept_log_prob(arrays)}
+            flat = arrays if self.store.positions is None else {name: a.flatten(0, 1) for name, a in arrays.items()}
+            log_prob = self.encoding.kept_log_prob(flat)
+            found = {**kept, "log_prob": log_prob.view(*kept["index"].shape[:-1], -1)}
         values: Arrays = {name: array.numpy().astype(self.arrays[name].dtype) for name, array in found.items()}
         if "mask" in stored:
             values["mask"] = mask = np.asarray(stored["mask"][here], dtype=np.bool_)

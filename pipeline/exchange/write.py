@@ -71,10 +71,10 @@ def export_store(
     if to == "parquet":
         parquet.import_pyarrow()
     store = open_store(path)
-    if store.positions is not None:
+    if store.positions is not None and to != "npz":
         raise ValueError(
-            f"exports hold one answer an example, {path} has {store.positions}; write them with cli decode"
-            " --out FILE.npy, or ask open_answers in Python"
+            f"{to} holds one answer an example, {path} has {store.positions}; export to .npz, or write"
+            " log-probabilities with cli decode --out FILE.npy"
         )
     values = Values(store, teacher, num_views=num_views, dense=dense, on_rows=on_rows)
     document = describe(

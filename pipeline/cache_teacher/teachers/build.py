@@ -85,7 +85,7 @@ def build_teacher(
         split.refuse_positions("--embedding")
     if teacher.startswith(ARRAY_PREFIX):
         return ArrayTeacher(Path(teacher.removeprefix(ARRAY_PREFIX)), split, views, plan=plan)
-    if teacher.startswith((EXPORT_PREFIX, TINYVIT_PREFIX, SKLEARN_PREFIX)):
+    if teacher.startswith((TINYVIT_PREFIX, SKLEARN_PREFIX)):
         split.refuse_positions(teacher)
     if teacher.startswith(TOPK_PREFIX):
         return TopKTeacher(teacher, split, views, plan=plan)

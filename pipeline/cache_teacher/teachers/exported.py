@@ -80,12 +80,16 @@ class ExportTeacher:
     def __call__(self, rows: Rows, view: int) -> Tensor:
         wanted = self._rows[rows]
         usable = wanted >= 0
-        logits_NC = torch.zeros((len(rows), self.split.num_classes))
-        values = self._export.rows(view, wanted[usable])
+        values, labels = self._export.rows(view, wanted[usable]), self._export.labels[wanted[usable]]
+        served = values.pop("mask", np.ones(labels.shape, np.bool_))  # [B], or [B, L]: numbers of others say nothing
+        logits_BC = torch.zeros((*labels.shape, self.split.num_classes))
         try:
-            logits_NC[torch.from_numpy(usable)] = self._logits(values, self._export.labels[wanted[usable]])
+            few = {name: array[served] for name, array in values.items()}
+            logits_BC[torch.from_numpy(served)] = self._logits(few, labels[served])
         except ValueError as error:
             raise ValueError(f"{self.path}: view {view}: {error}; export the store again") from error
+        logits_NC = torch.zeros((len(rows), *logits_BC.shape[1:]))
+        logits_NC[torch.from_numpy(usable)] = logits_BC
         return logits_NC
 
     def batches(self, rows: Rows, view: int) -> Iterator[Batch]:
@@ -94,7 +98,7 @@ class ExportTeacher:
     def _logits(self, values: dict[str, npt.NDArray[Any]], labels: npt.NDArray[np.int32]) -> Tensor:
         """Dense logits of natural values, checked: they are a stranger's."""
         description = self._export.description
-        arrays = {name: torch.from_numpy(value) for name, value in values.items() if name != "mask"}
+        arrays = {name: torch.from_numpy(value) for name, value in values.items()}
         log_prob = arrays["log_prob"]
         mass_B = log_prob.double().exp().sum(1)
         if not description.dense:
@@ -110,18 +114,18 @@ class ExportTeacher:
         return arrays.get("logit", log_prob + arrays["logsumexp"][:, None])
 
     def _find_rows(self) -> npt.NDArray[np.int64]:
-        """The export's row of each example, -1 where it is blank."""
+        """The export's row of each example, -1 where it is blank; where there are positions, where all are."""
         split, export = self.split, self._export
         rows = match_rows(split.keys, split.labels, None, cast(Any, export))
-        found = (rows >= 0) & export.served[rows]
-        wanted = np.ones(len(split), np.bool_) if split.readable is None else split.readable
-        missing = int((wanted & ~found).sum())
-        if missing:
+        wanted = np.ones(split.labels.shape, np.bool_) if split.readable is None else split.readable
+        found = export.served[rows] & (rows >= 0).reshape(-1, *(1,) * (wanted.ndim - 1))
+        lacks, has = (answers.reshape(len(split), -1).any(axis=1) for answers in (wanted & ~found, wanted))
+        if lacks.any():
             raise ValueError(
-                f"{self.path} lacks {missing} of the {int(wanted.sum())} examples of {split.spec}; pass the data that"
-                " it was made of, in any order"
+                f"{self.path} lacks {int(lacks.sum())} of the {int(has.sum())} examples of {split.spec}, or answers of"
+                " theirs; pass the data that it was made of, in any order"
             )
-        return np.where(found & wanted, rows, -1)
+        return np.where(has, rows, -1)
 
     def _check_pixels(self) -> None:
         """Raises ValueError unless the views replay to the pixels that the teacher saw."""

@@ -122,8 +122,8 @@ class ExportTeacher:
         lacks, has = (answers.reshape(len(split), -1).any(axis=1) for answers in (wanted & ~found, wanted))
         if lacks.any():
             raise ValueError(
-                f"{self.path} lacks {int(lacks.sum())} of the {int(has.sum())} examples of {split.spec}, or answers of"
-                " theirs; pass the data that it was made of, in any order"
+                f"{self.path} lacks {int(lacks.sum())} of the {int(has.sum())} examples of {split.spec}; pass the data"
+                " that it was made of, in any order"
             )
         return np.where(has, rows, -1)
 

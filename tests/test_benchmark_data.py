@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench._data import FILES, MADE, Published
+import pytest
+
+from bench._data import CIFAR_FOLDER, FILES, MADE, Published, cifar_root, resnet_file
 from tests.pages import ROOT
 from tests.realdata import needs
 
@@ -48,6 +50,20 @@ def test_what_is_here_missing_or_another(tmp_path: Path) -> None:
     assert file.state(tmp_path) == "here"
     (tmp_path / "a" / "b").write_text("bar")
     assert file.state(tmp_path) == "differs"
+
+
+def test_files_are_found_as_they_are_published(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no resnet20-.*python -m bench._data says"):
+        resnet_file(tmp_path, 20)
+    with pytest.raises(ValueError, match=f"no {CIFAR_FOLDER}"):
+        cifar_root(tmp_path, tmp_path)
+    (tmp_path / CIFAR_FOLDER).mkdir()
+    (tmp_path / "weights").mkdir()
+    names = [file.path for file in FILES if file.path.startswith("weights/")]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [resnet_file(tmp_path, depth) for depth in (20, 32, 44, 56)] == [tmp_path / name for name in names]
+    assert cifar_root(tmp_path, tmp_path / "unused") == tmp_path
 
 
 def test_the_program_says_what_is_missing_and_fetches_nothing(tmp_path: Path) -> None:

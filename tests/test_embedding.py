@@ -198,8 +198,8 @@ def test_a_named_layer_is_pooled_and_what_has_no_features_is_refused() -> None:
     place, size = find_place("plain", model, "maps", shown(images))
     assert (size, place.head) == (6, None)
     featured = Featured(model, {"maps": place})
-    logits_BC, heard = featured(images)
-    features_BD = heard["maps"]
+    logits_BC, captured = featured(images)
+    features_BD = captured["maps"]
     torch.testing.assert_close(features_BD, model.maps(images).mean((2, 3)))
     torch.testing.assert_close(logits_BC, model(images))
     featured.leave()
@@ -223,8 +223,8 @@ def test_libraries_networks_have_a_head(name: str) -> None:
     assert place.head is not None
     featured = Featured(model, {"head": place})
     with torch.no_grad():
-        logits_BC, heard = featured(images)
-        features_BD = heard["head"]
+        logits_BC, captured = featured(images)
+        features_BD = captured["head"]
         assert features_BD.shape == (2, size)
         torch.testing.assert_close(place.head(features_BD), logits_BC)
         if library == "timm":

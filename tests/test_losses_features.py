@@ -87,7 +87,7 @@ def equipped(name: str, settings: dict[str, Any], num_folds: int = F) -> Objecti
 
 def asked(objective: Objective, rows: dict[str, Tensor]) -> Tensor:
     (term,) = objective.terms
-    extras: dict[str, Any] = {name: rows[name] for name in objective.hears}
+    extras: dict[str, Any] = {name: rows[name] for name in objective.captures}
     teacher = TeacherFeatures(rows["h"], rows["folds"])
     found: Tensor = term.loss.fn(
         rows["student"],
@@ -237,15 +237,15 @@ def test_subclasses_are_their_reference() -> None:
 def test_laws(name: str, settings: dict[str, Any]) -> None:
     """One finite number a row, from ordinary and from extreme features; gradients reach the student and are finite."""
     objective = equipped(name, settings)
-    heard = next(iter(objective.hears))
+    captured = next(iter(objective.captures))
     for scale in (0.0, 1.0, 100.0):
         rows = batch(scale=scale)
-        rows[heard].requires_grad_()
+        rows[captured].requires_grad_()
         loss_B = asked(objective, rows)
         assert loss_B.shape == (B,)
         assert loss_B.isfinite().all()
         parameters = list(objective.modules.parameters())
-        gradients = torch.autograd.grad(loss_B.sum(), [rows[heard], *parameters], allow_unused=True)
+        gradients = torch.autograd.grad(loss_B.sum(), [rows[captured], *parameters], allow_unused=True)
         assert all(bool(each.isfinite().all()) for each in gradients if each is not None)
         if scale == 1.0:
             assert gradients[0] is not None
@@ -262,9 +262,11 @@ def test_gradients_are_derivatives(name: str, settings: dict[str, Any]) -> None:
     objective = equipped(name, settings)
     objective.modules.double()
     rows = {key: value.double() if value.is_floating_point() else value for key, value in batch(4).items()}
-    heard = next(iter(objective.hears))
-    rows[heard].requires_grad_()
-    assert torch.autograd.gradcheck(lambda value: asked(objective, {**rows, heard: value}), rows[heard], atol=1e-4)
+    captured = next(iter(objective.captures))
+    rows[captured].requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda value: asked(objective, {**rows, captured: value}), rows[captured], atol=1e-4
+    )
 
 
 def test_features_of_rows_that_are_not_served_are_left_out() -> None:
@@ -274,15 +276,15 @@ def test_features_of_rows_that_are_not_served_are_left_out() -> None:
 
     rows, objective = batch(), equipped("feature", {}, 1)
     answer = Some(rows["teacher"], features_BK=rows["h"])
-    heard = {"student_features_BD": rows["student_features_BD"]}
-    loss_B = objective(rows["student"], answer, rows["labels"], FIRST, heard)
+    captured = {"student_features_BD": rows["student_features_BD"]}
+    loss_B = objective(rows["student"], answer, rows["labels"], FIRST, captured)
     assert loss_B[2] == 0
     rows["folds"] = torch.zeros(B).long()
     torch.testing.assert_close(loss_B[torch.arange(B) != 2], asked(objective, rows)[torch.arange(B) != 2])
-    with pytest.raises(ValueError, match="needs the student's student_features_BD; pass it as heard"):
+    with pytest.raises(ValueError, match="needs the student's student_features_BD; pass it as captured"):
         objective(rows["student"], answer, rows["labels"], FIRST)
     with pytest.raises(ValueError, match="needs one teacher's features: cache it with --embedding penultimate"):
-        objective(rows["student"], ExactAnswer(rows["teacher"]), rows["labels"], FIRST, heard)
+        objective(rows["student"], ExactAnswer(rows["teacher"]), rows["labels"], FIRST, captured)
 
 
 @pytest.mark.parametrize("with_head", [True, False])
@@ -369,7 +371,7 @@ def test_a_student_is_trained_and_a_stopped_run_goes_on_to_the_same_bits(
     assert logits_NC.shape == (5, 10)
 
 
-def test_what_cannot_be_heard_is_refused_before_the_first_step(
+def test_what_cannot_be_captured_is_refused_before_the_first_step(
     store: Store, digits: Split, plain_teacher: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"'mlp:16' has none; take --student subclasses:4:mlp:16"):

@@ -1,4 +1,4 @@
-"""Training loops of one's own: every row hears its own answer in its own view, whoever loads it, and the loss is the
+"""Training loops of one's own: every row meets its own answer in its own view, whoever loads it, and the loss is the
 one that the program's own training has."""
 
 import copy
@@ -72,7 +72,7 @@ LOADERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", LOADERS)
-def test_every_row_hears_its_own_answer_in_the_epochs_view(
+def test_every_row_meets_its_own_answer_in_the_epochs_view(
     stores: dict[str, Store], digits: Split, dataset: DistillationDataset, logits: Tensor, shown: list[Tensor], way: str
 ) -> None:
     answers = StoredAnswers(stores["dense"])
@@ -190,9 +190,9 @@ def test_the_documented_loops_have_the_loss_of_train_student(
     ask = Objective.__call__
 
     def asked(
-        self: Objective, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step, heard: Any = None
+        self: Objective, student_BC: Tensor, answer: Answer, labels_B: Tensor, step: Step, captured: Any = None
     ) -> Tensor:
-        loss_B = ask(self, student_BC, answer, labels_B, step, heard)
+        loss_B = ask(self, student_BC, answer, labels_B, step, captured)
         found.append((step.epoch, float(loss_B.detach().sum())))
         return loss_B
 

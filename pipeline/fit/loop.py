@@ -37,7 +37,7 @@ class BatchLoss:
 
     Attributes:
         modules: What the loss itself keeps from step to step: its parameters are trained with the model's, and saved.
-        places: Where in the model it listens, by name: it gets what is heard there as ``heard``.
+        places: Where in the model it captures features, by name; it gets them as ``captured``.
     """
 
     modules: nn.Module | None = None
@@ -161,8 +161,8 @@ def fit(
             else:
                 private.zero_grad()
             for rows_B, samples in passes:
-                logits_BC, heard = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
-                ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch, **heard)
+                logits_BC, captured = forward(samples, partial(augmentation.apply, rows_B=rows_B, epoch=epoch))
+                ask = partial(loss, logits_BC, view=view, step=step, steps_per_epoch=steps_per_epoch, **captured)
                 loss_B = augmentation.loss(ask, rows_B, epoch, mixes_answers=loss.mixes_answers)
                 if private is None:
                     progress.backward(loss_B.sum() * processes.count / num_rows)  # processes average their gradients
@@ -223,10 +223,10 @@ def _forward(
     *,
     images: bool,
 ) -> tuple[Forward, Featured | None]:
-    """From samples on the CPU, and what changes them once they are scaled, to logits in training, and what is heard.
+    """From samples on the CPU, and what changes them once they are scaled, to logits in training, and what is captured.
 
-    Moves the model to its device, with its weights rounded, shared between processes and compiled as asked. Who listens
-    at places has to leave them at the end.
+    Moves the model to its device, with its weights rounded, shared between processes and compiled as asked. Whoever
+    captures at places has to leave them at the end.
     """
     memory = torch.channels_last if training.channels_last and images else torch.preserve_format
     precision = PRECISIONS[training.precision]
@@ -240,7 +240,7 @@ def _forward(
         inputs = change(preprocessing(samples.to(device, non_blocking=True))).to(memory_format=memory)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             found: Any = run(inputs)
-        return (found, {}) if listener is None else (found[0], {"heard": found[1]})
+        return (found, {}) if listener is None else (found[0], {"captured": found[1]})
 
     return forward, listener
 

@@ -163,9 +163,9 @@ class _Driver:
             return alone
         first, share = parse_teachers(self.first), self.settings.anchor
         scale = share / sum(first.values())
-        heard = [f"round{number - 1}:{1 - share!r}", *(f"{name}:{value * scale!r}" for name, value in first.items())]
+        names = [f"round{number - 1}:{1 - share!r}", *(f"{name}:{value * scale!r}" for name, value in first.items())]
         merge_stores([before / "store", self.inputs.store.path], before / "targets", describe=describe_examples)
-        return replace(self.run, store=str(before / "targets"), teacher=",".join(heard))
+        return replace(self.run, store=str(before / "targets"), teacher=",".join(names))
 
     def _label_weight(self, taught: Run, number: int) -> float | None:
         if self.settings.label_weight != AUTO:

@@ -134,9 +134,9 @@ def _untrained(
         inner = model.model if isinstance(model, SubclassNetwork) else model
         place, _ = find_place(name, inner.eval(), PENULTIMATE, lambda asked: asked(inputs[:2]))
         # as in its first step: batch norm by the batch's own statistics
-        logits_BC, heard = Featured(model, {PENULTIMATE: place}).train()(inputs)
+        logits_BC, captured = Featured(model, {PENULTIMATE: place}).train()(inputs)
     size = sum(parameter.numel() for parameter in model.parameters())
-    return relations(logits_BC.float(), heard[PENULTIMATE].float(), labels_B), size
+    return relations(logits_BC.float(), captured[PENULTIMATE].float(), labels_B), size
 
 
 def format_ranking(ranked: Sequence[Ranked], num_seeds: int) -> str:

@@ -37,7 +37,7 @@ class Place:
 
 
 class Featured(nn.Module):
-    """A network that also says what is heard at some places: logits [B, C], and tensors by the place's name.
+    """A network that also gives what its layers give at some places: logits [B, C], and tensors by the place's name.
 
     Features are [B, D]; of a map [B, D, H, W] the mean over its pixels.
 
@@ -49,7 +49,7 @@ class Featured(nn.Module):
     def __init__(self, model: nn.Module, places: Mapping[str, Place]) -> None:
         super().__init__()
         self.model = model
-        self._heard: dict[str, Any] = {}
+        self._captured: dict[str, Any] = {}
         self._hooks = [
             place.layer.register_forward_pre_hook(partial(self._hear_input, name))
             if place.reads
@@ -60,8 +60,8 @@ class Featured(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs as the network takes them."""
         logits_BC = self.model(inputs)
-        heard, self._heard = self._heard, {}
-        return logits_BC, {name: each.mean((2, 3)) if each.ndim == 4 else each for name, each in heard.items()}
+        captured, self._captured = self._captured, {}
+        return logits_BC, {name: each.mean((2, 3)) if each.ndim == 4 else each for name, each in captured.items()}
 
     def leave(self) -> None:
         """Listens no longer: the network is as it was."""
@@ -69,10 +69,10 @@ class Featured(nn.Module):
             hook.remove()
 
     def _hear_input(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._heard[name] = inputs[0]
+        self._captured[name] = inputs[0]
 
     def _hear_output(self, name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._heard[name] = output
+        self._captured[name] = output
 
 
 def find_place(name: str, model: nn.Module, layer: str, ask: Callable[[nn.Module], Any]) -> tuple[Place, int]:

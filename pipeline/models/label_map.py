@@ -41,7 +41,7 @@ class LabelMap(nn.Module):
         head = find_place(name, model, PENULTIMATE, ask)[0].head
         assert head is not None  # penultimate features are what a linear layer reads
         self.head = head
-        self._heard: Tensor | None = None
+        self._captured: Tensor | None = None
         layer, size = _last_map(name, model, head, ask)
         if any(side % grid for side in size):
             raise ValueError(
@@ -53,14 +53,14 @@ class LabelMap(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs as the network takes them."""
         self.model(inputs)
-        heard, self._heard = self._heard, None
-        assert heard is not None  # the layer was heard when it was found
-        cells_BDGG = F.adaptive_avg_pool2d(heard, self.grid)
+        captured, self._captured = self._captured, None
+        assert captured is not None  # it was captured once when the layer was found
+        cells_BDGG = F.adaptive_avg_pool2d(captured, self.grid)
         scores_BLC: Tensor = self.head(cells_BDGG.flatten(2).transpose(1, 2))
         return scores_BLC
 
     def _hear(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._heard = output
+        self._captured = output
 
 
 def _last_map(

@@ -64,7 +64,7 @@ class DistillationLoss(BatchLoss):
         view: int,
         step: int,
         steps_per_epoch: int,
-        heard: Mapping[str, Tensor] | None = None,
+        captured: Mapping[str, Tensor] | None = None,
         mixed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """As of any ``BatchLoss``; ``mixed``: rows that the samples are mixed with, and the share of their own."""
@@ -81,7 +81,7 @@ class DistillationLoss(BatchLoss):
             answer,
             labels_B,
             Step(step=step, steps_per_epoch=steps_per_epoch, num_epochs=self.epochs, rows_B=rows_B),
-            heard,
+            captured,
         )
 
 

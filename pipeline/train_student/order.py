@@ -1,4 +1,4 @@
-"""The order in which a student sees rows: decided once for a run, the same whatever its loss listens to.
+"""The order in which a student sees rows: decided once for a run, the same whatever its loss.
 
 Shapes: N examples.
 """

@@ -39,6 +39,7 @@ from logitbank.pipeline.models.weights import Taken, load_weights, weights_diges
 from logitbank.pipeline.processes import LEAST_ROWS
 from logitbank.pipeline.processes.device import find_device
 from logitbank.pipeline.processes.together import Processes
+from logitbank.pipeline.train_student.capturing import Captured, equip, stored_features
 from logitbank.pipeline.train_student.cautions import cautions, check_memory, seen_warnings
 from logitbank.pipeline.train_student.class_counts import count_classes
 from logitbank.pipeline.train_student.distillation import DistillationLoss
@@ -56,7 +57,6 @@ from logitbank.pipeline.train_student.golden import Golden, open_golden
 from logitbank.pipeline.train_student.inputs import Inputs
 from logitbank.pipeline.train_student.label_share import is_open
 from logitbank.pipeline.train_student.left_out import LeftOut, leave_out
-from logitbank.pipeline.train_student.listening import Heard, equip, stored_features
 from logitbank.pipeline.train_student.losses import Objective, StoredFeatures
 from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.order import decide_grouping, order_warnings
@@ -157,14 +157,16 @@ class Plan:
             measured = checkpoint is not None and len(self.validation) > 0
             return *fit_student(self, objective, training.seed, rows, measured=measured, on_epoch=on_epoch), {}
         model, _ = fresh_student(self.run, self.scaling.sized(split), training.seed)
-        heard = _equipped(self.run, objective, model, self.inputs, self.views, self.scaling, self.stored, training.seed)
+        captured = _equipped(
+            self.run, objective, model, self.inputs, self.views, self.scaling, self.stored, training.seed
+        )
         loss = DistillationLoss(
-            heard.objective,
+            captured.objective,
             self.answers,
             split,
             epochs=training.epochs,
             grouping=self.grouping,
-            places=heard.places,
+            places=captured.places,
             rates=self.rates,
         )
         history = fit(
@@ -183,7 +185,7 @@ class Plan:
             processes=self.processes,
             until=until,
         )
-        return model, history, heard.objective.learned
+        return model, history, captured.objective.learned
 
     def attempt(self, objective: Objective, short: Training, kept: Rows, left: Rows) -> float:
         """The NLL on the rows left out of a short run on those kept, for a search."""
@@ -394,7 +396,7 @@ def _equipped(
     scaling: Preprocessing,
     stored: StoredFeatures | None,
     seed: int,
-) -> Heard:
+) -> Captured:
     return equip(objective, run.student, student, inputs.split, views=views, scaling=scaling, stored=stored, seed=seed)
 
 

@@ -111,8 +111,8 @@ class NetworkTeacher:
             if self.features is None:
                 yield Batch(positions, found.float())
             else:
-                logits_BC, heard = found
-                yield Batch(positions, logits_BC.float(), heard[self.features.layer].float())
+                logits_BC, captured = found
+                yield Batch(positions, logits_BC.float(), captured[self.features.layer].float())
 
     def _batches(self, rows: Rows) -> list[tuple[int, npt.NDArray[np.int64]]]:
         """Which teacher answers which positions of ``rows``: a function of the rows alone."""

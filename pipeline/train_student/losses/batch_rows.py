@@ -25,11 +25,11 @@ class Rows:
         student_BC: Tensor,
         answer: Answer,
         labels_B: Tensor,
-        heard: Mapping[str, Tensor],
+        captured: Mapping[str, Tensor],
         transforms: Sequence[Transform] = (),
     ) -> None:
         self.student_BC, self.labels_B = student_BC, labels_B
-        self._heard, self._transforms = heard, transforms
+        self._captured, self._transforms = captured, transforms
         self._all_BC, self._all_labels_B, self._answer = student_BC, labels_B, answer
         self._own_B: Tensor | None = None  # all
         self._asked: dict[float, Tensor] = {}  # answers for the whole batch
@@ -42,7 +42,7 @@ class Rows:
         own_B = own_B if self._own_B is None else own_B & self._own_B
         if int(own_B.sum()) == len(self.labels_B):
             return self
-        part = Rows(self._all_BC, self._answer, self._all_labels_B, self._heard, self._transforms)
+        part = Rows(self._all_BC, self._answer, self._all_labels_B, self._captured, self._transforms)
         part.student_BC, part.labels_B = self._all_BC[own_B], self._all_labels_B[own_B]
         part._own_B, part._asked, part._targets, part._sparse = own_B, self._asked, self._targets, self._sparse
         return part
@@ -84,9 +84,9 @@ class Rows:
         assert isinstance(self._answer, RatedAnswer)
         return self._own(self._answer.rate_B)
 
-    def heard(self, name: str) -> Tensor:
-        """What was heard of the student, of the rows."""
-        return self._own(self._heard[name])
+    def captured(self, name: str) -> Tensor:
+        """What was captured of the student, for these rows."""
+        return self._own(self._captured[name])
 
     def features(self) -> TeacherFeatures:
         """The teacher's features of the rows."""

@@ -15,8 +15,8 @@ SEARCH: dict[str, tuple[float, ...]] = {"c": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0,
 
 WEIGHT = Interval("(0, 1e6]")
 CE_WEIGHT = Interval("[0, 1e6]")
-HEARD = frozenset({"student_features_BD", "subclass_logits_BG"})
-"""What a loss may hear of the student beside its logits, as `extras`."""
+CAPTURED = frozenset({"student_features_BD", "subclass_logits_BG"})
+"""What a loss may take of the student beside its logits, as `extras`."""
 WARMUP = Interval("[0, 1e6]")
 
 
@@ -37,8 +37,8 @@ class Material:
     Attributes:
         num_classes: C.
         num_examples: N of the data, where a loss remembers them.
-        student_features: How many features the student's head reads, where a loss listens to them.
-        subclasses: Of each of the student's classes, where a loss listens to them.
+        student_features: How many features the student's head reads, where a loss takes them.
+        subclasses: Of each of the student's classes, where a loss takes them.
         teacher: Features of the store, where a loss needs them.
     """
 

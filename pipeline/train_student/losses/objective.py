@@ -20,7 +20,7 @@ from .batch_rows import Rows
 from .chunks import in_chunks
 from .context import OFFERS, Answer, Step
 from .feedback import Feedback
-from .kinds import HEARD, SEARCH, Material
+from .kinds import CAPTURED, SEARCH, Material
 from .learned import LearnedTemperature, LearnedWeights
 from .mixed import MixedAnswer
 from .numerics import Temperature, raised
@@ -74,9 +74,9 @@ class Objective:
         return frozenset[str]().union(*(term.loss.prefers for term in self.terms)) - self.needs
 
     @property
-    def hears(self) -> frozenset[str]:
+    def captures(self) -> frozenset[str]:
         """What the losses need of the student beside its logits."""
-        return frozenset[str]().union(*(term.loss.extras & HEARD for term in self.terms))
+        return frozenset[str]().union(*(term.loss.extras & CAPTURED for term in self.terms))
 
     @property
     def uses_teacher(self) -> bool:
@@ -188,7 +188,7 @@ class Objective:
         answer: Answer,
         labels_B: Tensor,
         step: Step,
-        heard: Mapping[str, Tensor] | None = None,
+        captured: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Loss of each example.
 
@@ -197,7 +197,7 @@ class Objective:
             answer: What the teacher says of them: ``answers.of(rows, view)``, or ``ExactAnswer`` of logits.
             labels_B: Class ids, -1 unlabelled; [B, L] likewise.
             step: Where in the run the step is.
-            heard: What the objective ``hears`` of the student, [B, ...] by name.
+            captured: What the objective ``captures`` of the student, [B, ...] by name.
 
         Returns:
             Loss, shape [B], float32 (float64 for float64 logits). A row that no teacher serves gets 0 from terms that
@@ -241,19 +241,19 @@ class Objective:
             )
         if labels_B.is_floating_point():
             raise ValueError(f"labels are {labels_B.dtype}; expected class ids, whole numbers, -1 for none")
-        if unheard := sorted(self.hears - set(heard or {})):
-            raise ValueError(f"loss {self.name!r} needs the student's {unheard[0]}; pass it as heard={{...}}")
+        if missing := sorted(self.captures - set(captured or {})):
+            raise ValueError(f"loss {self.name!r} needs the student's {missing[0]}; pass it as captured={{...}}")
         student_PC, labels_P = student_BC.flatten(0, -2), labels_B.flatten().long()
         shares = self._shares(answer, labels_B.long()) if labels_B.ndim > 1 else None
 
         def losses(logits_PC: Tensor, some: slice) -> Tensor:
             part = answer if len(logits_PC) == len(labels_P) else answer.part(some)
             own = None if shares is None else [share_P[some] for share_P in shares]
-            return self._losses(logits_PC, part, labels_P[some], step, own, heard or {})
+            return self._losses(logits_PC, part, labels_P[some], step, own, captured or {})
 
         with torch.autocast(student_BC.device.type, enabled=False):
             num_rows = max(1, CHUNK // max(1, student_PC.shape[1]))
-            together = len(self.modules) or self.hears or any(term.couples_rows for term in self.terms)
+            together = len(self.modules) or self.captures or any(term.couples_rows for term in self.terms)
             if num_rows >= len(student_PC) or together:
                 loss_P = losses(student_PC, slice(None))
             else:
@@ -267,11 +267,11 @@ class Objective:
         labels_P: Tensor,
         step: Step,
         shares: Sequence[Tensor] | None,
-        heard: Mapping[str, Tensor],
+        captured: Mapping[str, Tensor],
     ) -> Tensor:
         """The weighted sum of the terms for each row; of rows that are positions, each term's share of it."""
-        raised_heard = {name: raised(value) for name, value in heard.items()}
-        every = Rows(raised(student_PC), answer, labels_P, raised_heard, self.transforms)
+        raised_captured = {name: raised(value) for name, value in captured.items()}
+        every = Rows(raised(student_PC), answer, labels_P, raised_captured, self.transforms)
         served_P = answer.served() if self.uses_teacher else None
         served = every if served_P is None else every.only(served_P)
         total_P = torch.zeros_like(every.student_BC[:, 0])
@@ -356,7 +356,7 @@ class Objective:
 
     def _extras(self, term: Term, rows: Rows, step: Step) -> dict[str, Any]:
         extras: dict[str, Any] = {"module": self.modules[term.name]} if term.loss.module else {}
-        extras |= {name: rows.heard(name) for name in term.loss.extras & HEARD}
+        extras |= {name: rows.captured(name) for name in term.loss.extras & CAPTURED}
         if "teacher_features" in term.loss.extras:
             extras["teacher_features"] = rows.features()
         if "rows_B" in term.loss.extras:
@@ -366,9 +366,9 @@ class Objective:
         if "label_in_head_B" in term.loss.extras:
             known_B = rows.order_known(term.temperature)
             extras["label_in_head_B"] = known_B
-            heard_B = torch.ones_like(rows.labels_B, dtype=torch.bool)
-            abstained_B = torch.zeros_like(heard_B) if known_B is None else ~known_B
-            for key, counted_B in zip(term.counted, (heard_B, abstained_B), strict=True):
+            every_B = torch.ones_like(rows.labels_B, dtype=torch.bool)
+            abstained_B = torch.zeros_like(every_B) if known_B is None else ~known_B
+            for key, counted_B in zip(term.counted, (every_B, abstained_B), strict=True):
                 self._count(key, counted_B)
         return extras
 

@@ -1,4 +1,4 @@
-"""What losses hear beside logits: places in the student, and the store's features that their modules are made of.
+"""What losses take of a student beside logits: its places, and the store's features that their modules are made of.
 
 Shapes: B batch, N rows, K features of the teacher.
 """
@@ -25,12 +25,12 @@ FIT_ROWS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
-    """What an objective hears of a student.
+class Captured:
+    """An objective, and where it captures features in a student.
 
     Attributes:
         objective: With its modules, made for this student.
-        places: Where it listens, by what it calls it.
+        places: Where it captures, by what it calls it.
     """
 
     objective: Objective
@@ -47,8 +47,8 @@ def equip(
     scaling: Preprocessing,
     stored: StoredFeatures | None,
     seed: int,
-) -> Heard:
-    """The objective as it listens to a student.
+) -> Captured:
+    """The objective, made for a student.
 
     Args:
         objective: With every option bound, or to be searched.
@@ -66,7 +66,7 @@ def equip(
     places: dict[str, Place] = {}
     student_features = subclasses = 0
     inner = model.model if isinstance(model, SubclassNetwork) else model
-    if "student_features_BD" in objective.hears:
+    if "student_features_BD" in objective.captures:
         scaling = scaling.on(split)
         inputs = scaling(shown(split, views, scaling))
         training = model.training
@@ -76,7 +76,7 @@ def equip(
         finally:
             model.train(training)
         places["student_features_BD"] = place
-    if "subclass_logits_BG" in objective.hears:
+    if "subclass_logits_BG" in objective.captures:
         if not isinstance(model, SubclassNetwork):
             raise ValueError(
                 f"loss {objective.name!r} teaches subclasses, and {name!r} has none; take --student subclasses:4:{name}"
@@ -89,7 +89,7 @@ def equip(
         subclasses=subclasses,
         teacher=stored,
     )
-    return Heard(objective=objective.equipped(material, seed), places=places)
+    return Captured(objective=objective.equipped(material, seed), places=places)
 
 
 def stored_features(answers: Answers, split: Split, rows: npt.NDArray[np.int64]) -> StoredFeatures:

@@ -20,7 +20,7 @@ Run `ce`, the labels alone, beside each of them: it says what the teacher is wor
    ([students.md](../measurements/students.md)). Its NLL is worse than theirs there: at T = 4 the students are too sure.
 2. **[`rld`](#rld) with `--set preset=imagenet`**, when the labels are right and the teacher is wrong on some rows. It
    was above labels alone in every setting that we measured, in accuracy by one to three points, and in NLL. With 40 %
-   of the answers damaged it beat `kd` by 9.96 ± 0.84 points on features, and by 6.02 ± 0.49 on images
+   of the answers damaged it beat `kd` by 9.96 ± 0.84 points on features, and by 6.07 ± 0.66 on images
    ([unreliable-teachers.md](../explanation/unreliable-teachers.md)). In a top-k store, rows whose label is outside the
    head do not take part in its second half.
 3. **[`redistill`](#redistill)**, when answers are wrong and there is no label to mend them. It was as accurate as `kd`

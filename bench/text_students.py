@@ -44,7 +44,6 @@ METHODS = {
     "top 10, tail of half a bit a class": ("coded", "kd", "predicted"),
     "dense, 8 bits": ("dense", "kd", ""),
 }
-MEASURES = ("nll", "accuracy", "kl")
 
 
 def write_stores(folder: Path, arguments: argparse.Namespace) -> dict[str, Store]:
@@ -119,8 +118,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: the test loss, and its difference to that of labels paired by seed with 95 % intervals."""
     found = {(each["method"], each["seed"]): each for each in records}
     lines = [
-        "| targets | bytes a token | seeds | test loss | less than labels by | accuracy |",
-        "|---|---|---|---|---|---|",
+        "| targets | bytes a token | seeds | test loss | less than labels by | accuracy | KL to the teacher |",
+        "|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
         seeds = sorted(seed for name, seed in found if name == method and ("labels", seed) in found)
@@ -131,9 +130,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         half = half_width(saved)
         gain = "" if method == "labels" else f"{np.mean(saved):+.3f}" + ("" if half is None else f" ± {half:.3f}")
         spread = f" ({np.std(losses, ddof=1):.3f})" if len(losses) > 1 else ""
-        accuracy = np.mean([found[method, seed]["accuracy"] for seed in seeds])
+        accuracy, kl = (f"{np.mean([found[method, seed][name] for seed in seeds]):.3f}" for name in ("accuracy", "kl"))
         size = found[method, seeds[0]]["bytes"] or ""
-        cells = [method, str(size), str(len(seeds)), f"{np.mean(losses):.3f}{spread}", gain, f"{accuracy:.3f}"]
+        cells = [method, str(size), str(len(seeds)), f"{np.mean(losses):.3f}{spread}", gain, accuracy, kl]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from bench import _crossfit_page, _label_maps_page, _unreliable_page, crossfit_images, unreliable_teachers
+from bench import (
+    _crossfit_page,
+    _label_maps_page,
+    _unreliable_page,
+    crossfit_images,
+    text_students,
+    unreliable_teachers,
+)
 from bench._marked import part_of, rewrite
 from bench._unreliable import CORRUPTIONS, METHODS, PAIRS, Corruption
 from logitbank import build_model, load_split, parse_objective
@@ -91,6 +99,32 @@ def test_cross_fitting_on_images_is_measured(images: str, tmp_path: Path, monkey
         for name in ("kd, seen", "kd, cross-fitted")
     )
     assert f" | {(crossfit - seen).mean():+.3f} ± " in page.read_text()
+
+
+LANGUAGE_MODEL = """
+from torch import nn
+
+def model():
+    return nn.Sequential(nn.Embedding(1024, 8), nn.Linear(8, 1024))
+"""
+
+
+def test_students_of_a_text_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.py").write_text(LANGUAGE_MODEL)
+    teacher = nn.Sequential(nn.Embedding(1024, 8), nn.Linear(8, 1024))
+    save_weights(tmp_path / "gpt.safetensors", teacher, {})
+    for name in ("train", "test"):
+        tokens = np.random.default_rng(0).integers(0, 1024, 2 * 128 + 1)
+        np.save(tmp_path / f"{name}_tokens.npy", tokens.astype(np.uint16))
+    options = ["--sequences", 2, "--test-sequences", 1, "--epochs", 1, "--seeds", 1]
+    monkeypatch.setattr(sys, "argv", ["text_students", str(tmp_path), *map(str, options)])
+    text_students.main()
+    lines, table = capsys.readouterr().out.split("\n\n")
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert [one["method"] for one in found] == list(text_students.METHODS)
+    assert f"| labels |  | 1 | {found[0]['nll']:.3f} |" in table
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS.values(), ids=CORRUPTIONS)

@@ -132,8 +132,8 @@ def tables(document: Document) -> str:
             compared(figures, "accuracy", 100, 2),
             "NLL on new images, nats, and its difference to `kd`:",
             compared(figures, "nll", 1, 3),
-            "Where the teacher is wrong, %: training rows on which the student says the label / repeats the stored"
-            " mistake / new images that the teacher itself gets wrong, on which the student says the label:",
+            "Where the teacher is wrong, in %: training rows on which the student says the label / on which it repeats"
+            " the\nstored mistake / new images that the teacher gets wrong, on which the student says the label.",
             on_wrong_rows(figures),
         ]
     return "\n\n".join(parts)

@@ -169,14 +169,15 @@ def say_growth(name: str, costs: list[Cost]) -> None:
 def tables(costs: dict[str, list[Cost]]) -> str:
     """What was measured, and what follows for a billion rows, in Markdown."""
     sizes = [f"{cost.rows:,}" for cost in next(iter(costs.values()))]
-    head = ["command", *(f"CPU s, {size}" for size in sizes), "us a row", "exponent"]
-    head += [*(f"peak MB, {size}" for size in sizes), "files", "bytes a row"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    seconds, sides = [], []
     for name, own in costs.items():
         found, last = growth(own), own[-1]
-        cells = [f"`{name}`", *(f"{cost.seconds:.1f}" for cost in own), f"{found.us_a_row:.2f}"]
-        cells += ["" if found.exponent is None else f"{found.exponent:.2f}", *(f"{cost.peak_mb:.0f}" for cost in own)]
-        lines.append("| " + " | ".join([*cells, f"{last.files}", f"{last.written / last.rows:.0f}"]) + " |")
+        exponent = "" if found.exponent is None else f"{found.exponent:.2f}"
+        seconds.append([f"`{name}`", *(f"{cost.seconds:.1f}" for cost in own), f"{found.us_a_row:.2f}", exponent])
+        disk = [f"{last.files}", f"{last.written / last.rows:.0f}"]
+        sides.append([f"`{name}`", *(f"{cost.peak_mb:.0f}" for cost in own), *disk])
+    lines = _table(["command", *(f"CPU s, {size}" for size in sizes), "us a row", "exponent"], seconds)
+    lines += ["", *_table(["command", *(f"peak MB, {size}" for size in sizes), "files", "bytes a row"], sides)]
     lines += ["", "| command | CPU hours | peak GB | memory, bytes a row | GB written |", "|---|---:|---:|---:|---:|"]
     for name, own in costs.items():
         paper, row = on_paper(own), growth(own).memory_a_row
@@ -188,6 +189,12 @@ def tables(costs: dict[str, list[Cost]]) -> str:
         ]
         lines.append("| " + " | ".join([f"`{name}`", *cells]) + " |")
     return "\n".join(lines)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,20 +134,28 @@ def train(out: Path, store: Path, split: Split, test: Split, student: str, told:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown: means, standard deviations, and differences paired by repeat with 95 % intervals."""
-    heads = ["table", "student", "n", "teacher", *METHODS, "cross-fitted - seen", "published"]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    teachers = {(each["table"], each["seed"]): each["auc"]["teacher"] for each in records if "student" not in each}
-    for name in TABLES:
-        for student in STUDENTS:
-            own = [each for each in records if each.get("student") == student and each["table"] == name]
-            if not own:
-                continue
-            cells = [name, student, str(len(own)), mean([teachers[name, each["seed"]] for each in own])]
-            cells += [mean([each["auc"][method] for each in own]) for method in METHODS]
-            cells.append(difference([each["auc"]["cross-fitted"] - each["auc"]["seen"] for each in own]))
-            cells.append(" / ".join(f"{value:.3f}" for value in PUBLISHED.get((name, student), ())))
-            lines.append(f"| {' | '.join(cells)} |")
+    students = [each for each in records if "student" in each]
+    counts = Counter((each["table"], each["student"]) for each in students)
+    repeats = " or ".join(map(str, sorted(set(counts.values()))))
+    lines = _head(f"table, student (n = {repeats})", *METHODS, "cross-fitted - seen")
+    for name, student in ((name, student) for name in TABLES for student in STUDENTS if counts[name, student]):
+        own = [each["auc"] for each in students if (each["table"], each["student"]) == (name, student)]
+        cells = [f"{name}, {student}", *(mean([auc[method] for auc in own]) for method in METHODS)]
+        lines.append(f"| {' | '.join([*cells, difference([auc['cross-fitted'] - auc['seen'] for auc in own])])} |")
+    teachers = {
+        name: [each["auc"]["teacher"] for each in records if each["table"] == name and "student" not in each]
+        for name in TABLES
+    }
+    said = ", ".join(f"{name} {mean(values)}" for name, values in teachers.items() if values)
+    lines += ["", f"Teachers: {said}.", "", "Published (the authors' result files, n = 5, all training rows):", ""]
+    lines += _head("table, student", "labels", "seen, logits", "cross-fitted", "corrected")
+    for (name, student), values in PUBLISHED.items():
+        lines.append(f"| {name}, {student} | {' | '.join(f'{value:.3f}' for value in values)} |")
     return "\n".join(lines)
+
+
+def _head(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
 
 
 def mean(values: list[float]) -> str:

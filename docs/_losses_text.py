@@ -102,6 +102,8 @@ is noise. The norms are over all measured rows together, so rows with large grad
 
 Measured by `python -m bench.loss_encoding` (seed 0; rows that did not fit the tail predictor). What a loss is:
 [losses.md](../reference/losses.md).
+
+The letter behind an encoding is the tail rule: u uniform, p predicted, b bucket.
 """
 
 RULES = f"""# Target transforms, row weights, temperature rules

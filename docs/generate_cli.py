@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -94,8 +95,9 @@ def default(parameter: Any) -> str:
 
 
 def cell(text: str) -> str:
-    """One line that keeps a Markdown table whole."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """One line that keeps a Markdown table whole, and lets long words break where a telephone shows them."""
+    words = [re.sub(r"([,?])(?=.)", r"\1<wbr>", word) if len(word) > 20 else word for word in text.split()]
+    return " ".join(words).replace("|", "\\|").replace("<", "&lt;").replace("&lt;wbr>", "<wbr>")
 
 
 def page() -> str:

@@ -35,7 +35,6 @@ COLUMNS = (
     ("top-10", "uniform"),
     ("top-10", "predicted"),
     ("top-10", "bucket"),
-    ("top-20", "predicted"),
     ("top-50", "predicted"),
     ("top-10 + 2-bit tail", "predicted"),
     ("dense int8", "-"),
@@ -140,7 +139,7 @@ def measured(data: Mapping[str, Any]) -> Iterator[str]:
         )
         for temperature in ("1", "4"):
             yield f"T = {temperature}\n"
-            heads = [label if rule == "-" else f"{label}, {rule}" for label, rule in COLUMNS]
+            heads = [label if rule == "-" else f"{label} {rule[0]}" for label, rule in COLUMNS]
             yield f"| Loss | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}"
             for loss in found["encodings"]["top-10"]["rules"]["predicted"]:
                 errors = [found["encodings"][label]["rules"][rule][loss] for label, rule in COLUMNS]

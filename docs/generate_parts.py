@@ -126,10 +126,10 @@ def students() -> Iterator[str]:
     """One line per estimator that a student can be."""
     yield STUDENTS_ABOUT
     rows = [
-        (f"`sklearn:{name}`", each.fits, ", ".join(f"`{option}`" for option in each.options), each.about)
+        (f"`{name}`", ", ".join(f"`{option}`" for option in each.options), f"{each.about}; {each.fits}")
         for name, each in STUDENTS.items()
     ]
-    yield from table(("name", "fitted by", "options", "what"), rows)
+    yield from table(("name", "options", "what; fitted by"), rows)
 
 
 def folds() -> Iterator[str]:

@@ -209,12 +209,19 @@ def train(
 
 def cross_fitting(records: list[dict[str, Any]], measure: str) -> str:
     """Markdown: overfit teachers that have seen the rows against cross-fitted ones, for each student and loss."""
-    heads = ["data", "student", "loss", "n", "teacher", "labels alone", "seen", "cross-fitted", "difference"]
+    heads = [
+        f"data, student, loss ({repeats(records)})",
+        "teacher",
+        "labels alone",
+        "seen",
+        "cross-fitted",
+        "difference",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for (name, depth, student), found in by_row(records).items():
         for loss in ("squared error", "KD") if depth is None else ():
             a, b = f"{loss}, cross-fitted", f"{loss}, seen"
-            cells = [name, student, loss, str(len(found))]
+            cells = [f"{name}, {student}, {loss}"]
             cells += [mean(found, column, measure) for column in ("teacher", "labels alone", b, a)]
             lines.append(f"| {' | '.join([*cells, difference(found, a, b, measure)])} |")
     return "\n".join(lines)
@@ -223,18 +230,28 @@ def cross_fitting(records: list[dict[str, Any]], measure: str) -> str:
 def correction(records: list[dict[str, Any]]) -> str:
     """Markdown: the correction on top of cross-fitting, AUC and difference of NLL."""
     a, b = "corrected", "squared error, cross-fitted"
-    columns = {"teacher": "teacher", "labels alone": "labels alone", "seen": "squared error, seen"}
-    columns |= {"cross-fitted": b, "corrected": a}
-    heads = ["data", "depth", "n", *columns, "corrected - cross-fitted", "the same in NLL", "median c"]
+    columns = {"seen": "squared error, seen", "cross-fitted": b, "corrected": a}
+    heads = [
+        f"data, depth, the teacher's AUC ({repeats(records)})",
+        *columns,
+        "change, AUC",
+        "change, NLL",
+        "c",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     own = [record for record in records if a in record["found"]]
     for (name, depth, student), found in by_row(own).items():
         chosen = [r["c"] for r in own if (r["data"], r["depth"], r["student"]) == (name, depth, student)]
-        cells = [name, "none" if depth is None else str(depth), str(len(found))]
+        cells = [f"{name}, {'none' if depth is None else depth}, {mean(found, 'teacher', 'auc')}"]
         cells += [mean(found, column, "auc") for column in columns.values()]
         cells += [difference(found, a, b, measure) for measure in ("auc", "nll")]
         lines.append(f"| {' | '.join([*cells, f'{np.median(chosen):g}'])} |")
     return "\n".join(lines)
+
+
+def repeats(records: list[dict[str, Any]]) -> str:
+    """How many repeats the rows of a table have."""
+    return f"n = {' or '.join(map(str, sorted({len(found) for found in by_row(records).values()})))}"
 
 
 def by_row(records: list[dict[str, Any]]) -> dict[tuple[str, int | None, str], list[dict[str, Any]]]:

@@ -15,12 +15,14 @@ from logitbank.pipeline.answers.label_map import CroppedAnswers, roi_weights
 from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.cache_teacher.recompute import recompute
 from logitbank.pipeline.cache_teacher.run import cache_teacher
+from logitbank.pipeline.cache_teacher.teachers.exported import ExportTeacher
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.recorded import recorded_teacher
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split, take
 from logitbank.pipeline.datasets.torchvision_ops import prepare_torchvision
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.exchange import export_store
 from logitbank.pipeline.models import MODELS, build_model
 from logitbank.pipeline.models.label_map import LabelMap
 from logitbank.pipeline.models.preprocessing import Preprocessing, fit_preprocessing
@@ -232,3 +234,12 @@ def test_a_transform_that_makes_nothing_is_refused_on_other_stores(few: Split, w
     asked = ["train-student", "--store", str(tmp_path / "s.zarr"), "--data", "digits?limit=60", "--out", str(tmp_path)]
     told = str(CliRunner().invoke(app, [*asked, "--transform", "flip-crop"]).exception)
     assert "the store's views were made by none" in told
+
+
+def test_a_map_goes_to_plain_arrays_and_not_back(few: Split, weights: Path, tmp_path: Path) -> None:
+    store = cached(few, weights, tmp_path / "s.zarr", 2)
+    export_store(store.path, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as file:
+        np.testing.assert_array_equal(file["logit"], store.teacher().slab(0)["logit"][None])
+    with pytest.raises(ValueError, match="holds label maps, .* hand over the store itself"):
+        ExportTeacher(tmp_path / "x.npz", few, Views())

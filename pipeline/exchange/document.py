@@ -209,6 +209,10 @@ def _arrays(content: Mapping[str, Any], num_classes: int, where: str) -> dict[st
 def check_views(views: Views, description: Description, where: str) -> None:
     """Raises ValueError unless these are the export's own views, or the first of them."""
     said, own = description.content["views"], views.attributes()
+    if said.get("label_map"):
+        raise ValueError(
+            f"{where} holds label maps, and an export of those is for other tools; hand over the store itself"
+        )
     same = all(own.get(name) == said.get(name) for name in {*own, *said} - {"num_views", "versions"})
     if same and views.num_views <= description.num_views:
         return

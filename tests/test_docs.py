@@ -155,3 +155,10 @@ def test_the_glossary_names_what_is_there() -> None:
     named = {name for line in lines for name in re.findall(r"`(.+?)`", line)}
     assert len(named) > 50
     assert not {name for name in named - there if not hasattr(logitbank.Teacher, name.removeprefix("Teacher."))}
+
+
+@pytest.mark.parametrize("name", [*PAGES, *ALSO_LINKED])
+def test_a_student_learns_from_answers_and_a_loss_tolerates_mistakes(name: str) -> None:
+    """One term for one thing, as in docs/reference/glossary.md; other words are riddles to many readers."""
+    page = PAGES[name] if name in PAGES else ALSO_LINKED[name]
+    assert not re.findall(r".*\b(?:hears?|heard|bears?)\b.*", page)

@@ -55,7 +55,8 @@ Every loss is a function `loss(student_BC, teacher_BC, labels_B, *, ...) -> [B]`
   data its defaults are.
 - **A sum**, such as `kd:0.9 + ce:0.1`, is just that sum. It may name a loss several times, as
   `kd?temperature=2:0.5 + kd?temperature=6:0.5 + ce:0.1`; the terms are then called `kd` and `kd2`.
-- **A part of the run**: `starts_at` and `ends_at` are shares of the steps, outside of which a term does not count.
+- **A part of the run**: `starts_at` and `ends_at` are shares of the steps, outside of which a term does not count; one
+  that would count in none of a run's steps is refused.
   `ramp_from` and `ramp_to` multiply its weight at the first and the last of these steps, in a straight line between.
   `kd?ends_at=0.5:1 + reverse_kl?starts_at=0.5:1` is forward KL for the first half and then reverse KL (PACED's
   schedule). `ce?ramp_to=0:1 + kd?ramp_from=0:1` goes over from labels to the teacher.

@@ -156,7 +156,7 @@ class Caching:
     )
     view_seed: int = option(0, help="Seed of the views", domain=SEED)
     compute: Compute = part(Compute)
-    limit: int = option(0, help="A trial on n examples; stage two reads them with DATA?limit=n", domain=COUNT)
+    limit: int = option(0, help="Examples of a trial; 0: all. Stage two reads them with DATA?limit=n", domain=COUNT)
     mean: str = option("", help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406", domain=MEANS)
     std: str = option("", help="Input standard deviation, likewise", domain=STDS)
     input_transform: str = option(
@@ -164,7 +164,7 @@ class Caching:
         help="Changes to the network's own: resize=256,crop=224,interpolation=bicubic,mode=center,mean=...,std=...;"
         " parts that are left out stay",
     )
-    device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
+    device: str = option("auto", help="Device: cpu, cuda, cuda:1, mps, or auto: a GPU if there is one", decides=False)
     threads: int = option(
         0, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1", domain=COUNT, decides=False
     )

@@ -36,7 +36,7 @@ from logitbank.pipeline.processes.device import find_device
 
 def inspect(
     store: Store,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")] = False,
 ) -> None:
     """Show what a store holds: data, teachers, views, folds, encoding, fidelity, accuracy, versions."""
     from logitbank.pipeline.look.describe import describe_store, format_description
@@ -150,7 +150,7 @@ def diff(
     ] = "",
     view: Annotated[int, option(COUNT, help="Which view, from 0")] = 0,
     temperature: Annotated[float, option(TEMPERATURE, help="T of the softmax")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")] = False,
 ) -> None:
     """Compare two teachers over the examples that both answer: identity, agreement, KL, by class."""
     from logitbank.pipeline.look.diff import diff_teachers, format_diff
@@ -193,7 +193,7 @@ def rank_students(
     teacher: OneTeacher = "",
     seeds: Annotated[int, option(AT_LEAST_ONE, help="Number of seeds: how often weights and rows are drawn")] = 3,
     rows: Annotated[int, option(AT_LEAST_ONE, help="Number of rows, with labels, that are compared")] = 256,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text")] = False,
 ) -> None:
     """Rank students before any is trained (DisWOT), by a store that holds the teacher's features."""
     from dataclasses import asdict

@@ -158,7 +158,7 @@ def _parameter(setting: Setting, *, lists: bool) -> inspect.Parameter:
 
 
 Data = Annotated[str, typer.Option(help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one")]
+Device = Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps, or auto: a GPU if there is one")]
 Threads = Annotated[int, option(COUNT, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1")]
 Mean = Annotated[str, option(MEANS, help="Input mean, one number a channel, on the 0..1 scale: 0.485,0.456,0.406")]
 Std = Annotated[str, option(STDS, help="Input standard deviation, likewise")]
@@ -187,13 +187,13 @@ SomeTeachers = Annotated[
     typer.Option("--teacher-name", help="Name of a teacher of the store, or several with commas between; empty: all"),
 ]
 FirstViews = Annotated[int | None, option(VIEWS, help="Number of views, from the first on; default: all")]
-Slice = Annotated[str, typer.Option("--slice", help="Rows a:b, from a up to but without b; empty: all")]
+Slice = Annotated[str, typer.Option("--slice", help="Rows a:b, from a up to but without b")]
 Part = Annotated[
-    str, typer.Option(help="i/n, i from 0: this is process i of n, so they start apart; torchrun sets it itself")
+    str, typer.Option(help="Share of the rows: i/n, i from 0, of n processes that start apart; torchrun sets it itself")
 ]
 Student = Annotated[str, typer.Option(help="Architecture of the student; needed when it is your file.py:factory")]
 Ray = Annotated[
-    str, typer.Option(help="local, or a Ray cluster's HOST:PORT or auto: run there (pip install logitbank[ray])")
+    str, typer.Option(help="Run on Ray: local, or a cluster's HOST:PORT or auto (pip install logitbank[ray])")
 ]
 Store = Annotated[Path, typer.Argument(help="A store that cache-teacher wrote")]
 

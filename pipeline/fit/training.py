@@ -68,13 +68,13 @@ class Training:
     accumulate: int = option(
         1, help="Forward passes that share one step; --batch-size stays what a step sees", domain=AT_LEAST_ONE
     )
-    optimizer: str = option("sgd", help=f"By timm's name: {', '.join(OPTIMIZERS)}", domain=Words(OPTIMIZERS))
+    optimizer: str = option("sgd", help=f"Optimiser, by timm's name: {', '.join(OPTIMIZERS)}", domain=Words(OPTIMIZERS))
     lr: float = option(0.05, help="Peak learning rate", domain=POSITIVE)
     momentum: float = option(
-        0.9, help=f"Of {', '.join(WITH_MOMENTUM)}; 0 for none. That of sgd is Nesterov's", domain=SHARE
+        0.9, help=f"Momentum of {', '.join(WITH_MOMENTUM)}; 0 for none. That of sgd is Nesterov's", domain=SHARE
     )
     schedule: str = option(
-        "cosine", help="cosine, step, one-cycle or constant, applied step by step", domain=Words(tuple(SCHEDULES))
+        "cosine", help="Learning rate: cosine, step, one-cycle or constant, by step", domain=Words(tuple(SCHEDULES))
     )
     warmup_epochs: float = option(
         0.0, help="Epochs in which the learning rate rises from 0; the schedule follows", domain=NOT_NEGATIVE
@@ -87,7 +87,7 @@ class Training:
     weight_decay: float = option(5e-4, help="Weight decay", domain=NOT_NEGATIVE)
     weight_decay_on: str = option(
         "all",
-        help="all: every parameter; weights: as timm has it, neither biases nor norms, nor what the model exempts",
+        help="What decays: all parameters; or weights: no biases, no norms, nor what the model exempts, as in timm",
         domain=Words(("all", "weights")),
     )
     # divergences with unbounded ratios, such as power divergence with lambda > 0, need it in the first steps
@@ -127,7 +127,7 @@ class Training:
         domain=NOT_NEGATIVE,
     )
     dp_delta: float = option(
-        1e-5, help="Of the epsilon that --dp-sgd reports", domain=Number(high=1.0, open_low=True, open_high=True)
+        1e-5, help="Delta of the epsilon that --dp-sgd tells", domain=Number(high=1.0, open_low=True, open_high=True)
     )
     select: str = option(
         "last",

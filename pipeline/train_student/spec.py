@@ -56,7 +56,9 @@ class Run:
 
     store: str = option(help="A store that cache-teacher wrote")
     data: str = option("digits", help="Data spec, see `cli datasets`; for example torchvision:CIFAR10?root=data")
-    eval_data: str = option("", help="Evaluated once, at the end; default: the data's split=test")
+    eval_data: str = option(
+        "", help="Data spec of the test data, evaluated once, at the end; default: the data's split=test"
+    )
     student: str = option("mlp:32", help="Architecture of the student, see `cli models`, or sklearn:NAME?option=value")
     init: str = option("", help="Weights that the student starts from")
     loss: str = option(
@@ -65,7 +67,7 @@ class Run:
     settings: Mapping[str, str | float] = option(
         {}, help="Option of the loss, option=value; may be repeated", spelled="--set", texts=read_settings
     )
-    label_smoothing: float = option(0.0, help="Of the loss's hard-label part, 0 to 1", domain=SHARE)
+    label_smoothing: float = option(0.0, help="Label smoothing of the loss's hard-label part, 0 to 1", domain=SHARE)
     teacher: str = option(
         "",
         help="Name of a teacher of the store, or several with their weights: a,b or a:2,b:1",
@@ -118,11 +120,11 @@ class Run:
     )
     logger: Sequence[str] = option(
         (),
-        help="tensorboard, wandb?project=NAME or mlflow?experiment=NAME; may be repeated",
+        help="Where epochs are logged: tensorboard, wandb?project=NAME or mlflow?experiment=NAME; may be repeated",
         decides=False,
         texts=tuple,
     )
-    device: str = option("auto", help="cpu, cuda, cuda:1, mps, or auto: a GPU when there is one", decides=False)
+    device: str = option("auto", help="Device: cpu, cuda, cuda:1, mps, or auto: a GPU if there is one", decides=False)
     threads: int = option(
         0, help="CPU threads; 0 leaves it to torch. Tiny models are fastest with 1", domain=COUNT, decides=False
     )

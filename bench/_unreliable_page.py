@@ -157,39 +157,53 @@ def readme_table(document: Document) -> str:
 
 
 def plot(document: Document, path: Path) -> None:
-    """Accuracy of every method under each corruption, with 95 % intervals of the mean, a panel for each pair."""
+    """Accuracy of every method under each corruption, with 95 % intervals of the mean, one pair below the other.
+
+    Beside `path`, on a light ground, lies `NAME-dark.png`.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     pairs = list(document["pairs"])
-    drawn, panels = plt.subplots(1, len(pairs), figsize=(5.4 * len(pairs), 5.4), layout="constrained", squeeze=False)
-    for panel, pair in zip(panels[0], pairs, strict=True):
-        figures = Figures(document, pair)
-        methods = [method for method in figures.methods if method != LABELS]
-        for number, corruption in enumerate(figures.corruptions):
-            found = [list(figures.values(corruption, method, "accuracy").values()) for method in methods]
-            panel.errorbar(
-                [100 * float(np.mean(values)) if values else np.nan for values in found],
-                [row + 0.16 * (number - 1.5) for row in range(len(methods))],
-                xerr=[100 * (half_width(values) or 0) for values in found],
-                fmt="o",
-                markersize=4,
-                capsize=2,
-                color=f"C{number}",
-                label=corruption,
-            )
-        labels = list(figures.values("", LABELS, "accuracy").values())
-        panel.axvline(100 * float(np.mean(labels)), color="grey", linestyle="--", label="hard labels")
-        panel.set_yticks(range(len(methods)), methods)
-        panel.invert_yaxis()
-        panel.set_title(figures.about.replace("`", "").replace(", which", ",\nwhich"), fontsize=9)
-        panel.set_xlabel("accuracy on new images, %")
-        panel.grid(alpha=0.3)
-    panels[0, 0].legend(fontsize=8)
-    drawn.savefig(path, dpi=110)
-    plt.close(drawn)
+    for style, suffix in (("default", ""), ("dark_background", "-dark")):
+        with plt.style.context(style):
+            size = (5.4, 5.2 * len(pairs))
+            drawn, panels = plt.subplots(len(pairs), 1, figsize=size, layout="constrained", squeeze=False)
+            for panel, pair in zip(panels[:, 0], pairs, strict=True):
+                _plot_pair(panel, Figures(document, pair))
+            panels[0, 0].legend(fontsize=8)
+            file = path.with_stem(path.stem + suffix)
+            drawn.savefig(file, dpi=110)
+            plt.close(drawn)
+        with Image.open(file) as image:  # few colours: a third of the bytes
+            few = image.convert("RGB").quantize(colors=64, dither=Image.Dither.NONE)
+        few.save(file, optimize=True)
+
+
+def _plot_pair(panel: Any, figures: Figures) -> None:
+    methods = [method for method in figures.methods if method != LABELS]
+    for number, corruption in enumerate(figures.corruptions):
+        found = [list(figures.values(corruption, method, "accuracy").values()) for method in methods]
+        panel.errorbar(
+            [100 * float(np.mean(values)) if values else np.nan for values in found],
+            [row + 0.16 * (number - 1.5) for row in range(len(methods))],
+            xerr=[100 * (half_width(values) or 0) for values in found],
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            color=f"C{number}",
+            label=corruption,
+        )
+    labels = list(figures.values("", LABELS, "accuracy").values())
+    panel.axvline(100 * float(np.mean(labels)), color="grey", linestyle="--", label="hard labels")
+    panel.set_yticks(range(len(methods)), methods)
+    panel.invert_yaxis()
+    panel.set_title(figures.about.replace("`", "").replace(", which", ",\nwhich"), fontsize=9)
+    panel.set_xlabel("accuracy on new images, %")
+    panel.grid(alpha=0.3)
 
 
 def write_page(docs: Path, document: Document) -> None:

@@ -95,7 +95,7 @@ def plot(found: Seconds, folder: Path) -> None:
     for ground, name in FILES.items():
         style = "dark_background" if ground == "dark" else "default"
         with plt.style.context(style):
-            figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+            figure, axis = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
             axis.plot(online, "o-", color="C3", label="teacher online in every step")
             axis.plot(cached, "o-", color="C0", label="teacher once, then from its store")
             axis.set_xticks(range(len(online)))

@@ -152,8 +152,8 @@ def measure(num_classes: int, name: str) -> None:
     report(f"{label}/decode_dense_rows_per_s", rate(in_groups(decoded, TIMED, step), TIMED))
     fill = in_groups(lambda rows: torch.empty(len(labels[rows]), num_classes).fill_(0.5), TIMED, step)
     report(f"{label}/fill_dense_rows_per_s", rate(fill, TIMED))
-    forms(label, arrays, labels, encoding, predictor, goals[1])
     report(f"{label}/all_peak_mb", peak_mb() - before, 1500, most=True)
+    forms(label, arrays, labels, encoding, predictor, goals[1])
     report(f"{label}/row_bytes", compressed_bytes(stored))
     report(f"{label}/id_bytes", compressed_bytes({"index": stored["index"]}) / TOP_K)
     for tail in ("uniform", "predicted"):

@@ -33,26 +33,36 @@ def sparse_kl_divergence(student_BC: Tensor, target: SparseTarget, *, temperatur
     Returns:
         Loss of each example in nats, shape [B].
     """
-    rows_B = _SparseKL.apply(raised(student_BC), target, temperature)  # type: ignore[no-untyped-call]
+    return _rows(student_BC, target, temperature, with_entropy=False)
+
+
+def sparse_soft_cross_entropy(student_BC: Tensor, target: SparseTarget, *, temperature: float = 1.0) -> Tensor:
+    """`soft_cross_entropy` with a teacher in its sparse form: arguments and return as for the KL."""
+    return _rows(student_BC, target, temperature, with_entropy=True)
+
+
+def _rows(student_BC: Tensor, target: SparseTarget, temperature: float, *, with_entropy: bool) -> Tensor:
+    rows_B = _SparseKL.apply(raised(student_BC), target, temperature, with_entropy)  # type: ignore[no-untyped-call]
     assert isinstance(rows_B, Tensor)
     return rows_B
 
 
 class _SparseKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student_BC: Tensor, target: SparseTarget, temperature: float) -> Tensor:
+    def forward(ctx: Any, student_BC: Tensor, target: SparseTarget, temperature: float, with_entropy: bool) -> Tensor:
+        """KL, or KL plus the teacher's entropy, which has no gradient."""
         student = _Student(student_BC, temperature, target)
         if target.level_B1 is not None:
-            kl_B1, prob = _one_level(student, target, target.level_B1)
+            loss_B1, prob = _one_level(student, target, target.level_B1, with_entropy)
         else:
-            kl_B1, prob = _predicted(student, target, keep=ctx.needs_input_grad[0])
+            loss_B1, prob = _predicted(student, target, with_entropy, keep=ctx.needs_input_grad[0])
         ctx.temperature, ctx.index_BJ, ctx.all_alike = temperature, target.index_BJ, target.level_B1 is not None
         ctx.save_for_backward(student_BC, student.best_B1, student.sum_B1, student.said_BJ, *prob)
-        return kl_B1[:, 0] * temperature**2
+        return loss_B1[:, 0] * temperature**2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None, None]:
         """T (q - p) times what comes from above."""
         student_BC, best_B1, sum_B1, said_BJ, prob, last = ctx.saved_tensors
         grad_B1 = ctx.temperature * grad_B[:, None]
@@ -65,7 +75,7 @@ class _SparseKL(torch.autograd.Function):
                 gradient_BC[:, own].addcmul_(block_Bc.exp_(), student_B1)
         if ctx.all_alike:
             gradient_BC.scatter_(1, ctx.index_BJ, (said_BJ.exp() / sum_B1 - last) * grad_B1)
-        return gradient_BC, None, None
+        return gradient_BC, None, None, None
 
 
 def _blocks(logits_BC: Tensor, less_B1: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
@@ -116,8 +126,10 @@ def _teacher_said(student: _Student, target: SparseTarget) -> tuple[Tensor, Tens
     return (said_BJ - best_B1) / student.temperature, best_B1
 
 
-def _one_level(student: _Student, target: SparseTarget, level_B1: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """KL, and the probability of every other class [B, 1] and of those said one by one [B, J]."""
+def _one_level(
+    student: _Student, target: SparseTarget, level_B1: Tensor, with_entropy: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The loss over T^2, and the probability of every other class [B, 1] and of those said one by one [B, J]."""
     said_BJ, best_B1 = _teacher_said(student, target)
     level_B1 = (level_B1.to(said_BJ) - best_B1) / student.temperature
     total_B1 = torch.zeros_like(best_B1)
@@ -131,25 +143,34 @@ def _one_level(student: _Student, target: SparseTarget, level_B1: Tensor) -> tup
     beyond_B1 = dot(said_BJ.expm1(), new_BJ)[:, None] + others_B1 * level_B1.expm1()
     prob_BJ, prob_B1 = prob_BJ / sum_B1, prob_B1 / sum_B1
     others_total_B1 = others_B1 * level_B1 - (total_B1 - dot(student.said_BJ, new_BJ)[:, None])
-    kl_B1 = dot(prob_BJ * new_BJ, said_BJ - student.said_BJ)[:, None] + prob_B1 * others_total_B1
-    return kl_B1 + student.log_ratio_B1(sum_B1, beyond_B1), (prob_B1, prob_BJ)
+    loss_B1 = dot(prob_BJ * new_BJ, said_BJ - student.said_BJ)[:, None] + prob_B1 * others_total_B1
+    loss_B1 = loss_B1 + student.log_ratio_B1(sum_B1, beyond_B1)
+    if with_entropy:
+        mean_B1 = dot(prob_BJ * new_BJ, said_BJ)[:, None] + others_B1 * prob_B1 * level_B1
+        loss_B1 = loss_B1 + sum_B1.log() - mean_B1
+    return loss_B1, (prob_B1, prob_BJ)
 
 
-def _predicted(student: _Student, target: SparseTarget, *, keep: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """KL, and numbers in proportion to the probabilities, [B, C] if they are to be kept, with their sum [B, 1]."""
+def _predicted(
+    student: _Student, target: SparseTarget, with_entropy: bool, *, keep: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The loss over T^2, and numbers in proportion to probabilities, [B, C] if they are kept, with their sum [B, 1]."""
     said_BJ, best_B1 = _teacher_said(student, target)
     places = _Places(target.index_BJ, said_BJ)
     kept_BC = torch.empty_like(student.logits_BC) if keep else student.logits_BC[:, :0]
-    sum_B1, kl_B1 = torch.zeros_like(best_B1), torch.zeros_like(best_B1)
+    sum_B1, loss_B1, mean_B1 = (torch.zeros_like(best_B1) for _ in range(3))
     for own, block_Bc in student.blocks():
         tail_Bc = target.tail(own, torch.empty(block_Bc.shape, device=block_Bc.device)).to(block_Bc.dtype)
         tail_Bc.sub_(best_B1).mul_(1.0 / student.temperature)
         places.write(tail_Bc, own)
         prob_Bc = torch.exp(tail_Bc, out=kept_BC[:, own]) if keep else tail_Bc.exp()
         sum_B1 += prob_Bc.sum(1, keepdim=True)
-        kl_B1 += dot(prob_Bc, tail_Bc.sub_(block_Bc))[:, None]
+        if with_entropy:
+            mean_B1 += dot(prob_Bc, tail_Bc)[:, None]
+        loss_B1 += dot(prob_Bc, tail_Bc.sub_(block_Bc))[:, None]
         student.add(block_Bc, prob_Bc)
-    return kl_B1 / sum_B1 + student.log_ratio_B1(sum_B1, torch.zeros_like(sum_B1)), (kept_BC, sum_B1)
+    loss_B1 = loss_B1 / sum_B1 + student.log_ratio_B1(sum_B1, torch.zeros_like(sum_B1))
+    return loss_B1 + (sum_B1.log() - mean_B1 / sum_B1 if with_entropy else 0.0), (kept_BC, sum_B1)
 
 
 class _Places:

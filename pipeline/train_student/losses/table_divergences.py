@@ -23,6 +23,7 @@ from .mixtures import (
     total_variation,
 )
 from .ranking import list_mle
+from .sparse import sparse_soft_cross_entropy
 
 DENSE = frozenset({"dense"})
 LANGUAGE = "language models"
@@ -153,6 +154,7 @@ DIVERGENCES: dict[str, Loss] = {
     ),
     "soft_ce": Loss(
         fn=soft_cross_entropy,
+        sparse=sparse_soft_cross_entropy,
         paper="Hinton et al. 2015",
         use="KD's gradient with cross-entropy's value; comparable across students with one teacher",
         setting="any data, T = 1",

@@ -373,7 +373,22 @@ def test_shift_reaches_the_mass_when_far_classes_come_near_the_cap_too() -> None
     known, cap_B = torch.full((6, 1), 7), torch.full((6,), 2e-3).log()
     shift_B = shift_to_mass(shape_BC.clone(), known, torch.full((6,), 0.6).log(), cap_B)
     reached_BC = torch.minimum(shape_BC + shift_B[:, None], cap_B[:, None]).exp().scatter(1, known, 0.0)
-    torch.testing.assert_close(reached_BC.sum(1), torch.full((6,), 0.6), rtol=2e-2, atol=0)
+    torch.testing.assert_close(reached_BC.sum(1), torch.full((6,), 0.6), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("spread", [3.0, 30.0, 300.0])
+@pytest.mark.parametrize("classes", [20, 1000, 5000])
+def test_shift_reaches_the_mass_when_classes_follow_each_other_to_the_cap(
+    classes: int, spread: float, share: float
+) -> None:
+    """Each class that ends at the cap lifts the next ones: as many as it takes, on any spread of logits."""
+    falling_C, drawn_C = torch.linspace(0, -spread, classes), torch.randn(classes) * spread / 6
+    shape_BC, cap_B = torch.stack([falling_C, drawn_C]), torch.full((2,), -3.0)
+    log_mass_B = cap_B + math.log(share * classes)
+    shift_B = shift_to_mass(shape_BC.clone(), torch.zeros(2, 0, dtype=torch.int64), log_mass_B, cap_B)
+    reached_BC = torch.minimum(shape_BC.double() + shift_B[:, None], cap_B[:, None].double())
+    torch.testing.assert_close(reached_BC.logsumexp(1).float(), log_mass_B, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(("width", "error"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497)])

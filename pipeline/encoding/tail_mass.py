@@ -104,13 +104,19 @@ def _gathered(where_RX: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _raise(near_RM: Tensor, others_R: Tensor, log_mass_R: Tensor, cap_R: Tensor, shift_R: Tensor) -> Tensor:
-    """The shift of rows that have some classes which may be at the cap, and ``others_R``, the log mass of the rest."""
-    for _ in range(8):
-        over_RM = near_RM > (cap_R - shift_R)[:, None]
-        left_R = log_minus(log_mass_R, cap_R + over_RM.sum(1).log())
-        under_R = torch.logaddexp(near_RM.masked_fill(over_RM, -math.inf).logsumexp(1), others_R)
-        raised_R = torch.where(torch.isneginf(under_R), shift_R, left_R - under_R)
-        if not (raised_R > shift_R + 1e-5).any():
-            break
-        shift_R = torch.maximum(shift_R, raised_R)
-    return shift_R
+    """The shift of rows that have some classes which may be at the cap, and ``others_R``, the log mass of the rest.
+
+    With the m best of them at the cap, the classes below share what is left: that is a shift for every m, and the right
+    one is the first that leaves the next class below the cap. Where every class ends at the cap, the last just does.
+    """
+    falling_RM = near_RM.sort(1, descending=True).values.double()  # for sums of many classes that are much alike
+    nothing_R1 = torch.full_like(falling_RM[:, :1], -math.inf)
+    below_RN = torch.cat([falling_RM.flip(1).logcumsumexp(1).flip(1), nothing_R1], 1)  # N = M + 1 numbers at the cap
+    below_RN = torch.logaddexp(below_RN, others_R[:, None])
+    capped_N = torch.arange(below_RN.shape[1], device=near_RM.device).log()
+    raised_RN = log_minus(log_mass_R[:, None].expand_as(below_RN), cap_R[:, None] + capped_N) - below_RN
+    next_RN = torch.cat([falling_RM, nothing_R1], 1)
+    first_R1 = (torch.isneginf(next_RN) | (next_RN + raised_RN <= cap_R[:, None])).int().argmax(1, keepdim=True)
+    last_RN = torch.cat([cap_R[:, None] - shift_R[:, None], falling_RM], 1)  # the last at the cap; at 0: as it was
+    raised_RN = torch.where(torch.isneginf(below_RN), cap_R[:, None] - last_RN, raised_RN)
+    return torch.maximum(raised_RN.gather(1, first_R1).squeeze(1).float(), shift_R)

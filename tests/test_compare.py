@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from logitbank.pipeline.train_student.compare import Comparison, compare, format_table
+from logitbank.pipeline.train_student.compare import Comparison, compare, format_table, unlike
 from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
 
 
@@ -157,3 +157,21 @@ def test_a_result_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
     run(tmp_path, math.nan, 0)
     with pytest.raises(ValueError, match="result.json: not readable JSON .*NaN"):
         load_runs(tmp_path)
+
+
+def test_a_baseline_that_trained_longer_or_on_other_data_is_named(tmp_path: Path) -> None:
+    """A method of 24 epochs beside labels of 6 has a difference that is not its loss's."""
+    runs = {
+        name: {0: {**result(0.9), "training": {"seed": 0, "epochs": epochs}, "data": data, "test": {"data": "test"}}}
+        for name, epochs, data in (
+            ("ce", 6, "digits"),
+            ("kd", 24, "digits"),
+            ("dkd", 6, "digits?limit=9"),
+            ("rld", 6, "digits"),
+        )
+    }
+    lines = unlike(compare(runs, "ce"), runs)
+    assert lines == [
+        "'kd' differs from its baseline 'ce' in more than the method: epochs 24 (baseline: 6)",
+        "'dkd' differs from its baseline 'ce' in more than the method: data digits?limit=9 (baseline: digits)",
+    ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from logitbank.pipeline.answers.opening import open_answers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
 from logitbank.pipeline.datasets import Split
@@ -15,11 +16,13 @@ from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.train_student.folder import RESULT, SETTINGS
 from logitbank.pipeline.train_student.losses import ExactAnswer, Objective, Step, own_loss, parse_objective
+from logitbank.pipeline.train_student.needs import check_needs
 from logitbank.pipeline.train_student.own_loss import read_objective
 from logitbank.pipeline.train_student.run import train_student
 from logitbank.pipeline.train_student.spec import Run
 from logitbank.pipeline.train_student.sweep import plan_runs
 from logitbank.pipeline.views import Views
+from logitbank.stores import open_store
 from tests.pages import run_command
 
 FOCAL = """
@@ -215,6 +218,25 @@ def test_what_a_loss_needs_is_found_by_trying(
     term = read(f"losses.py:{function}").terms[0]
     assert term.needs == needs
     assert (term.loss.fits, term.couples_rows) == (fits, couples)
+
+
+def test_a_loss_of_raw_logits_says_that_a_tail_is_a_guess(digits: Split, here: Path) -> None:
+    """It trains: the tail rule gives it logits. They are not the teacher's."""
+    np.save("few.npy", np.random.default_rng(0).normal(size=(1, len(digits), 10)).astype(np.float32))
+    for kind in ("topk", "topk+tail"):
+        encoding = Encoding(kind=kind, num_classes=10, top_k=3, tail_bits=2 if kind == "topk+tail" else 0)
+        cache_teacher(ArrayTeacher(Path("few.npy"), digits, Views()), here / f"{kind}.zarr", encoding=encoding)
+    lines = {
+        (kind, loss): check_needs(
+            read(f"losses.py:{loss}"), open_store(f"{kind}.zarr"), open_answers(open_store(f"{kind}.zarr"))
+        )
+        for kind in ("topk", "topk+tail")
+        for loss in ("absolute", "labelled")
+    }
+    assert "compares raw logits, and those of 7 of 10 classes are not stored (top 3)" in lines["topk", "absolute"][0]
+    assert not any(
+        "raw logits" in line for key, found in lines.items() if key != ("topk", "absolute") for line in found
+    )
 
 
 def test_rows_without_a_label_get_nothing_from_a_loss_of_labels(here: Path) -> None:

@@ -16,6 +16,7 @@ from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.encoding import Encoding
+from logitbank.pipeline.look.facts import facts_of
 from logitbank.pipeline.look.panels import Panel
 from logitbank.pipeline.look.report import write_report
 from logitbank.pipeline.look.run_pictures import Methods, by_baseline, run_pictures
@@ -177,3 +178,17 @@ def test_runs_that_do_not_say_what_they_cost_are_left_out(runs: tuple[Methods, l
         for name, by_seed in methods.items()
     }
     assert [drawn(panel).get_xlabel() for panel in run_pictures(less, rows)["cost"].panels] == ["training, seconds"]
+
+
+def test_the_page_says_how_rows_were_weighed_and_what_a_loss_was_set_to(
+    runs: tuple[Methods, list[Comparison]], tmp_path: Path
+) -> None:
+    """Two methods called dkd and kd may differ in more than their names."""
+    methods, _ = runs
+    name = next(name for name in methods if name.startswith("kd"))
+    run = methods[name][0]
+    term = {"loss": "dkd", "weight": 1.0, "temperature": 4.0, "alpha": 0.5, "row_weight": "confidence"}
+    other = replace(run, result={**run.result, "settings": {"terms": [term]}})
+    _, lines = facts_of({"kd": {0: run}, "dkd": {0: other}})
+    assert lines[0] == ["method", "options of the loss"]
+    assert lines[2] == ["dkd", "dkd: weight=1 alpha=0.5 row_weight=confidence"]

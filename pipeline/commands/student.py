@@ -223,15 +223,18 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="File for a report page that needs nothing else")] = None,
 ) -> None:
     """Compare runs: mean and spread over seeds, paired differences with intervals, and what each costs."""
-    from logitbank.pipeline.train_student.compare import compare, format_table
+    from logitbank.pipeline.train_student.compare import compare, format_table, unlike
     from logitbank.pipeline.train_student.runs import choose_baselines, load_runs
     from logitbank.pipeline.train_student.sweep import ended_early, errors_of
 
     methods = load_runs(folder)
     chosen = choose_baselines(methods, baseline)
-    rows = compare({name: {s: run.result for s, run in runs.items()} for name, runs in methods.items()}, chosen, metric)
+    results = {name: {seed: run.result for seed, run in runs.items()} for name, runs in methods.items()}
+    rows = compare(results, chosen, metric)
     typer.echo(format_table(rows))
     typer.echo("differences are paired by seed, with 95 % intervals over seeds; a star marks those beyond noise")
+    for line in unlike(rows, results):
+        typer.echo(f"warning: {line}", err=True)
     if early := ended_early(folder):
         after = ", ".join(f"{count} after {epoch} epoch{'s' * (epoch > 1)}" for epoch, count in early.items())
         typer.echo(f"ended early, as --search halving chose, and not compared: {after}")

@@ -38,6 +38,7 @@ def _facts(run: FinishedRun) -> dict[str, str]:
         "student": str(result["student"]),
         "loss": str(result["loss"]),
         "temperature": _temperature(result.get("settings", {}).get("terms", [])),
+        "options of the loss": _options(result.get("settings", {}).get("terms", [])),
         "epochs": str(training.get("epochs", "")),
         "learning rate": f"{training['lr']:g}, {training['optimizer']}, {training['schedule']}"
         if "lr" in training
@@ -52,3 +53,23 @@ def _facts(run: FinishedRun) -> dict[str, str]:
 def _temperature(terms: Sequence[Mapping[str, Any]]) -> str:
     """Of each term that has one."""
     return ", ".join(dict.fromkeys(f"{term['temperature']:g}" for term in terms if "temperature" in term))
+
+
+def _options(terms: Sequence[Mapping[str, Any]]) -> str:
+    """All else that each term was trained with: weights, options, row weights."""
+    of_terms = (
+        (
+            str(term.get("loss", "")),
+            {name: value for name, value in term.items() if name not in ("loss", "temperature")},
+        )
+        for term in terms
+    )
+    return "; ".join(
+        f"{loss}: " + " ".join(f"{name}={_plain(value)}" for name, value in options.items())
+        for loss, options in of_terms
+    )
+
+
+def _plain(value: object) -> str:
+    """Short: 0.5 for 0.5000, the first digits of a digest."""
+    return f"{value:g}" if isinstance(value, float) else str(value)[:24]

@@ -152,6 +152,33 @@ def compare(
     return rows
 
 
+def unlike(rows: Sequence[Comparison], runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+    """A line for each comparison with a baseline of other epochs, training data or test data."""
+    lines = []
+    for row in rows:
+        if row.baseline in (None, row.name):
+            continue
+        both = [_trained_on(next(iter(runs[str(name)].values()))) for name in (row.name, row.baseline)]
+        found = [
+            f"{name} {own} (baseline: {other})"
+            for (name, own), other in zip(both[0].items(), both[1].values(), strict=True)
+            if own != other
+        ]
+        if found:
+            lines.append(
+                f"{row.name!r} differs from its baseline {row.baseline!r} in more than the method: {', '.join(found)}"
+            )
+    return lines
+
+
+def _trained_on(result: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "epochs": result["training"].get("epochs"),
+        "data": result.get("data"),
+        "tested on": (result.get("test") or {}).get("data"),
+    }
+
+
 def _value(result: Mapping[str, Any], metric: str, name: str) -> float:
     """A measure on the test data, or against the teacher."""
     for part in (result, result.get("test") or {}, result.get("against_teacher") or {}):

@@ -1,6 +1,7 @@
 """What a loss asks of a store, before the first step."""
 
 from logitbank.pipeline.answers.interface import Answers
+from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.answers.tail_warnings import tail_warnings
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.train_student.losses import Objective, refuse_missing
@@ -56,7 +57,17 @@ def check_needs(objective: Objective, store: Store, answers: Answers) -> list[st
             f"loss {objective.name!r} was made for out-of-fold answers; teacher {names} of {store.path} is not"
             " cross-fitted"
         )
+    if "logits" in objective.needs:
+        warnings += [_guessed_logits(objective, part) for part in answers.parts if not part.encoding.every_class]
     return warnings + (tail_warnings(answers, objective.temperature) if objective.uses_teacher else [])
+
+
+def _guessed_logits(objective: Objective, part: StoredAnswers) -> str:
+    top, classes = part.encoding.top_k, part.encoding.num_classes
+    return (
+        f"loss {objective.name!r} compares raw logits, and those of {classes - top} of {classes} classes are not stored"
+        f" (top {top}) but those of the tail rule {part.tail!r}; cache with --encoding dense or topk+tail"
+    )
 
 
 def has_masked_classes(teacher: Teacher) -> bool:

@@ -58,15 +58,21 @@ def _difference(store: Store, split: Split) -> str:
     wrote = f"{wrote} fingerprint {str(said['fingerprint'])[:8]})"
     found = f"this data is {split.spec} ({len(split)} examples, fingerprint {split.fingerprint[:8]})"
     if said.get("fingerprint_unordered") == set_fingerprint(split.keys, split.labels):
-        return f"{wrote}; {found} holds the same examples in another order: restore the order of the store"
+        return f"{wrote}; {found}, with the same examples in another order: restore the order of the store"
     if len(split) == store.num_examples and np.array_equal(np.asarray(store.keys), split.keys):
         differ = (np.asarray(store.labels) != split.labels).reshape(len(split), -1)
         wrong = int(differ.any(axis=1).sum())
-        return f"{wrote}; {found} has other labels on {wrong} examples: use the labels that the store was made with"
+        return f"{wrote}; {found}, with other labels on {wrong} examples: use the labels that the store was made with"
     if len(split) == store.num_examples and np.array_equal(np.sort(store.keys), np.sort(split.keys)):
-        return f"{wrote}; {found} holds the same examples in another order and with other labels"
+        return (
+            f"{wrote}; {found}, with the same examples in another order and with other labels, as after a class was"
+            " renamed: restore its name, or the order and the labels"
+        )
     if np.array_equal(np.asarray(store.keys), split.keys[few_rows(len(split), store.num_examples)]):
         return f"{wrote}; {found}: the store is of a trial; add limit={store.num_examples} to the data"
+    if len(split) > store.num_examples and np.isin(np.asarray(store.keys), split.keys).all():
+        more = len(split) - store.num_examples
+        return f"{wrote}; {found}, with {more} more: take those out, or cache all again, since a store does not grow"
     shrunk = "" if split.originals is None else ", with its size= where pictures were shrunk (once 224 by default)"
     return f"{wrote}; {found}: pass the data that the store was written for with --data{shrunk}"
 

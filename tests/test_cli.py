@@ -318,6 +318,7 @@ STUDENT = ("train-student", "--store", "s.zarr", "--out", "new")
         (("copy", "s.zarr", "new", "--folds"), "--folds is now --folds-only"),
         (("copy", "s.zarr", "new", "--threads", "4"), "--threads is now --transfers"),
         (("copy", "s.zarr", "new", "--views", "0-3"), "it is now a number of views: write --views 4"),
+        (("cache-teacher", "--views", "0-3", "--out", "new"), "it is now a number of views: write --views 4"),
         (("export", "s.zarr", "--out", "new.npz", "--views=0"), "it is now a number of views: write --views 1"),
         (("export", "s.zarr", "--out", "new.npz", "--views", "2"), "--views asks for 2 views"),
         (("export", "s.zarr", "new.npz"), "'--out'"),

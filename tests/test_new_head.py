@@ -63,7 +63,7 @@ def test_a_head_that_fits_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "model", "new_head", "message"),
     [
-        (cnn(7), cnn(10), None, "2 of another shape: classifier.2.weight"),
+        (cnn(7), cnn(10), None, "2 of another shape: classifier.2.weight.* answer 7 classes and the data has 10"),
         (
             MLP(input_shape=(4,), num_classes=3, width=0, depth=0),
             MLP(input_shape=(4,), num_classes=2, width=0, depth=0),
@@ -72,12 +72,12 @@ def test_a_head_that_fits_is_loaded(tmp_path: Path) -> None:
         (
             MLP(input_shape=(4,), num_classes=3, width=8, depth=1),
             MLP(input_shape=(4,), num_classes=2, width=2, depth=1),
-            *(2, "4 of another shape"),
+            *(2, "4 of another shape.*; name the right model"),
         ),
         (
             MLP(input_shape=(4,), num_classes=3, width=8, depth=1),
             MLP(input_shape=(4,), num_classes=2, width=9, depth=1),
-            *(2, "4 of another shape"),
+            *(2, "4 of another shape.*; name the right model"),
         ),
     ],
     ids=["a teacher", "nothing but a head", "a width of the classes' number", "another width"],

@@ -251,6 +251,14 @@ def test_the_whole_data_of_a_trial_is_refused(digits: Split, plain_teacher: Path
         check_data(open_store(tmp_path / "few.zarr"), digits)
 
 
+def test_added_examples_are_counted(digits: Split, plain_teacher: Path, tmp_path: Path) -> None:
+    few = replace(digits, samples=digits.samples[20:320].copy(), labels=digits.labels[20:320].copy())
+    teachers = load_teachers(few, "mlp:32", str(plain_teacher))
+    cache_teacher(NetworkTeacher(few, teachers, Views()), tmp_path / "few.zarr", encoding=ENCODINGS["dense8"])
+    with pytest.raises(ValueError, match="with 1137 more: take those out"):
+        check_data(open_store(tmp_path / "few.zarr"), digits)
+
+
 def test_another_split_is_refused(stores: dict[str, Store], digits_test: Split) -> None:
     with pytest.raises(ValueError, match=r"written for digits train .* this data is digits\?split=test"):
         check_data(stores["dense32"], digits_test)

@@ -41,7 +41,7 @@ class Once(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The command's own arguments; ValueError when an option is given twice, or by an old name."""
         written = list(args)
-        refuse_renamed(str(ctx.info_name), written, {name for param in self.params for name in param.opts})
+        refuse_renamed(written, {name for param in self.params for name in param.opts})
         try:
             rest: list[str] = super().parse_args(ctx, args)
         except typer.BadParameter as error:

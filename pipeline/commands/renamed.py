@@ -20,15 +20,12 @@ RENAMED: dict[str, str] = {
     "--to": "--format",
 }
 
-FIRST_VIEWS = ("copy", "export")  # commands whose --views was 0-3
 
-
-def refuse_renamed(command: str, args: Sequence[str], options: Collection[str]) -> None:
+def refuse_renamed(args: Sequence[str], options: Collection[str]) -> None:
     """Raises ValueError for an option that the command had under another name, and for a part of the views that is
     written as before: ``--views 0-3``.
 
     Args:
-        command: Its name.
         args: What the user wrote.
         options: The command's options.
     """
@@ -38,7 +35,7 @@ def refuse_renamed(command: str, args: Sequence[str], options: Collection[str]) 
         now = RENAMED.get(name, "")
         if now and name not in options and now.split()[0] in options:
             raise ValueError(f"{name} is now {now}; write that")
-        if name == "--views" and command in FIRST_VIEWS:
+        if name == "--views" and name in options:
             _refuse_numbered(value if has_value else "".join(written[place + 1 : place + 2]))
 
 

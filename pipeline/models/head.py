@@ -31,5 +31,19 @@ def say_new(new: Sequence[str], own: Mapping[str, Tensor], found: Mapping[str, T
     return f"loaded {len(set(found) & set(own) - set(new))} tensors; the head is new, since {why}: {listed}"
 
 
+def advice(pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
+    """What to do where weights (the file's, the network's) have the same names and kinds, but not all the same shapes:
+    where nothing but one number of rows differs, it is that of the classes."""
+    differ = [(theirs.shape, own.shape) for theirs, own in pairs if theirs.shape != own.shape]
+    rows = {(theirs[:1], own[:1]) for theirs, own in differ}
+    if len(rows) > 1 or any(theirs[1:] != own[1:] or not (theirs and own) for theirs, own in differ):
+        return "name the right model"
+    ((theirs, own),) = rows
+    return (
+        f"they answer {theirs[0]} classes and the data has {own[0]}: take weights that were fine-tuned on these, or, if"
+        " these are some of the teacher's classes, classes=FILE in --data"
+    )
+
+
 def _of_classes(tensor: Tensor, num_classes: int) -> bool:
     return tensor.ndim > 0 and tensor.shape[0] == num_classes

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from logitbank.pipeline.datasets.spec import shown
-from logitbank.pipeline.models.head import new_in_head, say_new
+from logitbank.pipeline.models.head import advice, new_in_head, say_new
 from logitbank.pipeline.models.parts import SEPARATOR, Choice, choose, others_that_fit
 from logitbank.pipeline.models.trees import TreeEnsemble
 from logitbank.pipeline.models.weight_files import WeightFile, one_line, open_weights, printable
@@ -231,7 +231,9 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, architecture: st
         if names
     ]
     if said:
-        raise ValueError(f"{source}: weights do not fit {architecture} ({'; '.join(said)}); name the right model")
+        others = len(said) > 1 or not faults["of another shape"]
+        todo = "name the right model" if others else advice([(state[name], own[name]) for name in both])
+        raise ValueError(f"{source}: weights do not fit {architecture} ({'; '.join(said)}); {todo}")
     model.load_state_dict({**own, **state})
     if isinstance(model, TreeEnsemble):
         try:

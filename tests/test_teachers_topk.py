@@ -177,6 +177,9 @@ def test_nobody_claims_to_have_measured_what_was_never_saved(data: Split, tmp_pa
         (line,) = tail_warnings(StoredAnswers(open_store(path)), 9.0)
         assert "never saved, and they share that mass evenly" in line
         assert "measured" not in line
+        assert line.endswith(
+            "; --set temperature=1, more classes a row or the teacher's own logits would be closer to the teacher"
+        )
         assert "not against the teacher" in format_description(describe_store(path))
         assert "not against the teacher" in store_card(path)
         assert "label_prob" in StoredAnswers(open_store(path)).offers
@@ -236,6 +239,10 @@ def test_answers_at_positions(tmp_path: Path, ending: str) -> None:
             np.savez(other, x=x, y=np.maximum(y, 0))
             with pytest.raises(ValueError, match="has 8 positions, .* has (no|4); expected the same"):
                 build_teacher(load_split(f"npz:{other}?classes={C}{wrong}"), f"topk:{file}", "", Views())
+    flat = write(tmp_path / f"flat{ending}", *(array.reshape(N, -1) for array in (values, index)))
+    if ending != ".parquet":
+        with pytest.raises(ValueError, match=rf"rows are positions, reshape\({N // length}, {length}, -1\)"):
+            build_teacher(data, f"topk:{flat}", "", Views())
     if ending == ".npz":
         values[2, 6, 0] = math.nan
         with pytest.raises(ValueError, match="row 2 position 6 holds NaN"):
@@ -277,6 +284,10 @@ def _twice(values: Array, index: Array) -> None:
     index[7, 2] = index[7, 1]
 
 
+def _nothing(values: Array, index: Array) -> None:
+    values[7] = -math.inf
+
+
 def _probabilities(values: Array, index: Array) -> None:
     values[:] = np.exp(values)
 
@@ -297,8 +308,9 @@ def _too_little(values: Array, index: Array) -> None:
     ("change", "message"),
     [
         (_set(0, math.nan), "row 7 holds NaN or infinity"),
-        (_set(1, C), f"row 7 names a class outside 0 to {C - 1}"),
+        (_set(1, C), f"row 7 names a class outside 0 to {C - 1}, such as {C}; pass .* classes= how many"),
         (_set(1, -2), "row 7 names a class outside"),
+        (_nothing, "row 7 names no class; .*vLLM's first entry .* entry i . 1 answers at position i"),
         (_twice, "row 7 names a class twice"),
         (_set(0, 0.5), "row 7 has probabilities that add to more than 1"),
         (_logits, "no row's probabilities add to 1 or less, so its numbers are raw logits.*log_softmax"),

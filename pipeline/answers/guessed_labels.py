@@ -59,8 +59,9 @@ def guess_warnings(teacher: Teacher) -> list[str]:
     count = guessed_labels(teacher)
     if count == 0:
         return []
+    what = "rows" if teacher.positions is None else "positions"
     return [
-        f"teacher {teacher.name!r}: {'an unknown number of' if count is None else count} rows do not name their label,"
-        " so its probability is the even share of what they leave: NLL and calibration guess there, and losses that"
-        " need it are refused"
+        f"teacher {teacher.name!r}: {'an unknown number of' if count is None else count} {what} do not name their"
+        " label, so its probability is the even share of what they leave: NLL and calibration guess there, and losses"
+        " that need it are refused"
     ]

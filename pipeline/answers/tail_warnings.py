@@ -23,10 +23,11 @@ def tail_warnings(answers: Answers, temperature: float) -> list[str]:
         share = _mostly_predicted(part, temperature)
         if share >= _SHARE:
             who = f"teacher {part.teacher.name!r}: " if len(answers.parts) > 1 else ""
+            what = "rows" if part.teacher.positions is None else "positions"
             lines.append(
-                f"{who}at temperature {temperature:g}, {share:.0%} of the rows have most of their mass outside the"
-                f" stored top {part.encoding.top_k}; {_loss(part, temperature)}; a lower temperature, topk+tail or"
-                " dense would be closer to the teacher"
+                f"{who}at temperature {temperature:g}, {share:.0%} of the {what} have most of their mass outside the"
+                f" stored top {part.encoding.top_k}; {_loss(part, temperature)}; {_remedy(part, temperature)} would be"
+                " closer to the teacher"
             )
     return lines
 
@@ -68,3 +69,10 @@ def _loss(part: StoredAnswers, temperature: float) -> str:
     if not isinstance(found, int | float):
         return f"KL T^2 of the tail rule {part.tail!r} was not measured at this temperature"
     return f"measured KL T^2 of the tail rule {part.tail!r} is {found:.2g}"
+
+
+def _remedy(part: StoredAnswers, temperature: float) -> str:
+    """What helps; an encoding does not, where only the best classes were ever saved."""
+    if not heads_alone(part.teacher.identity):
+        return "a lower temperature, topk+tail or dense"
+    return ("--set temperature=1, " if temperature > 1 else "") + "more classes a row or the teacher's own logits"

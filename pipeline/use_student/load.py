@@ -106,7 +106,10 @@ class Student:
         elif self.signature.is_image:
             samples = self._shown([_opened(each) for each in inputs])
         else:
-            raise ValueError("the inputs are a list; the student reads columns by name, or an array float32 [N, D]")
+            reads = "ids in an array of numpy [N, L]"
+            if not self.signature.is_tokens:
+                reads = "columns by name, or an array of numpy float32 [N, D]"
+            raise ValueError(f"the inputs are a {type(inputs).__name__}; the student reads {reads}")
         self.reads.check(samples, "the inputs")
         return self.signature.split(samples, "the inputs")
 

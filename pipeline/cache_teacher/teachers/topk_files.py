@@ -132,9 +132,11 @@ def _find(path: Path, names: tuple[str, str] | None, there: list[str]) -> tuple[
 
 def _shape(path: Path, shape: tuple[int, ...], num_examples: int) -> None:
     if len(shape) not in (2, 3) or shape[0] != num_examples or not 1 <= shape[-1] <= MAX_ENTRIES or 0 in shape:
+        length, rest = divmod(shape[0], num_examples) if len(shape) == 2 else (0, 1)
+        flat = f"; if its rows are positions, reshape({num_examples}, {length}, -1)" if length > 1 and not rest else ""
         raise ValueError(
             f"{path}: found {list(shape)}, expected [{num_examples} examples, K] or [{num_examples}, positions, K] in"
-            f" the data's order, K at most {MAX_ENTRIES}"
+            f" the data's order, K at most {MAX_ENTRIES}{flat}"
         )
 
 
@@ -184,6 +186,7 @@ def _measure(
     if len(lengths) > 1:
         raise ValueError(
             f"{path}: rows have {min(lengths)} to {max(lengths)} positions; expected as many in each: pad with [] lists"
+            " where the data have no position either, and save what is missing elsewhere"
         )
     shape = (num_examples, *lengths, most)
     _shape(path, shape, num_examples)

@@ -72,8 +72,17 @@ def read_head(values_BK: Floats, index_BK: Ids, labels_B: Ids, num_classes: int,
     log_prob_BK = np.where(absent_BK, -np.inf, values_BK)
     _refuse(~np.all(log_prob_BK < np.inf, axis=1), "holds NaN or infinity; expected log-probabilities")
     wrong_BK = ~absent_BK & ((index_BK < 0) | (index_BK >= num_classes))
-    _refuse(wrong_BK.any(1), f"names a class outside 0 to {num_classes - 1}; pass the data that it is about")
-    _refuse(absent_BK.all(1), "names no class; expected the best K")
+    odd = f", such as {index_BK[wrong_BK][0]}" if wrong_BK.any() else ""
+    _refuse(
+        wrong_BK.any(1),
+        f"names a class outside 0 to {num_classes - 1}{odd}; pass the data that it is about, and as its classes= how"
+        " many the teacher has",
+    )
+    _refuse(
+        absent_BK.all(1),
+        "names no class; expected the best K of everything that the data have (of a text, vLLM's first entry is None:"
+        " leave it out, since entry i + 1 answers at position i)",
+    )
     absent_BK |= _named_twice(index_BK, values_BK, absent_BK)
     log_prob_BK[absent_BK] = -np.inf
     log_rest_B, log_even_B, cliff_B = _rest(log_prob_BK, index_BK == labels_B[:, None], num_classes, epsilon)

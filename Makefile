@@ -38,4 +38,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv demo-out build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """Cost of stage one against the bare loop "load, transform, forward" of the same model, batch and views.
 
-`python -m bench.cache_teacher [--rows N] [--model NAME] [--device cuda]` prints one JSON object a line: {name, value,
+`python -m bench.cache_teacher [--rows N] [--teacher NAME] [--device cuda]` prints one JSON object a line: {name, value,
 goal, ok}. Both sides are run in turns within one run; the ratio of wall times takes the best of each, since noise
 only adds. The ratio of processor times counts what reads ahead and writes behind as if nothing overlapped; it is
 printed without a goal of its own. The whole pass is everything the command does: describing the data, a sample that
@@ -66,14 +66,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=6_400)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     split, device = images(options.rows, options.classes), torch.device(options.device)
     assert len(split.keys)  # hashing the data is part of neither side: a training script reads it all as well
-    teachers = load_teachers(split, options.model, "random-init")
+    teachers = load_teachers(split, options.teacher, "random-init")
     views = Views(transform="flip-crop", num_views=1)
     encoding = Encoding(kind="dense", num_classes=options.classes, bits=8)
     answers = NetworkTeacher(split, teachers, views, compute=Compute(batch_size=BATCH), device=device)
@@ -90,11 +90,11 @@ def main() -> int:
             out = Path(folder) / f"spoken-{number}.zarr"
             writing.append(timed(lambda out=out: cache_teacher(spoken, out, encoding=encoding)))  # type: ignore[misc]
     wall, processor = (min(w[i] for w in whole) / min(b[i] for b in bare) for i in (0, 1))
-    name = f"cache-teacher over bare loop, {options.model}, {options.rows} rows, {device.type}"
+    name = f"cache-teacher over bare loop, {options.teacher}, {options.rows} rows, {device.type}"
     print(json.dumps({"name": f"{name}, wall", "value": round(wall, 3), "goal": GOAL, "ok": wall <= GOAL}))
     print(json.dumps({"name": f"{name}, processor", "value": round(processor, 3), "goal": None, "ok": True}))
     share = min(w[0] for w in writing) / min(b[0] for b in bare)
-    name_of_share = f"encoding and writing / teacher pass, {options.model}, {options.rows} rows, {device.type}, wall"
+    name_of_share = f"encoding and writing / teacher pass, {options.teacher}, {options.rows} rows, {device.type}, wall"
     print(json.dumps({"name": name_of_share, "value": round(share, 4), "goal": 0.03, "ok": share <= 0.03}))
     rate = options.rows / min(w[0] for w in whole)
     print(json.dumps({"name": f"{name}, rows/s", "value": round(rate, 1), "goal": None, "ok": True}))

@@ -123,15 +123,18 @@ def result(found: Seconds, **settings: Any) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--data")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--students", type=int, default=4)
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args(arguments)
+    if not (asked.out and asked.data and asked.weights):
+        print(json.dumps({"name": "saving", "skipped": "name a folder, --data and --weights"}))
+        return 0
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True)
     split, views = take(load_split(asked.data), asked.rows), Views(transform="flip-crop", num_views=asked.views)

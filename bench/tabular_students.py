@@ -169,7 +169,7 @@ def difference(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="seed of the first repeat")
     parser.add_argument("--trees", type=int, default=500, help="of the teacher")
@@ -178,6 +178,9 @@ def main() -> None:
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--from", dest="kept", type=Path, help="lines of an earlier run: print their table alone")
     arguments = parser.parse_args()
+    if not (arguments.data or arguments.kept):
+        print(json.dumps({"name": "tabular_students", "skipped": "name a folder with the tables"}))
+        return
     torch.set_num_threads(1)
     if arguments.kept is not None:
         records = [json.loads(line) for line in arguments.kept.read_text().splitlines() if line.startswith("{")]

@@ -139,7 +139,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--sequences", type=int, default=800, help="of 128 training tokens; 0: all")
@@ -148,6 +148,9 @@ def main() -> None:
     parser.add_argument("--stores", type=Path, help="where the stores are kept; default: removed at the end")
     parser.add_argument("--from", dest="kept", type=Path, help="lines of an earlier run: print their table alone")
     arguments = parser.parse_args()
+    if not (arguments.data or arguments.kept):
+        print(json.dumps({"name": "text_students", "skipped": "name a folder with the text"}))
+        return
     torch.set_num_threads(1)
     if arguments.kept is not None:
         records = [json.loads(line) for line in arguments.kept.read_text().splitlines() if line.startswith("{")]

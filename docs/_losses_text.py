@@ -104,8 +104,14 @@ is noise. The norms are over all measured rows together, so rows with large grad
 - What a row of each encoding takes: [rate-distortion.md](rate-distortion.md).
 - All temperatures, more encodings and the rule `renormalise`: [loss-encoding.json](loss-encoding.json).
 
-Measured by `python -m bench.loss_encoding` (seed 0; rows that did not fit the tail predictor). What a loss is:
-[losses.md](../reference/losses.md).
+Measured on [two files of logits](../reference/benchmark-data.md#files-that-are-made) (seed 0; rows that did not fit the
+tail predictor) by the command below. What a loss is: [losses.md](../reference/losses.md).
+
+```
+python -m bench.loss_encoding \\
+    --data 'CIFAR-100 ResNet' DATA/logits/cifar100_test_logits_resnetsmall32.npy DATA/cifar100_test_labels.tsv \\
+    --data 'ImageNet MobileNetV2' DATA/logits/nips17_logits.npy DATA/nips17/labels.tsv
+```
 
 The letter behind an encoding is the tail rule: u uniform, p predicted, b bucket.
 """

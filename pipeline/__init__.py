@@ -11,8 +11,8 @@ stages never import each other. Rooms that both may use stand below them:
     alignment, folds              row i is example i; which teacher may answer it
     answers                       what one teacher, or several, say about rows of a view
     fit, processes                the one training loop; who runs it
-    files, metrics, domains, spelling, user_code
+    files, metrics, domains, described, spelling, user_code
 
-and above them what people use: `look`, `exchange`, `commands`. Each room says what it may import; tests/test_imports.py
-holds it.
+and above them what people use: `use_student`, `generations`, `look`, `exchange`, `commands`. What a room may import is
+held by tests/test_imports.py; each room's docstring says which files it has.
 """

@@ -21,6 +21,15 @@ def test_every_benchmark_has_a_line() -> None:
     assert named == found | {str(path.relative_to(ROOT)) for path in measured}
 
 
+def test_every_benchmark_runs_or_says_that_it_is_skipped() -> None:
+    """`python -m bench` gives no arguments."""
+    for path in (ROOT / "bench").glob("[!_]*.py"):
+        for asked in re.findall(r"add_argument\((.*)\)", path.read_text()):
+            optional = asked.startswith('"-') or "nargs=" in asked
+            assert optional, f"{path.name} needs {asked}: make it optional, and print a line with `skipped` without it"
+            assert "required=True" not in asked, f"{path.name} needs {asked}: print a line with `skipped` without it"
+
+
 def test_every_file_has_its_place_in_the_page() -> None:
     for path in (*(file.path for file in FILES), *MADE):
         folder, _, name = path.rpartition("/")

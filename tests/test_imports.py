@@ -116,6 +116,17 @@ def test_files_of_a_room_import_each_other_in_one_direction(folder: str) -> None
     assert not left, f"a circle: {', '.join(sorted(left))}"
 
 
+ROOMS = sorted(path.parent for top in ("pipeline", "stores") for path in (ROOT / top).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_a_room_says_which_files_it_has(room: Path) -> None:
+    """And folders."""
+    said = set(re.findall(r"\w+", ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""))
+    there = {path.stem for path in room.glob("[!_]*.py")} | {path.parent.name for path in room.glob("*/__init__.py")}
+    assert there <= said, f"the docstring of {room.name}/__init__.py lacks {', '.join(sorted(there - said))}"
+
+
 def room_of(module: str) -> str:
     """A module's room, as CONTRIBUTING.md names it."""
     top, _, rest = module.partition(".")

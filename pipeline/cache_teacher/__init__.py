@@ -11,7 +11,10 @@
     near                which examples a teacher is asked about
     opening, on_ray     who answers, from a pass's description; a pass on a Ray cluster
     recompute           whether a store's answers are its teacher's
-    summary, progress   what is said of the answers, and while they are written
+    embedding, fidelity the features that are kept; what survives an encoding, and which is good enough
+    shipping            a pass into a bucket
+    nested              features of two teachers in one
+    sums, summary, progress   what is said of the answers, and while they are written
 
 May import the rooms below both stages, never `train_student`.
 """

@@ -1,4 +1,19 @@
-"""Data sources. ``load_split("torchvision:CIFAR10?root=data&split=test")`` gives a ``Split``."""
+"""Data sources. ``load_split("torchvision:CIFAR10?root=data&split=test")`` gives a ``Split``.
+
+    split, samples, spec            what every source gives; arrays of examples; the text that names data
+    classes, labels, held_out       class ids and names; a test split where there is none
+    digits, npz, tables, tokens, torchvision_sets, hf, image_folder, webdataset, own    the sources, one a file
+    csv_file, parquet_file, columns                 tables, as they lie in files
+    pictures, picture_files, originals, image_files, image_tree, encoded, parquet_pictures, tar_shards
+                                                    pictures, wherever they lie
+    resize_crop, ahead              from a picture to pixels; read before they are needed
+    patterns, limits                names of several files; what a file may unpack to
+    remote_files, file_cache, file_notes            files that lie elsewhere; what was found out about files
+    new_rows                        examples that a trained student is asked about
+    torchvision_ops                 torchvision beside a torch without its operators
+
+``SOURCES`` below is the table.
+"""
 
 import hashlib
 from collections.abc import Callable

@@ -7,7 +7,7 @@
     kinds                         the table, and `Encoding`: a kind by its name, with its numbers
     encode, decode                the two ways, for any kind
     sparse                        rows without a block of all classes, what losses can work from
-    tail_predictor, _basis, _mass what the classes outside the head are, their code, their mass
+    tail_predictor, tail_basis, tail_mass   what the classes outside the head are, their code, their mass
     fitting/                      fits predictor and basis; stage two imports neither it nor `encode`
 
 Each may import what stands before it. May import torch, numpy and `stores`.

@@ -1,5 +1,9 @@
 """A store's answers for people without Zarr: .npz, .parquet and tar files of plain numbers.
 
+    values, document, decode    what is said, in which words; one view as a dense array
+    write, npz, parquet, tar    out
+    read                        in
+
 `docs/how-to/exchange.md` says what is in them. An .npz export becomes a store again; the others are for other tools.
 """
 

@@ -3,6 +3,13 @@
 ``build_model("resnet20", split)`` gives an untrained ``nn.Module`` that maps preprocessed inputs to logits [B, C], or
 [B, L, C] for examples that are answered at L positions. ``timm:NAME`` and ``torchvision:NAME`` reach those libraries'
 own tables, ``sklearn:NAME`` is a student that scikit-learn fits.
+
+    small, cifar_resnet, wide_resnet, gpt, causal_lm, trees, subclasses     networks
+    check, preprocessing, input_transform, signature    what a network reads and answers
+    features, label_map                             what it knows beside its logits
+    weights, weight_files, torch_files, pickled, parts, head    weights, whoever wrote them
+
+``MODELS`` below is the table.
 """
 
 import math

@@ -5,6 +5,9 @@ answered. A view of a photograph is a function of the original: a crop is drawn 
 to the size that a model reads; colours change after it. Where a view cuts nothing, each model resizes the original as
 its own library does.
 
+    transforms                  the table, and how one is spelled
+    geometry, mixing, randaugment, seeds    where a view looks; two examples; operations; numbers without state
+
 Shapes: B batch, H x W x C pixels, V views, P probes.
 """
 

@@ -5,7 +5,10 @@ adaptive.py        AlphaNet's divergence    balanced.py      adaptive KL        
 mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAID
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, APL, soft CE
-ranking.py         ListMLE
+ranking.py         ListMLE                      wasserstein.py     over classes that are near or far
+features.py        of what a store holds of the teacher's features      memory.py    of losses that remember each example
+sparse.py          losses of the best classes alone: no block of all classes exists
+numerics.py        temperatures, log-probabilities and pieces that stay finite, for all of them
 semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them; NormKD
 transforms.py      what a target is made of, before any loss: label_mix, calibrate, ...; transform_fits.py fits them
 mixed.py           what teachers say of mixed samples       rated.py         how often they are right about a row
@@ -13,6 +16,8 @@ row_weights.py     how much a row counts        class_weights.py by the class of
 row_rules.py       the tables of these and of rules of temperatures, and how a rule is applied
 
 table.py           LOSSES: name -> function, paper, needs, recipe, options and their domains
+                   made of table_recipes.py, table_divergences.py, table_labels.py; beside it table_features.py and
+                   table_memory.py; kinds.py what an entry is
 plan.py            a term while its settings are read
 term.py            one loss of an objective, with all that goes with it
 parse.py           the text of --loss and --set -> objective.py: Objective, called once per step

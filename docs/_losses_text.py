@@ -109,7 +109,7 @@ tail predictor) by the command below. What a loss is: [losses.md](../reference/l
 
 ```
 python -m bench.loss_encoding \\
-    --data 'CIFAR-100 ResNet' DATA/logits/cifar100_test_logits_resnetsmall32.npy DATA/cifar100_test_labels.tsv \\
+    --data 'CIFAR-100 ResNet' DATA/logits/cifar100_test_logits_resnetsmall32.npy DATA/logits/cifar100_test_labels.tsv \\
     --data 'ImageNet MobileNetV2' DATA/logits/nips17_logits.npy DATA/nips17/labels.tsv
 ```
 

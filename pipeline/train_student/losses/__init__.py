@@ -6,7 +6,7 @@ mixtures.py        Jensen-Shannon, skewed and symmetric KL, total variation, TAI
 decoupled.py       DKD, RLD, NKD, WSLD          correlation.py   DIST          matching.py   TTM, WTTM
 refinement.py      LA (swap), RC, LR            labels.py        CE, GCE, SCE, APL, soft CE
 ranking.py         ListMLE                      wasserstein.py     over classes that are near or far
-features.py        of what a store holds of the teacher's features      memory.py    of losses that remember each example
+features.py        what a store holds of the teacher's features          memory.py      what is remembered of examples
 sparse.py          losses of the best classes alone: no block of all classes exists
 numerics.py        temperatures, log-probabilities and pieces that stay finite, for all of them
 semiparametric.py  SEL and its corrections      standardise.py   logit standardisation, for any of them; NormKD

@@ -54,8 +54,9 @@ def _stratified(split: Split, first_U: Rows, num_folds: int, seed: int) -> npt.N
     _, counts = np.unique(labels_U[labels_U >= 0], return_counts=True)
     if counts.min(initial=len(first_U)) < num_folds:
         raise ValueError(
-            f"stratified folds need at least {num_folds} different examples of every class, the rarest has"
-            f" {counts.min()}; use fewer --folds or --fold-strategy kfold"
+            f"stratified folds need at least {num_folds} different examples of every class, the rarest of"
+            f" {len(counts)} classes has {counts.min()}; if label= is the right column, use"
+            " fewer --folds or --fold-strategy kfold"
         )
     folds = np.empty(len(first_U), dtype=np.int64)
     splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)

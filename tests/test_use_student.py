@@ -116,6 +116,25 @@ def test_rows_that_cannot_be_read_are_refused_and_nothing_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
 
 
+def test_values_that_training_had_not_are_told(table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    student, rows = load_student(table / "run"), 5000  # of two parts
+    (tmp_path / "new.csv").write_text("size,colour\n" + ",RED\n" * (rows - 1) + ",red\n")
+    write_predictions(student, f"csv:{tmp_path}/new.csv", tmp_path / "p.csv")
+    assert [record.getMessage().split(": ", 2)[2] for record in caplog.records] == [
+        "column 'colour' holds categories that no training row had in 4999 of 5000 rows, such as 'RED'; they are read"
+        " as missing",
+        "no row has a value of size, which the model reads",
+    ]
+    caplog.clear()
+    write_predictions(student, f"csv:{table}/test.csv", tmp_path / "q.csv")  # of which some have no colour
+    student.predict({"size": [1.0, None], "colour": ["red", None]})
+    assert not caplog.records
+    student.predict({"size": [1.0], "colour": ["green"]})
+    assert "such as 'green'" in caplog.text
+    with pytest.raises(ValueError, match=r"'size' is one value; give a list"):
+        student.predict({"size": 1.0, "colour": "red"})
+
+
 def test_what_the_student_does_not_read_is_named(table: Path, tmp_path: Path, digits: Split) -> None:
     student = load_student(table / "run")
     for spec, message in (

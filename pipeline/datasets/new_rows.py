@@ -18,6 +18,7 @@ from logitbank.pipeline.datasets import load_split
 from logitbank.pipeline.datasets.columns import Columns, Feature
 from logitbank.pipeline.datasets.csv_file import DECIMALS, csv_parts, read_form
 from logitbank.pipeline.datasets.image_tree import all_pictures
+from logitbank.pipeline.datasets.new_values import NewValues
 from logitbank.pipeline.datasets.npz import load_npz_rows
 from logitbank.pipeline.datasets.originals import Originals
 from logitbank.pipeline.datasets.parquet_file import parquet_parts
@@ -125,11 +126,13 @@ def _parquet(spec: str, path: str, options: Options, reads: Reads) -> Iterator[P
 
 
 def _encoded(parts: Iterator[Columns], features: Sequence[Feature], spec: str) -> Iterator[Part]:
-    first = 0
+    first, values = 0, NewValues(features)
     for columns in parts:
         samples = encode_rows(columns, features, f"{spec}, rows from {first}" if first else spec)
+        values.count(columns)
         yield Part(samples=samples)
         first += len(samples)
+    values.tell(spec)
 
 
 def _columns_read(reads: Reads, spec: str, decimal: str) -> list[Feature]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from logitbank.pipeline.datasets import Split
 from logitbank.pipeline.datasets.columns import Column
 from logitbank.pipeline.datasets.new_rows import Reads, encode_rows
+from logitbank.pipeline.datasets.new_values import NewValues
 from logitbank.pipeline.datasets.originals import Originals
 from logitbank.pipeline.datasets.pictures import open_image, whole_image
 from logitbank.pipeline.datasets.split import KEY_BYTES
@@ -116,8 +117,16 @@ class Student:
     def _encoded(self, columns: Any) -> npt.NDArray[np.float32]:
         if not self.signature.features:
             raise ValueError("the inputs are columns by name; the student reads arrays, as it was trained on them")
+        single = next((name for name in columns.keys() if np.ndim(columns[name]) == 0), None)  # noqa: SIM118
+        if single is not None:
+            raise ValueError(
+                f"the inputs: {single!r} is one value; give a list of values for each name, [x] of one row"
+            )
         texts = {str(name): Column.of(map(_text, columns[name])) for name in columns.keys()}  # noqa: SIM118
-        return encode_rows(texts, self.signature.features, "the inputs")
+        encoded, values = encode_rows(texts, self.signature.features, "the inputs"), NewValues(self.signature.features)
+        values.count(texts)
+        values.tell("the inputs")
+        return encoded
 
     def _shown(self, pictures: list[Image.Image]) -> Any:
         if self.signature.preprocessing.fit is not None:
@@ -144,6 +153,10 @@ def load_student(folder: Path | str, *, student: str = "", device: str = "auto")
     folder = Path(folder)
     weights = next((folder / name for name in (WEIGHTS, EXPORTED) if (folder / name).is_file()), None)
     if weights is None:
+        if (folder / "export.json").is_file():
+            raise ValueError(
+                f"{folder} is an export for other programs; predict from the run's folder, or from --format safetensors"
+            )
         raise ValueError(f"{folder} holds no finished run; give the --out of train-student, or a folder of a sweep")
     signature = read_signature(folder / SIGNATURE)
     name = spell_model(student or signature.architecture)

@@ -132,7 +132,7 @@ def test_values_that_training_had_not_are_told(table: Path, tmp_path: Path, capl
     student.predict({"size": [1.0], "colour": ["green"]})
     assert "such as 'green'" in caplog.text
     with pytest.raises(ValueError, match=r"'size' is one value; give a list"):
-        student.predict({"size": 1.0, "colour": "red"})
+        student.predict({"size": 1.0, "colour": "red"})  # type: ignore[dict-item]
 
 
 def test_what_the_student_does_not_read_is_named(table: Path, tmp_path: Path, digits: Split) -> None:

@@ -78,7 +78,7 @@ def test_other_scaling_is_found(digits: Split, plain_teacher: Path, tmp_path: Pa
     path = cached(digits, plain_teacher, tmp_path / "s.zarr")
     assert checked(path, digits, plain_teacher).problems == []
     found = checked(path, digits, plain_teacher, preprocessing=Preprocessing(mean=(0.29,), std=(0.33,)))
-    assert "preprocessing is" in found.problems[0]
+    assert "'mean': [0.29], 'std': [0.33]} here" in found.problems[0]
     assert "the limit is" in found.problems[1]
 
 

@@ -99,6 +99,9 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
             number = next(i for i, (one, other) in enumerate(zip(has, is_now, strict=True)) if one != other)
             part += f" of fold {number}" if len(has) > 1 else ""
             has, is_now = has[number], is_now[number]
+        if isinstance(has, dict) and isinstance(is_now, dict):
+            unlike = {key for key in {*has, *is_now} if has.get(key) != is_now.get(key)}
+            has, is_now = ({key: one[key] for key in sorted(unlike & set(one))} for one in (has, is_now))
         phrases.append(f"{part} is {_short(has)} in the store and {_short(is_now)} here")
     return phrases
 
@@ -139,4 +142,4 @@ def _recorded_scaling(teacher: Teacher) -> list[Preprocessing]:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:12]}..."
+    return text if len(text) <= 100 else f"{text[:12]}..."

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_what_is_there_without_a_word_is_another_teacher(digits: Split, whole: P
     with pytest.raises(ValueError, match="another teacher"):
         train(digits, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["fold0.safetensors"]
-    assert read_metadata(whole / "fold0.safetensors")["versions"]["torch"] == torch.__version__
+    assert read_metadata(whole / "fold0.safetensors")["versions"]["torch"] == version("torch")
 
 
 def test_one_process_at_a_time(digits: Split, tmp_path: Path) -> None:

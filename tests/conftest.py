@@ -13,6 +13,34 @@ from logitbank.pipeline.folds import FoldPlan
 
 torch.set_num_threads(1)
 
+# Files that take longest, most of them because they wait for processes of their own.
+LONG = [
+    "cli",
+    "docs",
+    "docs_scripts",
+    "embedding",
+    "evidence",
+    "extend",
+    "fit_processes",
+    "fitted_students",
+    "halving",
+    "losses",
+    "papers",
+    "ray",
+    "recompute",
+    "resume_within_epoch",
+    "share_round_trip",
+    "shipping",
+    "sweep",
+    "target_transforms",
+    "train_student_resume",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first, so that no core is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

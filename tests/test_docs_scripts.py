@@ -162,6 +162,7 @@ def test_what_stored_views_are_worth_is_measured(
     assert page.read_text() == text
 
 
+@pytest.mark.slow
 def test_what_commands_cost_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, scale, "--rows", "300,600", "--only", "subset-half", "--table")
     said = capsys.readouterr().out

@@ -240,6 +240,7 @@ def test_who_has_no_features_is_refused(digits: Split, tmp_path: Path) -> None:
             build_teacher(digits, name, "", Views(), embedding=PENULTIMATE)
 
 
+@pytest.mark.slow
 def test_the_command_keeps_features_and_says_so(plain_teacher: Path, tmp_path: Path) -> None:
     cache = ["cache-teacher", "--data", "digits", "--teacher", "mlp:32", "--weights", str(plain_teacher)]
     out = str(tmp_path / "s.zarr")

@@ -9,7 +9,7 @@
     resize_crop, ahead              from a picture to pixels; read before they are needed
     patterns, limits                names of several files; what a file may unpack to
     remote_files, file_cache, file_notes            files that lie elsewhere; what was found out about files
-    new_rows                        examples that a trained student is asked about
+    new_rows, new_values            examples that a trained student is asked about; what it has not learnt to read
     torchvision_ops                 torchvision beside a torch without its operators
 
 ``SOURCES`` below is the table.

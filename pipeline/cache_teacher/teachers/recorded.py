@@ -141,5 +141,6 @@ def _recorded_scaling(teacher: Teacher) -> list[Preprocessing]:
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else f"{text[:12]}..."
+    """Enough to tell it by: of a sum its first digits, of scalings all that is not absurdly long."""
+    text, most = str(value), 60 if isinstance(value, str) else 100
+    return text if len(text) <= most else f"{text[:12]}..."

@@ -19,6 +19,14 @@ from logitbank.pipeline.views import Views
 Pass = tuple[Tensor, Tensor]
 
 
+def in_batches(order_N: Tensor, batch_size: int, least_rows: int) -> list[Tensor]:
+    """Batches of rows; a last one of fewer than the least joins the batch before it."""
+    batches = list(torch.split(order_N, batch_size))
+    if len(batches) > 1 and len(batches[-1]) < least_rows:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 @dataclass(frozen=True)
 class Feed:
     """Cuts an epoch's order into steps and passes, and reads their samples.
@@ -67,10 +75,7 @@ class Feed:
 
     def batches(self, order_N: Tensor) -> list[Tensor]:
         """Batches of rows; a last one that is too small for the processes joins the batch before it."""
-        batches = list(torch.split(order_N, self.training.batch_size))
-        if len(batches) > 1 and len(batches[-1]) < self.least_rows:
-            batches[-2:] = [torch.cat(batches[-2:])]
-        return batches
+        return in_batches(order_N, self.training.batch_size, self.least_rows)
 
     def _passes(self, rows_B: Tensor) -> tuple[Tensor, ...]:
         """The rows of each forward pass of a step; batch norm needs two. A private step may have none."""

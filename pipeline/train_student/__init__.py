@@ -2,7 +2,7 @@
 
 run                          a whole run, top to bottom
 spec, recipes                what a run may be told; settings that go together, by name
-inputs, plan                 what a run reads; what is decided and refused before its first step
+inputs, decisions, plan      what a run reads; what is decided and refused before its first step; what it then is
 needs, cautions, seen        what a loss asks of a store; what is said first; which examples were trained on
 left_out, order              a fold for the next generation; the order of rows
 losses/                      pure functions of logits

@@ -8,12 +8,13 @@ from typing import Any
 from logitbank.pipeline.fit import EpochRecord
 from logitbank.pipeline.fit.checkpoint import Checkpoint
 from logitbank.pipeline.processes.together import Processes
+from logitbank.pipeline.train_student.decisions import plan_run
 from logitbank.pipeline.train_student.folder import CHECKPOINT, RunFolder, finished_result, refuse_file
 from logitbank.pipeline.train_student.golden import alarm
 from logitbank.pipeline.train_student.inputs import Inputs, open_inputs
 from logitbank.pipeline.train_student.label_share import choose_label_share
 from logitbank.pipeline.train_student.loggers.all_of import Loggers
-from logitbank.pipeline.train_student.plan import Plan, plan_run
+from logitbank.pipeline.train_student.plan import Plan
 from logitbank.pipeline.train_student.result import measure_student, save_student, take_tables
 from logitbank.pipeline.train_student.search import search_options
 from logitbank.pipeline.train_student.spec import Run

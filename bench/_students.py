@@ -2,6 +2,13 @@
 
 from torch import nn
 
+from logitbank.pipeline.models import Preprocessing
+
+SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""How the published CIFAR-10 ResNets read images, and these students, too."""
+
+MEAN, STD = (",".join(map(str, numbers)) for numbers in (SCALING.mean, SCALING.std))
+
 
 def _patches(width: int, num_classes: int, in_channels: int) -> nn.Module:
     """A convolution of 4 x 4 patches, a 3 x 3 one of stride 2, 2 x 2 average pooling, one linear layer."""

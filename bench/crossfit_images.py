@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from bench._crossfit_page import write_page
+from bench._students import MEAN, SCALING, STD
 from logitbank import Encoding, Inputs, Run, Split, Training, Views, cache_teacher, load_split, open_store
 from logitbank import train_student as train
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
@@ -30,9 +30,7 @@ from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.folds import FoldPlan
 from logitbank.pipeline.metrics import measure
-from logitbank.pipeline.models import Preprocessing
 
-SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TEACHER, STUDENT = "bench._students:patches64", "bench._students:patches24"
 NUM_FOLDS = 5
 
@@ -120,18 +118,14 @@ def student(
         loss=loss,
         settings=settings,
         training=Training(epochs=setting.epochs, batch_size=setting.batch_size, lr=0.05, channels_last=True, seed=seed),
-        mean=joined(SCALING.mean),
-        std=joined(SCALING.std),
+        mean=MEAN,
+        std=STD,
         device="cpu",
         threads=1,
     )
     with tempfile.TemporaryDirectory() as out:
         result = train(run, Path(out), inputs=Inputs(store=open_store(store), split=split, test=test))
     return {key: round(float(result[key]), 5) for key in ("accuracy", "nll", "ece")}
-
-
-def joined(numbers: Sequence[float]) -> str:
-    return ",".join(map(str, numbers))
 
 
 def main() -> int:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from bench._label_maps_page import Record, in_order, table, write_page
-from bench.views import LOSSES, SCALING, STUDENT, TEACHER
+from bench._students import MEAN, SCALING, STD
+from bench.views import LOSSES, STUDENT, TEACHER
 from logitbank import Encoding, Inputs, Run, Split, Training, Views, cache_teacher, copy_store, load_split, open_store
 from logitbank import train_student as train
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
@@ -103,7 +104,6 @@ def student(
 ) -> dict[str, float]:
     """Measures on the test pictures, as they are."""
     loss = "ce" if method == "labels" else "kd"
-    mean, std = (",".join(map(str, values)) for values in (SCALING.mean, SCALING.std))
     run = Run(
         store=str(store),
         data=split.spec,
@@ -112,8 +112,8 @@ def student(
         settings=LOSSES[loss],
         training=Training(epochs=setting.epochs, batch_size=128, lr=0.05, seed=seed),
         transform=transform if method.startswith("map") else "",
-        mean=mean,
-        std=std,
+        mean=MEAN,
+        std=STD,
         device=setting.device,
         threads=1,
     )

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from bench.train_student import SCALING, OnlineTeacher
+from bench._students import SCALING
+from bench.train_student import OnlineTeacher
 from logitbank import Encoding, Training, Views, cache_teacher, load_split
 from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bench._data import resnet_file
+from bench._students import SCALING
 from logitbank.pipeline.answers.stored import StoredAnswers
 from logitbank.pipeline.cache_teacher.run import cache_teacher
 from logitbank.pipeline.cache_teacher.teachers.arrays import ArrayTeacher
@@ -30,7 +31,7 @@ from logitbank.pipeline.datasets import Split, load_split
 from logitbank.pipeline.encoding import Encoding
 from logitbank.pipeline.fit import Training
 from logitbank.pipeline.fit.loop import BatchLoss, fit
-from logitbank.pipeline.models import Preprocessing, build_model
+from logitbank.pipeline.models import build_model
 from logitbank.pipeline.models.weights import load_into, load_state
 from logitbank.pipeline.train_student.distillation import DistillationLoss
 from logitbank.pipeline.train_student.losses import ExactAnswer, Step, parse_objective
@@ -39,7 +40,6 @@ from logitbank.stores import Store, open_store
 
 ROWS, BATCH, STEPS = 50_000, 128, 2
 MAIN_LOSSES = ("kd", "redistill", "rld", "dkd", "dist")
-SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 VIEWS = Views(transform="flip-crop", num_views=2)
 
 FIRST_STEP = """

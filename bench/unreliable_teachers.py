@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from bench._students import MEAN, SCALING, STD
 from bench._unreliable import CORRUPTIONS, METHODS, PAIRS, Pair, only, tiny
 from bench._unreliable_page import gather, write_page
 from logitbank import (
@@ -47,9 +48,7 @@ from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.files.versions import library_versions
 from logitbank.pipeline.fit.predict import predict
 from logitbank.pipeline.folds import FoldPlan
-from logitbank.pipeline.models import Preprocessing
 
-SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Says that no row was answered by a teacher that saw it: these never saw a test image.
 UNSEEN = FoldPlan(num_folds=2, strategy="kfold")
 
@@ -147,8 +146,8 @@ def train(
         training=replace(pair.training, seed=seed),
         device="cpu",
         threads=1,
-        mean="" if pair.features else joined(SCALING.mean),
-        std="" if pair.features else joined(SCALING.std),
+        mean="" if pair.features else MEAN,
+        std="" if pair.features else STD,
     )
     result = train_student(run, out, inputs=inputs)
     student, (split, test) = load_student(out, student=pair.student, device="cpu"), (inputs.split, inputs.test)
@@ -179,10 +178,6 @@ def described(pairs: Mapping[str, Pair]) -> Record:
     }
     methods = {name: {"loss": loss, "settings": dict(settings)} for name, (loss, settings) in METHODS.items()}
     return {"pairs": facts, "methods": methods, "versions": library_versions()}
-
-
-def joined(numbers: Sequence[float]) -> str:
-    return ",".join(map(str, numbers))
 
 
 def key(record: Record) -> tuple[Any, ...]:

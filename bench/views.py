@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 
+from bench._marked import rewrite
+from bench._students import MEAN, SCALING, STD
 from logitbank import Encoding, Run, Training, Views, cache_teacher, copy_store, load_split, train_student
 from logitbank.pipeline.cache_teacher.teachers.load import load_teachers
 from logitbank.pipeline.cache_teacher.teachers.running import NetworkTeacher
 from logitbank.pipeline.files.versions import library_versions
-from logitbank.pipeline.models import Preprocessing
 from logitbank.pipeline.train_student.compare import Comparison, compare
 from logitbank.pipeline.train_student.inputs import open_inputs
 
 TEACHER, STUDENT = "resnet20", "cnn"
-SCALING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SCRIPT = "bench.views"
 LOSSES = {"kd": {"temperature": "4"}, "ce": {}}
 
 Results = dict[tuple[str, int, int], dict[int, dict[str, Any]]]
@@ -58,8 +59,8 @@ def train_all(out: Path, data: str, plans: Sequence[tuple[str, int, int]], seeds
                 loss=loss,
                 settings=LOSSES[loss],
                 training=Training(epochs=epochs, batch_size=128, lr=0.05, seed=seed),
-                mean=",".join(map(str, SCALING.mean)),
-                std=",".join(map(str, SCALING.std)),
+                mean=MEAN,
+                std=STD,
                 threads=1,
             )
             folder = out / "runs" / f"{loss}-epochs{epochs}-views{views}-seed{seed}"
@@ -130,15 +131,9 @@ def plot(rows: dict[tuple[str, int, int], Comparison], path: Path) -> None:
 
 def write_page(docs: Path, rows: dict[tuple[str, int, int], Comparison], arguments: argparse.Namespace) -> None:
     """The measured part of explanation/views.md, between its marks; figures and plot beside it."""
-    page = docs / "explanation" / "views.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
     seeds = f"Seeds 0 to {arguments.seeds - 1}; torch {library_versions()['torch']}, one CPU thread."
-    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n\n{seeds}\n{END}{after}")
+    rewrite(docs / "explanation" / "views.md", SCRIPT, f"{table(rows)}\n\n{seeds}")
     plot(rows, docs / "explanation" / "views.png")
-
-
-BEGIN, END = "<!-- written by bench.views -->", "<!-- to here -->"
 
 
 def main() -> int:

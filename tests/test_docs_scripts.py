@@ -125,19 +125,25 @@ def test_students_of_stores_and_of_the_online_teacher(
     assert capsys.readouterr().out == table, "what is finished is not done again"
 
 
+def pictures_and_page(folder: Path, script: str) -> tuple[Path, Path]:
+    """``cifar.npz`` of noise; the weights of an untrained ResNet-20, and a page with a part that the script writes."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
+    np.savez(folder / "cifar.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
+    split = load_split(f"npz:{folder}/cifar.npz")
+    weights = folder / "resnet20.safetensors"
+    save_weights(weights, build_model("resnet20", split), {"architecture": "resnet20", "num_classes": 10}, split.keys)
+    page = folder / "docs" / "explanation" / "views.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(f"before\n\n<!-- written by {script} -->\nold\n<!-- to here -->\n\nafter\n")
+    return weights, page
+
+
 def test_what_stored_views_are_worth_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each number of views with the same steps; what is finished is not done again; the page around stays."""
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
-    np.savez(tmp_path / "cifar.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
-    split = load_split(f"npz:{tmp_path}/cifar.npz")
-    weights = tmp_path / "resnet20.safetensors"
-    save_weights(weights, build_model("resnet20", split), {"architecture": "resnet20", "num_classes": 10}, split.keys)
-    page = tmp_path / "docs" / "explanation" / "views.md"
-    page.parent.mkdir(parents=True)
-    page.write_text(f"before\n\n{views.BEGIN}\nold\n{views.END}\n\nafter\n")
+    weights, page = pictures_and_page(tmp_path, views.SCRIPT)
     arguments = [tmp_path / "out", "--data", f"npz:{tmp_path}/cifar.npz", "--weights", weights, "--rows", 30]
     arguments += ["--views", "1,2", "--epochs", "3", "--losses", "kd,ce", "--seeds", 2, "--page", tmp_path / "docs"]
     run(monkeypatch, views, *arguments)
@@ -202,15 +208,7 @@ def test_what_label_maps_are_worth_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seeds have rows of their own; what is a line is not done again; the page comes of the lines alone."""
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 10
-    np.savez(tmp_path / "cifar.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
-    split = load_split(f"npz:{tmp_path}/cifar.npz")
-    weights = tmp_path / "resnet20.safetensors"
-    save_weights(weights, build_model("resnet20", split), {"architecture": "resnet20", "num_classes": 10}, split.keys)
-    page = tmp_path / "docs" / "explanation" / "views.md"
-    page.parent.mkdir(parents=True)
-    page.write_text(f"before\n\n<!-- written by {_label_maps_page.SCRIPT} -->\nold\n<!-- to here -->\n\nafter\n")
+    weights, page = pictures_and_page(tmp_path, _label_maps_page.SCRIPT)
     out, lines = tmp_path / "out", tmp_path / "out" / "students.jsonl"
     arguments = [out, "--data", f"npz:{tmp_path}/cifar.npz", "--weights", weights, "--rows", 30, "--epochs", 1]
     arguments += ["--views", 1, "--transforms", "rrc?scale=0.5"]
